@@ -1,0 +1,75 @@
+"""What a lowering hands to the program writer: C functions, and calls of them with arguments in terms of a node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ...ir.types import Dim, symbol
+
+THREADS = symbol("threads", 1, 1 << 16)  # the pool's size, for scratch that every worker needs its own part of
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """C text of one static function (its bodies and helpers included), emitted once per symbol, after `needs`."""
+
+    symbol: str
+    source: str
+    needs: tuple[Kernel, ...] = ()
+
+    def closure(self) -> Iterator[Kernel]:
+        """This kernel after everything it needs; a kernel may come more than once."""
+        for kernel in self.needs:
+            yield from kernel.closure()
+        yield self
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Pointer to the node's i-th operand."""
+
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """Pointer to the node's i-th result."""
+
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class DimValue:
+    """The value of a dimension, as int32_t."""
+
+    dim: Dim
+
+
+@dataclass(frozen=True)
+class Literal:
+    """C text, as it is."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Pointer to the call's scratch bytes, 64-byte aligned; dead after the call."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The `const run *` of the step."""
+
+
+Arg = Operand | Result | DimValue | Literal | Scratch | Run
+
+
+@dataclass(frozen=True)
+class Call:
+    """One line of the step function. `scratch` is in bytes, over the graph's symbols and `THREADS`."""
+
+    kernel: Kernel
+    args: tuple[Arg, ...]
+    scratch: Dim = 0
