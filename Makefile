@@ -1,0 +1,34 @@
+# make demo: from a fresh clone to text.   make test: the tests.   Both set up .venv on first use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(VENV)/.compiler
+	$(BIN)/inferc run smollm2 -p "The capital of France is" -n 48
+
+test: $(VENV)/.test
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.test
+	$(PYTEST) -m slow $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy -p inferc
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "inferc needs Python 3.11 or later; name one with: make PYTHON=/path/to/python3 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24.1"
+
+# One stamp per extra: the install is repeated only when pyproject.toml changes.
+$(VENV)/.compiler $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist

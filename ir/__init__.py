@@ -1,0 +1,1 @@
+"""The graph IR: types, ops, numerics, rewriting. Imports nothing else of inferc."""

@@ -1,0 +1,360 @@
+"""Types of values: dimensions as expressions over symbols, element and block dtypes, layouts.
+
+A dimension is an `int` or an `Expr`, a polynomial in normal form over symbols and the opaque calls `floordiv`, `mod`,
+`min` and `max`; two dimensions are equal exactly when their normal forms are. Quantisation is a type: `q4_0` is a dtype
+like `f32`, with a block of values along the last axis and a number of bytes per block.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from math import prod
+
+import numpy as np
+
+
+@dataclass(frozen=True, order=True)
+class Sym:
+    """A dimension known only at run time, between `lo` and `hi` inclusive."""
+
+    name: str
+    lo: int = 1
+    hi: int = 1 << 31
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class DimCall:
+    """An opaque atom: `floordiv`, `mod`, `min` or `max` of two dimensions."""
+
+    op: str
+    args: tuple[Dim, Dim]
+
+    def __str__(self) -> str:
+        return f"{self.op}({self.args[0]}, {self.args[1]})"
+
+
+Atom = Sym | DimCall
+Monomial = tuple[tuple[Atom, int], ...]  # sorted (atom, power) pairs; () is the constant term
+
+
+@dataclass(frozen=True)
+class Expr:
+    """A polynomial: sorted (monomial, coefficient) pairs, no zero coefficient, never a plain constant."""
+
+    terms: tuple[tuple[Monomial, int], ...]
+
+    def __add__(self, other: Dim) -> Dim:
+        total = dict(self.terms)
+        for monomial, coefficient in _terms(other):
+            total[monomial] = total.get(monomial, 0) + coefficient
+        return _normal(total)
+
+    def __mul__(self, other: Dim) -> Dim:
+        total: dict[Monomial, int] = {}
+        for left, a in self.terms:
+            for right, b in _terms(other):
+                monomial = _times(left, right)
+                total[monomial] = total.get(monomial, 0) + a * b
+        return _normal(total)
+
+    def __neg__(self) -> Dim:
+        return self * -1
+
+    def __sub__(self, other: Dim) -> Dim:
+        return self + other * -1
+
+    def __rsub__(self, other: Dim) -> Dim:
+        return -self + other
+
+    def __floordiv__(self, other: Dim) -> Dim:
+        return floordiv(self, other)
+
+    def __mod__(self, other: Dim) -> Dim:
+        return mod(self, other)
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def __str__(self) -> str:
+        parts = []
+        for monomial, coefficient in self.terms:
+            factors = [str(atom) for atom, power in monomial for _ in range(power)]
+            if coefficient != 1 or not factors:
+                factors.insert(0, str(coefficient))
+            parts.append("*".join(factors))
+        return " + ".join(parts).replace("+ -", "- ").replace("- 1*", "- ")
+
+    __repr__ = __str__
+
+
+Dim = int | Expr
+
+
+def _terms(dim: Dim) -> tuple[tuple[Monomial, int], ...]:
+    return dim.terms if isinstance(dim, Expr) else (((), dim),) if dim else ()
+
+
+def _times(left: Monomial, right: Monomial) -> Monomial:
+    powers = dict(left)
+    for atom, power in right:
+        powers[atom] = powers.get(atom, 0) + power
+    return tuple(sorted(powers.items(), key=lambda item: str(item[0])))
+
+
+def _normal(terms: Mapping[Monomial, int]) -> Dim:
+    kept = {m: c for m, c in terms.items() if c}
+    if not kept:
+        return 0
+    if set(kept) == {()}:
+        return kept[()]
+    order = sorted(kept.items(), key=lambda item: (-sum(p for _, p in item[0]), str([str(a) for a, _ in item[0]])))
+    return Expr(tuple(order))
+
+
+def symbol(name: str, lo: int = 1, hi: int = 1 << 31) -> Expr:
+    """The dimension that is one symbol."""
+    return Expr(((((Sym(name, lo, hi), 1),), 1),))
+
+
+def _call(op: str, a: Dim, b: Dim) -> Dim:
+    if op in ("min", "max") and str(b) < str(a):
+        a, b = b, a
+    return Expr((((((DimCall(op, (a, b)), 1),)), 1),))
+
+
+def floordiv(a: Dim, b: Dim) -> Dim:
+    """a // b; exact division of every coefficient is carried out."""
+    if isinstance(b, int):
+        if isinstance(a, int):
+            return a // b
+        if b == 1:
+            return a
+        if all(c % b == 0 for _, c in a.terms):
+            return _normal({m: c // b for m, c in a.terms})
+    elif a == b:
+        return 1
+    return _call("floordiv", a, b)
+
+
+def mod(a: Dim, b: Dim) -> Dim:
+    """a mod b, with the sign of b."""
+    if isinstance(b, int):
+        if isinstance(a, int):
+            return a % b
+        if all(c % b == 0 for _, c in a.terms):
+            return 0
+    elif a == b:
+        return 0
+    return _call("mod", a, b)
+
+
+def dim_min(a: Dim, b: Dim) -> Dim:
+    """The smaller dimension, decided by bounds where they suffice."""
+    if bounds(a)[1] <= bounds(b)[0]:
+        return a
+    return b if bounds(b)[1] <= bounds(a)[0] or a == b else _call("min", a, b)
+
+
+def dim_max(a: Dim, b: Dim) -> Dim:
+    """The larger dimension, decided by bounds where they suffice."""
+    if bounds(a)[0] >= bounds(b)[1]:
+        return a
+    return b if bounds(b)[0] >= bounds(a)[1] or a == b else _call("max", a, b)
+
+
+CALLS: dict[str, Callable[[Dim, Dim], Dim]] = {"floordiv": floordiv, "mod": mod, "min": dim_min, "max": dim_max}
+
+
+def substitute(dim: Dim, values: Mapping[str, Dim]) -> Dim:
+    """`dim` with the named symbols replaced; with every symbol given as an int the result is an int."""
+    if isinstance(dim, int):
+        return dim
+
+    def atom(a: Atom) -> Dim:
+        if isinstance(a, Sym):
+            return values.get(a.name, Expr((((((a, 1),)), 1),)))
+        return CALLS[a.op](substitute(a.args[0], values), substitute(a.args[1], values))
+
+    total: Dim = 0
+    for monomial, coefficient in dim.terms:
+        total = total + reduce(lambda x, y: x * y, (atom(a) for a, p in monomial for _ in range(p)), coefficient)
+    return total
+
+
+def evaluate(dim: Dim, values: Mapping[str, int]) -> int:
+    """The value of `dim`. Raises KeyError naming a symbol that has no value."""
+    result = substitute(dim, values)
+    if not isinstance(result, int):
+        missing = sorted(s.name for s in symbols(result))
+        raise KeyError(f"dimension {dim} needs a value for {', '.join(missing)}")
+    return result
+
+
+def symbols(dim: Dim) -> frozenset[Sym]:
+    """Every symbol in `dim`."""
+    found: set[Sym] = set()
+    for monomial, _ in () if isinstance(dim, int) else dim.terms:
+        for a, _power in monomial:
+            found |= {a} if isinstance(a, Sym) else symbols(a.args[0]) | symbols(a.args[1])
+    return frozenset(found)
+
+
+def bounds(dim: Dim) -> tuple[int, int]:
+    """An interval that holds every value of `dim`, by interval arithmetic over the symbols' bounds."""
+    if isinstance(dim, int):
+        return dim, dim
+    lo = hi = 0
+    for monomial, coefficient in dim.terms:
+        span = (coefficient, coefficient)
+        for a, power in monomial:
+            for _ in range(power):
+                corners = [x * y for x in span for y in _atom_bounds(a)]
+                span = min(corners), max(corners)
+        lo, hi = lo + span[0], hi + span[1]
+    return lo, hi
+
+
+def _atom_bounds(a: Atom) -> tuple[int, int]:
+    if isinstance(a, Sym):
+        return a.lo, a.hi
+    (alo, ahi), (blo, bhi) = bounds(a.args[0]), bounds(a.args[1])
+    if a.op == "min":
+        return min(alo, blo), min(ahi, bhi)
+    if a.op == "max":
+        return max(alo, blo), max(ahi, bhi)
+    if a.op == "mod":
+        return 0, max(bhi - 1, 0)
+    corners = [x // y for x in (alo, ahi) for y in (blo, bhi) if y] or [0]
+    return min(corners), max(corners)
+
+
+def parse_dim(text: str, known: Mapping[str, Sym]) -> Dim:
+    """Reads what `str(dim)` prints, and JAX's own printing of symbolic dimensions.
+
+    Raises ValueError for a name that is not in `known` or an operation that dimensions do not have.
+    """
+
+    def walk(node: ast.AST) -> Dim:
+        match node:
+            case ast.Constant(value=int(value)):
+                return value
+            case ast.Name(id=name) if name in known:
+                s = known[name]
+                return symbol(s.name, s.lo, s.hi)
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return walk(operand) * -1
+            case ast.BinOp(left=left, op=ast.Add(), right=right):
+                return walk(left) + walk(right)
+            case ast.BinOp(left=left, op=ast.Sub(), right=right):
+                return walk(left) + walk(right) * -1
+            case ast.BinOp(left=left, op=ast.Mult(), right=right):
+                return walk(left) * walk(right)
+            case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(power))):
+                return reduce(lambda x, y: x * y, [walk(left)] * power, 1)
+            case ast.Call(func=ast.Name(id=name), args=[a, b]) if name in CALLS:
+                return CALLS[name](walk(a), walk(b))
+        raise ValueError(f"cannot read the dimension {text!r}: {ast.unparse(node)!r} is not understood")
+
+    try:
+        return walk(ast.parse(text.strip(), mode="eval").body)
+    except SyntaxError as error:
+        raise ValueError(f"cannot read the dimension {text!r}") from error
+
+
+@dataclass(frozen=True)
+class DType:
+    """An element type, or a block format: `block` values along the last axis stored in `block_bytes` bytes."""
+
+    name: str
+    block: int
+    block_bytes: int
+    numpy: str = ""  # the NumPy name; empty for bf16 and block formats, which have none
+
+    @property
+    def is_block(self) -> bool:
+        return self.block > 1
+
+    @property
+    def is_float(self) -> bool:
+        return self.name in ("f32", "f16", "bf16", "f64")
+
+    @property
+    def is_integer(self) -> bool:
+        return self.name[0] in "iu" and self.name[1:].isdigit()
+
+    def __str__(self) -> str:
+        return self.name
+
+    __repr__ = __str__
+
+
+f32, f16, f64 = DType("f32", 1, 4, "float32"), DType("f16", 1, 2, "float16"), DType("f64", 1, 8, "float64")
+bf16 = DType("bf16", 1, 2)
+i8, i16, i32, i64 = (DType(f"i{n}", 1, n // 8, f"int{n}") for n in (8, 16, 32, 64))
+u8, u16, u32, u64 = (DType(f"u{n}", 1, n // 8, f"uint{n}") for n in (8, 16, 32, 64))
+boolean = DType("bool", 1, 1, "bool")
+
+# GGUF's block formats: (values, bytes) per block, from ggml's type table.
+BLOCK_SIZES = {
+    "q4_0": (32, 18), "q4_1": (32, 20), "q5_0": (32, 22), "q5_1": (32, 24), "q8_0": (32, 34), "q8_1": (32, 40),
+    "q2_k": (256, 84), "q3_k": (256, 110), "q4_k": (256, 144), "q5_k": (256, 176), "q6_k": (256, 210),
+    "iq2_xxs": (256, 66), "iq2_xs": (256, 74), "iq2_s": (256, 82), "iq3_xxs": (256, 98), "iq3_s": (256, 110),
+    "iq1_s": (256, 50), "iq1_m": (256, 56), "iq4_nl": (32, 18), "iq4_xs": (256, 136),
+    "tq1_0": (256, 54), "tq2_0": (256, 66), "mxfp4": (32, 17), "nvfp4": (64, 36),
+}  # fmt: skip
+# Activations quantised to int8: values, one f32 scale per block, one i32 sum per 32 (a8g32) or per 16 values (a8g256).
+ACTIVATION_SIZES = {"a8g32": (32, 32 + 4 + 4), "a8g256": (256, 256 + 4 + 16 * 4)}
+DTYPES: dict[str, DType] = {
+    d.name: d
+    for d in (
+        *(f32, f16, f64, bf16, i8, i16, i32, i64, u8, u16, u32, u64, boolean),
+        *(DType(name, *size) for name, size in {**BLOCK_SIZES, **ACTIVATION_SIZES}.items()),
+    )
+}
+a8g32, a8g256 = DTYPES["a8g32"], DTYPES["a8g256"]
+
+
+def numpy_dtype(dtype: DType) -> np.dtype:
+    """The NumPy dtype that holds one element; bf16 values are held as their bits in uint16. Raises TypeError for blocks."""
+    if dtype.is_block:
+        raise TypeError(f"{dtype} is a block format and has no NumPy element type")
+    return np.dtype(dtype.numpy or "uint16")
+
+
+@dataclass(frozen=True)
+class Type:
+    """Shape, dtype, and how the bytes lie: layout "" is row-major, "panel16" is `ir.quant`'s packed weight panels."""
+
+    shape: tuple[Dim, ...]
+    dtype: DType
+    layout: str = ""
+
+    def __post_init__(self) -> None:
+        last = self.shape[-1] if self.shape else 1
+        if self.dtype.is_block and (not isinstance(last, int) or last % self.dtype.block):
+            raise TypeError(f"{self.dtype} needs a last dimension that is a multiple of {self.dtype.block}, not {last}")
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def elements(self) -> Dim:
+        return prod(self.shape)
+
+    @property
+    def bytes(self) -> Dim:
+        """Bytes of the row-major form."""
+        return floordiv(self.elements, self.dtype.block) * self.dtype.block_bytes
+
+    def __str__(self) -> str:
+        inside = ", ".join(map(str, self.shape))
+        return f"{self.dtype}[{inside}]" + (f"@{self.layout}" if self.layout else "")
+
+    __repr__ = __str__
