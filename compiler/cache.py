@@ -1,0 +1,55 @@
+"""Artifacts compiled on first use, kept in the user's cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+from . import hub
+
+
+def _fingerprint_of_compiler() -> bytes:
+    """Changes whenever a file of the compiler does: names, sizes and modification times."""
+    root = Path(__file__).resolve().parent.parent
+    files = sorted(
+        path
+        for folder in ("compiler", "ir", "backends", "runtime")
+        for path in (root / folder).rglob("*")
+        if path.suffix in (".py", ".h", ".c")
+    )
+    stats = [(str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return repr(stats).encode()
+
+
+def artifact_path(model: Path, **options: object) -> Path:
+    """Where the artifact of this model file, compiled with these options by this compiler, is kept."""
+    stat = model.resolve().stat()
+    key = hashlib.sha256(_fingerprint_of_compiler())
+    key.update(repr((str(model.resolve()), stat.st_size, stat.st_mtime_ns, sorted(options.items()))).encode())
+    return hub.cache_folder() / "compiled" / f"{model.stem}-{key.hexdigest()[:16]}.inferc"
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether the file is a compiled artifact rather than a model: artifacts are zip files."""
+    return path.is_file() and zipfile.is_zipfile(path)
+
+
+def compiled(name: str, progress: hub.Progress, **options) -> Path:
+    """The artifact for `name`: itself when it is one, else the model it names, compiled now or before.
+
+    `options` are `compile_model`'s (target, context). Raises InfercError as `pull` and `compile_model` do.
+    """
+    model = hub.pull(name, progress)
+    if is_artifact(model):
+        return model
+    from ..backends.c.target import native  # names the host's target, so that a cache shared by machines holds
+
+    options["target"] = native().name if options.get("target", "native") == "native" else options["target"]
+    path = artifact_path(model, **options)
+    if not path.exists():
+        from .driver import compile_model
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        compile_model(str(model), path, progress=progress, **options)
+    return path

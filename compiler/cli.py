@@ -1,0 +1,232 @@
+"""The `inferc` command. Each command imports what it needs, so that `run` of a cached model starts at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import InfercError
+
+if TYPE_CHECKING:
+    from ..runtime.model import Model
+    from .hub import Progress
+
+app = typer.Typer(
+    name="inferc",
+    help="Compile a model into a program.\n\n"
+    "A first minute:  inferc run smollm2 -p 'The capital of France is' -n 48",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A GGUF file, a compiled artifact, `smollm2`, `gemma3-270m`, `hf:ORG/REPO/FILE` or `pypi:PACKAGE`.",
+    ),
+]
+Threads = Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Threads; default: the physical cores.")]
+Target = Annotated[str, typer.Option("--target", help="`native`, `generic`, `avx2` or `avx512vnni`.")]
+Context = Annotated[int | None, typer.Option("--context", min=1, help="Positions of the cache; default: the model's.")]
+Tokens = Annotated[int, typer.Option("-n", "--tokens", min=1, help="Tokens to generate at most.")]
+Temperature = Annotated[float, typer.Option("--temp", min=0, help="Temperature; 0 takes the likeliest token.")]
+TopK = Annotated[int, typer.Option("--top-k", min=0, help="Sample from the K likeliest tokens; 0: all.")]
+TopP = Annotated[float, typer.Option("--top-p", min=0, max=1, help="Sample from the likeliest tokens that sum to P.")]
+MinP = Annotated[float, typer.Option("--min-p", min=0, max=1, help="Drop tokens less likely than P × the likeliest.")]
+Penalty = Annotated[float, typer.Option("--repetition-penalty", min=0.01, help="Above 1: repeat less.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same text; default: a new one.")]
+
+
+def note(text: str) -> None:
+    """A line for the person at the terminal; stdout is the program's result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """A `Progress` that draws one bar per piece of work on stderr, when that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+
+    bars: dict[str, int] = {}
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = display.add_task(what, total=total or None)
+            display.update(bars[what], completed=done, total=total or None)
+
+        yield show
+
+
+def opened(name: str, target: str, context: int | None, threads: int | None) -> Model:
+    """The model, compiled if need be, loaded."""
+    from ..runtime.model import load
+    from .cache import compiled
+
+    with progress_bars() as progress:
+        path = compiled(name, progress, target=target, context=context)
+    return load(path, threads=threads)
+
+
+@app.command()
+def pull(name: ModelName) -> None:
+    """Bring a model into the cache and print its path."""
+    from . import hub
+
+    with progress_bars() as progress:
+        path = hub.pull(name, progress)
+    print(path)
+
+
+@app.command("compile")
+def compile_command(
+    name: ModelName,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The artifact to write (.inferc).")],
+    target: Target = "native",
+    context: Context = None,
+    dump_ir: Annotated[Path | None, typer.Option(help="A folder for the graph after every pass.")] = None,
+) -> None:
+    """Compile a model into an artifact: C sources, library, packed weights and tokenizer in one file."""
+    from . import hub
+    from .driver import compile_model
+
+    with progress_bars() as progress:
+        report = compile_model(
+            str(hub.pull(name, progress)), output, target=target, context=context, dump_ir=dump_ir, progress=progress
+        )
+    for line in report.notes:
+        note(line)
+    note(f"{output}: {output.stat().st_size / 1e6:.1f} MB for {report.target}, in {report.seconds:.1f} s")
+
+
+@app.command()
+def run(
+    name: ModelName,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The text to continue; `-` reads stdin.")],
+    tokens: Tokens = 128,
+    threads: Threads = None,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = None,
+    ids: Annotated[bool, typer.Option("--ids", help="Print token ids, one line of the prompt's and one generated.")] = False,
+    target: Target = "native",
+    context: Context = None,
+) -> None:
+    """Continue a text. Compiles the model on first use; later runs start at once. Speeds go to stderr."""
+    text = sys.stdin.read() if prompt == "-" else prompt
+    with opened(name, target, context, threads) as model:
+        sampling = dict(
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
+        )
+        if ids:
+            prompt_ids = model.tokenize(text)
+            print(*prompt_ids)
+            print(*model.generate_ids(prompt_ids, max_tokens=tokens, **sampling))
+        else:
+            print(text, end="", flush=True)
+            for piece in model.generate(text, max_tokens=tokens, stream=True, **sampling):
+                print(piece, end="", flush=True)
+            print()
+        note(str(model.timings))
+
+
+@app.command()
+def chat(
+    name: ModelName,
+    system: Annotated[str | None, typer.Option("--system", help="The system message.")] = None,
+    tokens: Tokens = 512,
+    threads: Threads = None,
+    temperature: Temperature = 0.7,
+    top_k: TopK = 40,
+    top_p: TopP = 0.95,
+    min_p: MinP = 0.05,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = None,
+    target: Target = "native",
+    context: Context = None,
+) -> None:
+    """Talk with a model in its own chat format. An empty line or end of input leaves."""
+    with opened(name, target, context, threads) as model:
+        messages = [{"role": "system", "content": system}] if system else []
+        while True:
+            try:
+                said = input("> " if sys.stdin.isatty() else "").strip()
+            except (EOFError, KeyboardInterrupt):
+                said = ""
+            if not said:
+                return
+            messages.append({"role": "user", "content": said})
+            answer = ""
+            for piece in model.chat(
+                messages, max_tokens=tokens, stream=True, temperature=temperature, top_k=top_k, top_p=top_p,
+                min_p=min_p, repetition_penalty=repetition_penalty, seed=seed,
+            ):  # fmt: skip
+                answer += piece
+                print(piece, end="", flush=True)
+            print()
+            messages.append({"role": "assistant", "content": answer})
+
+
+@app.command()
+def perplexity(
+    name: ModelName,
+    file: Annotated[Path, typer.Option("--file", "-f", help="A UTF-8 text.")],
+    context: Annotated[int, typer.Option("--context", "-c", min=4, help="Tokens of a window.")] = 512,
+    threads: Threads = None,
+    target: Target = "native",
+) -> None:
+    """Perplexity on a text as llama.cpp defines it: windows of the context, the second half of each scored."""
+    from ..runtime.perplexity import perplexity as estimate
+
+    try:
+        text = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InfercError(f"cannot read {file} as UTF-8 text: {error}") from error
+    with opened(name, target, None, threads) as model:
+        ids = model.tokenize(text)
+        count = len(ids) // context
+        for result in estimate(model, ids, context):
+            note(f"[{result.windows}/{count}] {result.perplexity:.4f}")
+        print(f"perplexity {result.perplexity:.4f} ± {result.error:.4f}")
+
+
+@app.command()
+def inspect(
+    name: ModelName,
+    tensors: Annotated[bool, typer.Option("--tensors", help="Every tensor with its type and shape.")] = False,
+    ir: Annotated[bool, typer.Option("--ir", help="The graph as it goes to the backend.")] = False,
+    target: Target = "native",
+    context: Context = None,
+) -> None:
+    """Show what a model or artifact is: tensors by type, memory plan, kernels, graph."""
+    from .inspection import describe
+
+    describe(name, tensors=tensors, ir=ir, target=target, context=context)
+
+
+def main() -> None:
+    """Entry point: an error that a person can act on is one line on stderr and exit code 1."""
+    try:
+        app()
+    except InfercError as error:
+        note(f"error: {error}")
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
