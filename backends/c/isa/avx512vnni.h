@@ -1,0 +1,129 @@
+/* The vector words for AVX-512 F BW DQ VL VNNI (BF16 where the compiler has it). Their meaning: isa/generic.h. */
+#ifndef INFERC_ISA_H
+#define INFERC_ISA_H
+#include <immintrin.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __FAST_MATH__
+#error "bit-exact results need IEEE arithmetic: compile without -ffast-math"
+#endif
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+enum { LANES = 16 };
+typedef __m512 vf32;
+typedef __m512i vi32, vu8, vquad, vdot;
+
+/* ---- f32 ---- */
+INLINE vf32 f32_splat(float x) { return _mm512_set1_ps(x); }
+INLINE vf32 f32_zero(void) { return _mm512_setzero_ps(); }
+INLINE vf32 f32_load(const float *p) { return _mm512_loadu_ps(p); }
+INLINE void f32_store(float *p, vf32 a) { _mm512_storeu_ps(p, a); }
+INLINE __mmask16 first_lanes(int n) { return (__mmask16)((1u << n) - 1); }
+INLINE vf32 f32_load_n(const float *p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
+INLINE void f32_store_n(float *p, vf32 a, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), a); }
+INLINE vf32 f32_add(vf32 a, vf32 b) { return _mm512_add_ps(a, b); }
+INLINE vf32 f32_sub(vf32 a, vf32 b) { return _mm512_sub_ps(a, b); }
+INLINE vf32 f32_mul(vf32 a, vf32 b) { return _mm512_mul_ps(a, b); }
+INLINE vf32 f32_div(vf32 a, vf32 b) { return _mm512_div_ps(a, b); }
+INLINE vf32 f32_max(vf32 a, vf32 b) { return _mm512_max_ps(a, b); }
+INLINE vf32 f32_min(vf32 a, vf32 b) { return _mm512_min_ps(a, b); }
+INLINE vf32 f32_sqrt(vf32 a) { return _mm512_sqrt_ps(a); }
+INLINE vf32 f32_fma(vf32 a, vf32 b, vf32 c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE vf32 f32_abs(vf32 a) { return _mm512_abs_ps(a); }
+INLINE vf32 f32_rint(vf32 a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE vf32 f32_select_gt(vf32 a, vf32 b, vf32 x, vf32 y) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x); }
+INLINE vi32 f32_bits(vf32 a) { return _mm512_castps_si512(a); }
+INLINE vf32 f32_of_bits(vi32 a) { return _mm512_castsi512_ps(a); }
+INLINE vf32 f32_from_i32(vi32 a) { return _mm512_cvtepi32_ps(a); }
+INLINE vi32 i32_from_f32(vf32 a) { return _mm512_cvtps_epi32(a); }
+INLINE vf32 f32_scale2(vf32 v, vi32 n) {
+  return _mm512_mul_ps(v, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23)));
+}
+INLINE float f32_sum(vf32 a) {
+  const __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+  __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+  c = _mm_add_ps(c, _mm_movehl_ps(c, c));
+  return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+}
+INLINE float f32_hmax(vf32 a) {
+  const __m256 b = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+  __m128 c = _mm_max_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+  c = _mm_max_ps(c, _mm_movehl_ps(c, c));
+  return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
+}
+
+/* ---- i32 ---- */
+INLINE vi32 i32_splat(int32_t x) { return _mm512_set1_epi32(x); }
+INLINE vi32 i32_zero(void) { return _mm512_setzero_si512(); }
+INLINE vi32 i32_load(const int32_t *p) { return _mm512_loadu_si512(p); }
+INLINE void i32_store(int32_t *p, vi32 a) { _mm512_storeu_si512(p, a); }
+INLINE vi32 i32_add(vi32 a, vi32 b) { return _mm512_add_epi32(a, b); }
+INLINE vi32 i32_sub(vi32 a, vi32 b) { return _mm512_sub_epi32(a, b); }
+INLINE vi32 i32_mul(vi32 a, vi32 b) { return _mm512_mullo_epi32(a, b); }
+INLINE vi32 i32_and(vi32 a, vi32 b) { return _mm512_and_si512(a, b); }
+INLINE vi32 i32_or(vi32 a, vi32 b) { return _mm512_or_si512(a, b); }
+INLINE vi32 i32_shl(vi32 a, int n) { return _mm512_slli_epi32(a, (unsigned)n); }
+INLINE vi32 i32_shr(vi32 a, int n) { return _mm512_srai_epi32(a, (unsigned)n); }
+INLINE int32_t i32_sum(vi32 a) { return _mm512_reduce_add_epi32(a); }
+INLINE void i32_store_s8(int8_t *p, vi32 a) { _mm_storeu_si128((__m128i *)(void *)p, _mm512_cvtepi32_epi8(a)); }
+
+/* ---- f16 and bf16 ---- */
+INLINE float f16_value(uint16_t h) { return _cvtsh_ss(h); }
+INLINE uint16_t f16_bits(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
+INLINE vf32 f32_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p)); }
+INLINE void f32_store_f16(uint16_t *p, vf32 a) {
+  _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+INLINE vf32 f32_load_bf16(const uint16_t *p) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)p)), 16));
+}
+INLINE void f32_store_bf16(uint16_t *p, vf32 a) {
+  const __m512i u = _mm512_castps_si512(a), one = _mm512_set1_epi32(1);
+  const __m512i even = _mm512_add_epi32(_mm512_and_si512(_mm512_srli_epi32(u, 16), one), _mm512_set1_epi32(0x7fff));
+  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(u, even), 16);
+  const __m512i quiet = _mm512_or_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(0x40));
+  const __m512i r = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), rounded, quiet);
+  _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtepi32_epi16(r));
+}
+#ifdef __AVX512BF16__
+INLINE vf32 dot2_bf16(vf32 acc, vi32 w, vi32 x) { return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)x); }
+#else
+INLINE vf32 f32_flushed(vf32 a) {
+  const __mmask16 tiny = _mm512_cmp_ps_mask(_mm512_abs_ps(a), _mm512_set1_ps(0x1p-126f), _CMP_LT_OQ);
+  return _mm512_mask_and_ps(a, tiny, a, _mm512_set1_ps(-0.0f));
+}
+INLINE vf32 dot2_bf16(vf32 acc, vi32 w, vi32 x) {
+  const __m512i odd = _mm512_set1_epi32((int)0xffff0000);
+  const vf32 w1 = f32_flushed(f32_of_bits(_mm512_and_si512(w, odd))), x1 = f32_flushed(f32_of_bits(_mm512_and_si512(x, odd)));
+  const vf32 w0 = f32_flushed(f32_of_bits(_mm512_slli_epi32(w, 16))), x0 = f32_flushed(f32_of_bits(_mm512_slli_epi32(x, 16)));
+  const vf32 once = f32_flushed(f32_fma(x1, w1, f32_flushed(acc)));
+  return f32_flushed(f32_fma(x0, w0, once));
+}
+#endif
+
+/* ---- bytes and dot products: vpdpbusd sums in 32 bits, vpdpwssd scales what fits in 16 ---- */
+INLINE vu8 u8_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
+INLINE void u8_store(uint8_t *p, vu8 a) { _mm512_storeu_si512(p, a); }
+INLINE vu8 u8_and_splat(vu8 a, uint8_t x) { return _mm512_and_si512(a, _mm512_set1_epi8((char)x)); }
+INLINE vu8 u8_or(vu8 a, vu8 b) { return _mm512_or_si512(a, b); }
+INLINE vu8 u8_shr16(vu8 a, int n) { return _mm512_srli_epi16(a, (unsigned)n); }
+INLINE vu8 u8_shl16(vu8 a, int n) { return _mm512_slli_epi16(a, (unsigned)n); }
+INLINE vquad quad_load(const int8_t *p) { int32_t x; memcpy(&x, p, 4); return _mm512_set1_epi32(x); }
+#define DOT_QUADS(bits) 8
+#define DOT_SCALED_QUADS(bits) (32767 / (508 * ((1 << (bits)) - 1)))
+INLINE vdot dot_zero(void) { return _mm512_setzero_si512(); }
+INLINE vdot dot4_u7s8(vdot acc, vu8 w, vquad x) { return _mm512_dpbusd_epi32(acc, w, x); }
+enum { S8_ZERO = 128 };
+INLINE vu8 s8_weights(vu8 w) { return _mm512_xor_si512(w, _mm512_set1_epi8((char)0x80)); }
+INLINE vdot dot4_s8s8(vdot acc, vu8 w, vquad x) { return _mm512_dpbusd_epi32(acc, w, x); }
+INLINE vi32 dot_add(vi32 sum, vdot d) { return _mm512_add_epi32(sum, d); }
+INLINE vi32 dot_scale(vi32 scale) { return _mm512_and_si512(scale, _mm512_set1_epi32(0xffff)); }
+INLINE vi32 dot_scaled(vi32 sum, vdot d, vi32 scale) { return _mm512_dpwssd_epi32(sum, d, scale); }
+#endif
