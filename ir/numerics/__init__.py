@@ -1,0 +1,1 @@
+"""The bit specification: what every backend that promises equal bits computes, in plain NumPy."""
