@@ -48,7 +48,8 @@ class Op:
     """A primitive: its typing and its meaning, once, for all backends.
 
     `infer(*types, **attrs)` returns the result types as a tuple and raises IRError for operands it does not take.
-    `reference(*arrays, **attrs)` returns the results as a tuple; it is bit-exact where `ir.numerics` specifies bits.
+    `reference(types, *arrays, **attrs)` returns the results as a tuple of arrays; it is bit-exact where `ir.numerics`
+    specifies bits. `types` are the operands'; there and in attributes dimensions are ints, and graphs are functions.
     `decompose(*values, **attrs)` returns values made of simpler ops, a tuple as long as the results.
     `attributes` names each attribute with its default; `REQUIRED` has none.
     """
@@ -158,7 +159,7 @@ def _infer_input(*, name: str, role: str, type: Type) -> tuple[Type, ...]:
     return (type,)
 
 
-def _no_reference(**_: Any) -> tuple[Any, ...]:
+def _no_reference(*_: Any, **__: Any) -> tuple[Any, ...]:
     raise IRError("an input has no value of its own: the interpreter is given one")
 
 
@@ -234,8 +235,9 @@ class Module:
 
 
 def subgraphs(node: Node) -> tuple[Graph, ...]:
-    """The graphs that a node calls: attributes that are graphs."""
-    return tuple(v for _, v in node.attrs if isinstance(v, Graph))
+    """The graphs that a node calls: attributes that are graphs or tuples of graphs."""
+    found = (v if isinstance(v, tuple) else (v,) for _, v in node.attrs)
+    return tuple(g for group in found for g in group if isinstance(g, Graph))
 
 
 def rebuild(graph: Graph, transform: Callable[[Node, tuple[Value, ...]], Node | tuple[Value, ...] | None],
@@ -268,14 +270,18 @@ def map_graphs(module: Module, transform: Callable[[Graph], Graph]) -> Module:
     """Applies `transform` once to every distinct graph, callees before callers, so that equal layers stay one function."""
     done: dict[Graph, Graph] = {}
 
+    def replaced(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(replaced, value))
+        return visit(value) if isinstance(value, Graph) else value
+
+    def calls(node: Node, operands: tuple[Value, ...]) -> Node | None:
+        if all(visit(g) is g for g in subgraphs(node)):
+            return None
+        return make(node.op, *operands, origin=node.origin, **{k: replaced(v) for k, v in node.attrs})
+
     def visit(graph: Graph) -> Graph:
         if graph not in done:
-            def calls(node: Node, operands: tuple[Value, ...]) -> Node | None:
-                changed = {k: visit(v) for k, v in node.attrs if isinstance(v, Graph)}
-                if all(dict(node.attrs)[k] is v for k, v in changed.items()):
-                    return None
-                return make(node.op, *operands, origin=node.origin, **{**dict(node.attrs), **changed})
-
             done[graph] = transform(rebuild(graph, calls))
         return done[graph]
 

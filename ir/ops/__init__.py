@@ -1,0 +1,18 @@
+"""The ops: each one's typing, meaning and decomposition, as one row of a table, for every backend."""
+
+from __future__ import annotations
+
+from ..graph import INPUT, Op
+from .cache import CACHE, STATE_USES, cache_row
+from .control import CONTROL
+from .elementwise import ELEMENTWISE
+from .index import INDEX
+from .linear import LINEAR
+from .named import NAMED
+from .shape import SHAPE
+
+OPS: dict[str, Op] = {
+    op.name: op for op in (INPUT, *ELEMENTWISE, *SHAPE, *INDEX, *CONTROL, *LINEAR, *NAMED, *CACHE)
+}
+
+__all__ = ["OPS", "STATE_USES", "cache_row"]
