@@ -1,0 +1,130 @@
+"""Text ↔ token ids, from the artifact's `tokenizer.json`."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
+
+import tokenizers
+
+from ..errors import InfercError
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+@cache
+def _byte_of_character() -> dict[str, int]:
+    """The inverse of GPT-2's `bytes_to_unicode`: printable bytes stand for themselves, the others start at U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(hidden)}
+
+
+def _byte_level_bytes(token: str) -> bytes:
+    table = _byte_of_character()
+    return b"".join(bytes([table[c]]) if c in table else c.encode("utf-8", "replace") for c in token)
+
+
+def _sentencepiece_bytes(token: str) -> bytes:
+    if byte := _BYTE_TOKEN.fullmatch(token):
+        return bytes([int(byte[1], 16)])
+    return token.replace("▁", " ").encode("utf-8", "replace")
+
+
+_FIELDS: dict[str, Any] = {
+    "tokenizer": str, "bos_id": int | None, "eos_ids": list, "special_ids": list, "add_bos": bool, "add_eos": bool,
+    "chat_template": str | None,
+}  # fmt: skip
+
+
+def _parse(text: str) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the package raises no narrower class
+        raise InfercError(f"the artifact's tokenizer cannot be read ({error}): compile the model again") from error
+
+
+class Tokenizer:
+    """Encodes and decodes. `bos_id` and `eos_ids` are ids of the model; `add_bos` says whether texts begin with it."""
+
+    def __init__(self, description: dict[str, Any]) -> None:
+        """Raises InfercError when `description`, the parsed `tokenizer.json` of an artifact, is not one."""
+        for name, kind in _FIELDS.items():
+            if not isinstance(description, dict) or not isinstance(description.get(name), kind):
+                raise InfercError(f"the artifact's tokenizer.json has no usable {name!r}: compile the model again")
+        self._tokenizer = _parse(description["tokenizer"])
+        self.bos_id: int | None = description["bos_id"]
+        self.eos_ids: tuple[int, ...] = tuple(description["eos_ids"])
+        self.special_ids = frozenset(description["special_ids"])
+        self.add_bos: bool = description["add_bos"]
+        self.add_eos: bool = description["add_eos"]
+        self.chat_template: str | None = description["chat_template"]
+        self._verbatim = {i: t.content.encode() for i, t in self._tokenizer.get_added_tokens_decoder().items()}
+        decoder = json.loads(self._tokenizer.decoder.__getstate__())
+        self._token_bytes = _byte_level_bytes if decoder["type"] == "ByteLevel" else _sentencepiece_bytes
+        self.space_prefix = any(step["type"] == "Strip" for step in decoder.get("decoders", ()))
+
+    @property
+    def vocab_size(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """The ids of `text`.
+
+        `add_special` adds the beginning (and end) of text ids where the model wants them; `parse_special` reads the
+        text of special tokens in `text`, such as `<|im_start|>`, as those tokens: turn it off for untrusted text.
+        """
+        self._tokenizer.encode_special_tokens = not parse_special
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except UnicodeEncodeError as error:
+            raise InfercError(f"the text holds a lone surrogate at character {error.start}: pass valid Unicode") from error
+        if add_special:
+            begin = [self.bos_id] if self.add_bos and self.bos_id is not None else []
+            end = list(self.eos_ids[:1]) if self.add_eos else []
+            return begin + ids + end
+        return ids
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that token `id` stands for, perhaps part of a character; empty for an id outside the vocabulary."""
+        if id in self._verbatim:
+            return self._verbatim[id]
+        token = self._tokenizer.id_to_token(id) if id >= 0 else None
+        return b"" if token is None else self._token_bytes(token)
+
+    def token_text(self, id: int) -> str:
+        return self.token_bytes(id).decode("utf-8", "replace")
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """The text of `ids`, the inverse of `encode`; bytes that are no UTF-8 become U+FFFD."""
+        decoder = StreamDecoder(self, skip_special=skip_special, from_start=True)
+        return "".join([*map(decoder.push, ids), decoder.finish()])
+
+
+class StreamDecoder:
+    """Turns ids into text as they come. What it has given never changes and never splits a character."""
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True, from_start: bool = False) -> None:
+        """`from_start`: the ids begin a text, so the space that SentencePiece models put before it is taken away."""
+        self._tokenizer = tokenizer
+        self._hidden: frozenset[int] | Sequence[int] = tokenizer.special_ids if skip_special else ()
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._strip = from_start and tokenizer.space_prefix
+
+    def push(self, id: int) -> str:
+        """The characters that `id` completes, often one token's text, sometimes none."""
+        if id in self._hidden:
+            return ""
+        data = self._tokenizer.token_bytes(id)
+        if self._strip and data:
+            self._strip = False
+            data = data.removeprefix(b" ")
+        return self._utf8.decode(data)
+
+    def finish(self) -> str:
+        """What is left of an unfinished character, as U+FFFD."""
+        return self._utf8.decode(b"", final=True)
