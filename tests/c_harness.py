@@ -1,0 +1,140 @@
+"""Compiles C for a target and runs single kernels from NumPy arrays: what the tests of the C backend share."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inferc.backends.c.kernels import THREADS, Call, DimValue, Literal, Operand, Result, Run, Scratch
+from inferc.ir.types import evaluate
+
+ROOT = Path(__file__).resolve().parent.parent
+ISA, RUNTIME = ROOT / "backends/c/isa", ROOT / "runtime/c"
+FLAGS = "-std=c11 -D_GNU_SOURCE -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror -pedantic".split()
+TARGETS = {
+    "generic": "",
+    "avx2": "-mavx2 -mfma -mf16c",
+    "avx512vnni": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c",
+}
+CPU_FLAGS = {"generic": (), "avx2": ("avx2", "fma", "f16c"), "avx512vnni": ("avx512f", "avx512bw", "avx512_vnni")}
+_BUILT = Path(tempfile.mkdtemp(prefix="inferc-c-"))
+
+
+def _has(target: str) -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    words = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    return all(flag in words for flag in CPU_FLAGS[target])
+
+
+every_target = pytest.mark.parametrize(
+    "target", [pytest.param(t, marks=pytest.mark.skipif(not _has(t), reason=f"no {t} here")) for t in TARGETS]
+)
+
+
+@cache
+def compiler() -> str:
+    """The host's C compiler; skips the test where there is none."""
+    found = next((p for name in ("cc", "gcc", "clang") if (p := shutil.which(name))), None)
+    return found or pytest.skip("no C compiler")
+
+
+@cache
+def build(source: str, target: str, extra: tuple[str, ...] = ()) -> ctypes.CDLL:
+    """A shared library of `source` after the words of `target`, warnings being errors."""
+    text = f'#include "run.h"\n#include "{target}.h"\n#include "elementary.h"\n#include "parallel.h"\n{source}'
+    name = hashlib.sha256(f"{text}{target}{extra}".encode()).hexdigest()[:16]
+    path, library = _BUILT / f"{name}.c", _BUILT / f"{name}.so"
+    path.write_text(text)
+    command = [compiler(), *FLAGS, *TARGETS[target].split(), *extra, "-iquote", str(ISA), "-iquote", str(RUNTIME),
+               "-shared", "-fPIC", str(path), "-o", str(library), "-lm", "-lpthread"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{path}:\n{done.stderr}"
+    return ctypes.CDLL(str(library))
+
+
+class Region(ctypes.Structure):
+    """`cache_region` of run.h."""
+
+    _fields_ = [("base", ctypes.c_size_t), ("page_bytes", ctypes.c_size_t), ("pages", ctypes.c_int32)]
+
+
+def _argument(arg: object, dims: list[object]) -> str:
+    match arg:
+        case Operand(index):
+            return f"operands[{index}]"
+        case Result(index):
+            return f"results[{index}]"
+        case DimValue(dim):
+            dims.append(dim)
+            return f"dims[{len(dims) - 1}]"
+        case Literal(text):
+            return text
+        case Scratch():
+            return "scratch"
+        case Run():
+            return "&r"
+    raise TypeError(f"no such argument: {arg!r}")
+
+
+def pointer(value: object) -> int | None:
+    """The address of an array or a ctypes structure."""
+    return None if value is None else value.ctypes.data if isinstance(value, np.ndarray) else ctypes.addressof(value)
+
+
+def run_call(call: Call, operands: Sequence[object], results: Sequence[object], symbols: Mapping[str, int], target: str,
+             threads: int = 1, sessions: Sequence[np.ndarray] = (), extra: tuple[str, ...] = ()) -> None:  # fmt: skip
+    """Runs one lowered node: reads `operands` and writes `results`, arrays or `Region`s, with the dims of `symbols`."""
+    dims: list = []
+    arguments = ", ".join(_argument(a, dims) for a in call.args)
+    kernels = {k.symbol: k.source for k in call.kernel.closure()}
+    source = "\n".join(kernels.values()) + f"""
+int call(void *const *operands, void *const *results, const int32_t *dims, void *scratch, int32_t threads,
+         char *const *sessions, int32_t session_count);
+int call(void *const *operands, void *const *results, const int32_t *dims, void *scratch, int32_t threads,
+         char *const *sessions, int32_t session_count) {{
+  pool p;
+  pool_helper helpers[64];
+  if (!pool_start(&p, threads, helpers)) return 1;
+  run r = {{.threads = threads, .session_count = session_count, .sessions = sessions}};
+  r.pool = &p;
+  r.parallel_for = pool_for;
+  (void)operands, (void)results, (void)dims, (void)scratch;
+  {call.kernel.symbol}({arguments});
+  pool_stop(&p);
+  return 0;
+}}
+"""
+    library = build(source, target, extra)
+    values = {**symbols, "threads": threads}
+    size = evaluate(call.scratch, values)
+    scratch = np.full(size + 64, 0xFF, np.uint8)  # NaNs: a kernel may not read what it did not write
+    aligned = scratch[-scratch.ctypes.data % 64 :]
+
+    def pointers(items: Sequence[object]) -> ctypes.Array:
+        return (ctypes.c_void_p * max(1, len(items)))(*map(pointer, items))
+
+    numbers = (ctypes.c_int32 * max(1, len(dims)))(*(evaluate(d, values) for d in dims))
+    failed = library.call(pointers(operands), pointers(results), numbers, ctypes.c_void_p(aligned.ctypes.data),
+                          ctypes.c_int32(threads), pointers(sessions), ctypes.c_int32(len(sessions)))  # fmt: skip
+    assert not failed, "the pool did not start"
+
+
+def same_bits(got: np.ndarray, want: np.ndarray) -> bool:
+    """Equal bits, all NaNs alike."""
+    if got.dtype.kind != "f":
+        return np.array_equal(got, want)
+    unsigned = f"u{got.dtype.itemsize}"
+    equal = np.ascontiguousarray(got).view(unsigned) == np.ascontiguousarray(want).view(unsigned)
+    return bool(np.all(equal | (np.isnan(got) & np.isnan(want))))
+
+
+__all__ = ["Region", "THREADS", "build", "every_target", "run_call", "same_bits"]
