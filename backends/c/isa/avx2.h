@@ -117,15 +117,19 @@ INLINE __m256i bf16_bits_8(__m256 x) {
 INLINE void f32_store_bf16(uint16_t *p, vf32 x) {
   store256(p, _mm256_permute4x64_epi64(_mm256_packus_epi32(bf16_bits_8(x.a), bf16_bits_8(x.b)), 0xd8));
 }
-INLINE __m256 flushed_8(__m256 x) {
-  const __m256 sign = _mm256_set1_ps(-0.0f), tiny = _mm256_cmp_ps(_mm256_andnot_ps(sign, x), _mm256_set1_ps(0x1p-126f), _CMP_LT_OQ);
+INLINE __m256 flushed_where(__m256 x, __m256 magnitude, float limit) {
+  const __m256 sign = _mm256_set1_ps(-0.0f), tiny = _mm256_cmp_ps(_mm256_andnot_ps(sign, magnitude), _mm256_set1_ps(limit), _CMP_LT_OQ);
   return _mm256_andnot_ps(_mm256_andnot_ps(sign, tiny), x);
 }
+INLINE __m256 flushed(__m256 x) { return flushed_where(x, x, 0x1p-126f); }
+INLINE __m256 fma_flushed(__m256 x, __m256 y, __m256 z) {
+  const __m256 up = _mm256_set1_ps(0x1p32f), high = _mm256_mul_ps(z, _mm256_set1_ps(0x1p64f));
+  return flushed_where(_mm256_fmadd_ps(x, y, z), _mm256_fmadd_ps(_mm256_mul_ps(x, up), _mm256_mul_ps(y, up), high), 0x1p-62f);
+}
+INLINE __m256 bf16_odd(__m256i pairs) { return flushed(_mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32((int)0xffff0000)))); }
+INLINE __m256 bf16_even(__m256i pairs) { return flushed(_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16))); }
 INLINE __m256 dot2_bf16_8(__m256 acc, __m256i w, __m256i x) {
-  const __m256i odd = _mm256_set1_epi32((int)0xffff0000);
-  const __m256 w1 = flushed_8(_mm256_castsi256_ps(_mm256_and_si256(w, odd))), x1 = flushed_8(_mm256_castsi256_ps(_mm256_and_si256(x, odd)));
-  const __m256 w0 = flushed_8(_mm256_castsi256_ps(_mm256_slli_epi32(w, 16))), x0 = flushed_8(_mm256_castsi256_ps(_mm256_slli_epi32(x, 16)));
-  return flushed_8(_mm256_fmadd_ps(x0, w0, flushed_8(_mm256_fmadd_ps(x1, w1, flushed_8(acc)))));
+  return fma_flushed(bf16_even(x), bf16_even(w), fma_flushed(bf16_odd(x), bf16_odd(w), flushed(acc)));
 }
 INLINE vf32 dot2_bf16(vf32 acc, vi32 w, vi32 x) { return F32_(dot2_bf16_8(acc.a, w.a, x.a), dot2_bf16_8(acc.b, w.b, x.b)); }
 

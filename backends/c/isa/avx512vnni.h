@@ -95,16 +95,16 @@ INLINE void f32_store_bf16(uint16_t *p, vf32 a) {
 #ifdef __AVX512BF16__
 INLINE vf32 dot2_bf16(vf32 acc, vi32 w, vi32 x) { return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)x); }
 #else
-INLINE vf32 f32_flushed(vf32 a) {
-  const __mmask16 tiny = _mm512_cmp_ps_mask(_mm512_abs_ps(a), _mm512_set1_ps(0x1p-126f), _CMP_LT_OQ);
-  return _mm512_mask_and_ps(a, tiny, a, _mm512_set1_ps(-0.0f));
+INLINE vf32 f32_flushed_where(vf32 a, __mmask16 tiny) { return _mm512_mask_and_ps(a, tiny, a, f32_splat(-0.0f)); }
+INLINE vf32 f32_flushed(vf32 a) { return f32_flushed_where(a, _mm512_cmp_ps_mask(f32_abs(a), f32_splat(0x1p-126f), _CMP_LT_OQ)); }
+INLINE vf32 fma_flushed(vf32 a, vf32 b, vf32 c) {
+  const vf32 up = f32_splat(0x1p32f), scaled = f32_fma(f32_mul(a, up), f32_mul(b, up), f32_mul(c, f32_splat(0x1p64f)));
+  return f32_flushed_where(f32_fma(a, b, c), _mm512_cmp_ps_mask(f32_abs(scaled), f32_splat(0x1p-62f), _CMP_LT_OQ));
 }
+INLINE vf32 bf16_odd(vi32 pairs) { return f32_flushed(f32_of_bits(i32_and(pairs, i32_splat((int32_t)0xffff0000)))); }
+INLINE vf32 bf16_even(vi32 pairs) { return f32_flushed(f32_of_bits(i32_shl(pairs, 16))); }
 INLINE vf32 dot2_bf16(vf32 acc, vi32 w, vi32 x) {
-  const __m512i odd = _mm512_set1_epi32((int)0xffff0000);
-  const vf32 w1 = f32_flushed(f32_of_bits(_mm512_and_si512(w, odd))), x1 = f32_flushed(f32_of_bits(_mm512_and_si512(x, odd)));
-  const vf32 w0 = f32_flushed(f32_of_bits(_mm512_slli_epi32(w, 16))), x0 = f32_flushed(f32_of_bits(_mm512_slli_epi32(x, 16)));
-  const vf32 once = f32_flushed(f32_fma(x1, w1, f32_flushed(acc)));
-  return f32_flushed(f32_fma(x0, w0, once));
+  return fma_flushed(bf16_even(x), bf16_even(w), fma_flushed(bf16_odd(x), bf16_odd(w), f32_flushed(acc)));
 }
 #endif
 

@@ -122,16 +122,20 @@ INLINE void f32_store_bf16(uint16_t *p, vf32 a) {
 }
 /* Denormals to zero of the same sign. */
 INLINE float flushed(float x) { return fabsf(x) < 0x1p-126f ? copysignf(0.0f, x) : x; }
-/* Lane: fma(x.even, w.even, fma(x.odd, w.odd, acc)) of bf16 pairs (even in the low half), inputs and both results flushed. */
+/* fma whose result becomes a zero of its sign where rounding to 24 bits leaves it below 2^-126. The scaled copy decides:
+ * just below 2^-126 a denormal would round up where x86 flushes. */
+INLINE float fma_flushed(float a, float b, float c) {
+  const float r = fmaf(a, b, c);
+  return fabsf(fmaf(a * 0x1p32f, b * 0x1p32f, c * 0x1p64f)) < 0x1p-62f ? copysignf(0.0f, r) : r;
+}
+/* Lane: fma(x.even, w.even, fma(x.odd, w.odd, acc)) of bf16 pairs (even in the low half), operands and results flushed. */
 INLINE vf32 dot2_bf16(vf32 acc, vi32 w, vi32 x) {
   LANES_(i) {
-    const uint32_t odd[2] = {(uint32_t)w.v[i] & 0xffff0000, (uint32_t)x.v[i] & 0xffff0000};
-    const uint32_t even[2] = {(uint32_t)w.v[i] << 16, (uint32_t)x.v[i] << 16};
-    float o[2], e[2];
-    memcpy(o, odd, 8);
-    memcpy(e, even, 8);
-    const float once = flushed(fmaf(flushed(o[1]), flushed(o[0]), flushed(acc.v[i])));
-    acc.v[i] = flushed(fmaf(flushed(e[1]), flushed(e[0]), once));
+    const uint32_t bits[4] = {(uint32_t)x.v[i] & 0xffff0000, (uint32_t)w.v[i] & 0xffff0000, (uint32_t)x.v[i] << 16, (uint32_t)w.v[i] << 16};
+    float f[4];
+    memcpy(f, bits, sizeof f);
+    acc.v[i] = fma_flushed(flushed(f[0]), flushed(f[1]), flushed(acc.v[i]));
+    acc.v[i] = fma_flushed(flushed(f[2]), flushed(f[3]), acc.v[i]);
   }
   return acc;
 }

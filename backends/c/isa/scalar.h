@@ -17,12 +17,7 @@
   static inline type neg_##t(type a) { return (type)(0 - (wide)a); }                                          \
   static inline type max_##t(type a, type b) { return a > b ? a : b; }                                        \
   static inline type min_##t(type a, type b) { return a < b ? a : b; }                                        \
-  static inline type shift_left_##t(type a, type n) { return (wide)n < bits ? (type)((wide)a << n) : 0; }     \
-  static inline type pow_##t(type a, type n) {                                                                \
-    wide result = 1, factor = (wide)a;                                                                        \
-    for (wide left = (wide)n; left; left >>= 1, factor *= factor) result *= left & 1 ? factor : 1;            \
-    return (type)result;                                                                                      \
-  }
+  static inline type shift_left_##t(type a, type n) { return (wide)n < bits ? (type)((wide)a << n) : 0; }
 
 /* A division by zero gives all ones and the remainder a; the one overflow wraps. */
 #define SIGNED(t, type, unsigned_type, wide, bits)                                                            \
@@ -62,7 +57,7 @@ UNSIGNED(u64, uint64_t, int64_t, uint64_t, 64)
 #define FLOATING(t, type)                                                                                     \
   static inline type max_##t(type a, type b) { return a > b ? a : b; }                                        \
   static inline type min_##t(type a, type b) { return a < b ? a : b; }                                        \
-  static inline type sign_##t(type a) { return a > 0 ? 1 : a < 0 ? -1 : a; }                                  \
+  static inline type sign_##t(type a) { return a > 0 ? 1 : a < 0 ? -1 : a == 0 ? 0 : a; }                                    \
   static inline int8_t convert_##t##_i8(type a) { return (int8_t)(a != a ? 0 : a <= -128 ? -128 : a >= 127 ? 127 : a); } \
   static inline int16_t convert_##t##_i16(type a) {                                                           \
     return (int16_t)(a != a ? 0 : a <= -32768 ? -32768 : a >= 32767 ? 32767 : a);                             \
@@ -85,6 +80,23 @@ UNSIGNED(u64, uint64_t, int64_t, uint64_t, 64)
 FLOATING(f32, float)
 FLOATING(f64, double)
 
+/* The lanes of a reduction fold in `ir.numerics`' order. */
+#define FOLD(name, type, combine)                                                                             \
+  static inline type fold_##name(type lane[16]) {                                                             \
+    for (int half = 8; half; half /= 2)                                                                       \
+      for (int l = 0; l < half; l++) lane[l] = combine;                                                       \
+    return lane[0];                                                                                           \
+  }
+FOLD(sum_f32, float, lane[l] + lane[l + half])
+FOLD(sum_f64, double, lane[l] + lane[l + half])
+FOLD(prod_f32, float, lane[l] * lane[l + half])
+FOLD(prod_f64, double, lane[l] * lane[l + half])
+FOLD(max_f32, float, max_f32(lane[l], lane[l + half]))
+FOLD(max_f64, double, max_f64(lane[l], lane[l + half]))
+FOLD(min_f32, float, min_f32(lane[l], lane[l + half]))
+FOLD(min_f64, double, min_f64(lane[l], lane[l + half]))
+
+#undef FOLD
 #undef INTEGER
 #undef SIGNED
 #undef UNSIGNED
@@ -128,17 +140,6 @@ static inline uint16_t store_bf16(float x) {
   return (uint16_t)((x != x ? bits | 0x400000u : bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
-/* Rounded to odd: a second rounding, to a half, is then as if it were the only one. */
-static inline float narrow_f64(double x) {
-  const float nearest = (float)x;
-  if (x != x || (double)nearest == x) return nearest;
-  const uint32_t bits = bitcast_f32_u32(nearest) - (fabs((double)nearest) > fabs(x));
-  return bitcast_u32_f32(bits | 1u);
-}
-
-/* Dimension arithmetic: floor and a remainder with the divisor's sign. */
-static inline int64_t floordiv(int64_t a, int64_t b) { return a / b - (a % b != 0 && (a % b < 0) != (b < 0)); }
-static inline int64_t floormod(int64_t a, int64_t b) { return a - floordiv(a, b) * b; }
 static inline int64_t clamp_index(int64_t i, int64_t low, int64_t high) { return i < low ? low : i > high ? high : i; }
 
 #endif

@@ -1,0 +1,173 @@
+"""Products with weights, as bits: quantising activations, integer dot products with scales, dense chains of fused steps.
+
+Everything here that is one f32 operation in a kernel is one rounded f32 operation in the order stated. Integer sums are
+exact, so their order is free; they are computed in floating matrices wide enough to hold them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import quant
+from ..quant import Activation
+from ..types import DType, Type, bf16
+from .elementary import maximum, minimum, quiet
+from .reductions import max16
+
+F32 = NDArray[np.float32]
+SMALLEST = np.float32(1e-30)  # a group whose greatest magnitude is no greater quantises to zeros
+PIECE = 1 << 22  # weights expanded at a time
+
+
+@quiet
+def quantize(x: F32, dtype: DType) -> NDArray:
+    """f32 [..., K] → bf16 bits (uint16, nearest even) or rows of a8g32 or a8g256 (uint8, see `ir.quant.activations`).
+
+    Per block: amax = max16(|x|); d = amax / 127 and inv = 127 / amax, both 0 unless amax > 1e-30;
+    q = nearest even of min(max(x * inv, -127), 127); a sum of q for every 32 values (a8g32) or 16 (a8g256).
+    """
+    x = np.ascontiguousarray(x, np.float32)
+    if dtype == bf16:
+        return to_bf16(x)
+    blocks = x.reshape(*x.shape[:-1], -1, dtype.block)
+    amax = max16(np.abs(blocks), -1)
+    used = amax > SMALLEST
+    d = np.where(used, amax / np.float32(127), np.float32(0))
+    inverse = np.where(used, np.float32(127) / amax, np.float32(0))
+    scaled = minimum(maximum(blocks * inverse[..., None], np.float32(-127)), np.float32(127))
+    q = np.rint(scaled).astype(np.int8).reshape(x.shape)
+    sums = q.reshape(*x.shape[:-1], -1, quant.SUM_GROUP[dtype.name]).sum(axis=-1, dtype=np.int32)
+    return quant.encode_activation(Activation(q, d, sums))
+
+
+def to_bf16(x: F32) -> NDArray[np.uint16]:
+    """Bits of the nearest bf16, ties to even; denormals are kept, a NaN becomes quiet."""
+    bits = x.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.where(np.isnan(x), (bits >> np.uint32(16)) | np.uint32(0x40), rounded).astype(np.uint16)
+
+
+def from_bf16(bits: NDArray[np.uint16]) -> F32:
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def linear(x: NDArray, x_dtype: DType, w: NDArray, w_type: Type) -> F32:
+    """x [T, K] times the rows of w [N, K] → f32 [T, N], without bias.
+
+    x is f32, bf16 bits with a bf16 weight, or rows of a8g32 (weights in blocks of 32) or a8g256 (blocks of 256). w is
+    row-major or in panels, as its type says. With x f32 the weight is widened to f32 and the product is `dense`.
+    """
+    if w_type.layout:
+        w = quant.unpack(w_type, w)
+    n, k = w_type.shape
+    raw = w.reshape(n, -1)
+    dtype = w_type.dtype
+    if not dtype.is_block and raw.dtype == np.uint8:
+        raw = raw.view({"f32": np.float32, "f16": np.float16, "bf16": np.uint16}[dtype.name])
+    out = np.empty((x.shape[0], n), np.float32)
+    activation = quant.decode_activation(x_dtype, x) if x_dtype.is_block else None
+    for rows in _pieces(n, k):
+        if activation is not None:
+            out[:, rows] = quantized(activation, dtype, raw[rows])
+        elif x_dtype == bf16:
+            out[:, rows] = dense_bf16(x, raw[rows])
+        else:
+            out[:, rows] = dense(x, quant.dequantize(dtype, raw[rows], (raw[rows].shape[0], k)))
+    return out
+
+
+def _pieces(n: int, k: int) -> Iterator[slice]:
+    step = max(1, PIECE // k)
+    for first in range(0, n, step):
+        yield slice(first, min(first + step, n))
+
+
+@quiet
+def quantized(x: Activation, dtype: DType, raw: NDArray[np.uint8]) -> F32:
+    """Integer product of activations [T, K] with a block weight's raw rows [N, row bytes] → f32 [T, N].
+
+    From y = +0, blocks ascending. Blocks of 32: y += (d_w * d_x) * float(i), i = sum of (q - zero) * x; with an offset then
+    y += m_w * (d_x * float(sum of x)). Blocks of 256: the same with i = sum over groups of scale * (sum of (q - zero) * x);
+    with mins then y -= (dmin_w * d_x) * float(sum over groups of min * sum of x). The integers fit int32.
+    """
+    fmt, w = quant.FORMATS[dtype.name], quant.fields(dtype, raw)
+    tokens, rows, block = x.q.shape[0], raw.shape[0], dtype.block
+    exact = np.float32 if block == 32 else np.float64  # 32 * 128 * 127 < 2**24; 256 * 32 * 128 * 127 < 2**31
+    q = w.q.astype(exact)
+    if w.scales is not None:
+        q = (q.reshape(rows, -1, fmt.group) * w.scales[..., None]).reshape(rows, -1)
+    blocks_x = x.q.reshape(tokens, -1, block).transpose(1, 0, 2).astype(exact)
+    products = blocks_x @ q.reshape(rows, -1, block).transpose(1, 2, 0)  # [blocks, T, N], integers
+    sums = x.sums.reshape(tokens, -1, block // quant.SUM_GROUP[fmt.activation])
+    y = np.zeros((tokens, rows), np.float32)
+    for b in range(products.shape[0]):
+        d_x, d_w = x.d[:, b, None], w.d[None, :, b]
+        y += (d_w * d_x) * products[b].astype(np.float32)
+        if fmt.mins == "add":
+            y += w.m[None, :, b] * (d_x * sums[:, b].astype(np.float32))
+        elif fmt.mins == "subtract":
+            grouped = sums[:, b].reshape(tokens, fmt.groups, -1).sum(-1)
+            mins = w.mins.reshape(rows, -1, fmt.groups)[:, b]
+            y -= (w.m[None, :, b] * d_x) * (grouped.astype(np.float64) @ mins.T.astype(np.float64)).astype(np.float32)
+    return y
+
+
+def _fma_to_odd(a: NDArray, b: NDArray, c: NDArray) -> NDArray[np.float64]:
+    """a * b + c of f32 values in f64, rounded to odd: where the sum is inexact (two-sum says by how much) and its last bit
+    is even, it moves one step towards the exact value. Rounding that to f32 then is right, denormals included (Boldo and
+    Melquiond, "Emulation of FMA and correctly rounded sums", 2008). The product is exact."""
+    p, c = np.float64(a) * np.float64(b), np.float64(c)
+    s = p + c
+    from_c = s - p
+    error = (p - (s - from_c)) + (c - from_c)
+    bits = s.view(np.int64)
+    even = (bits & 1) == 0
+    step = np.where((error > 0) == (s > 0), 1, -1)
+    return (bits + step * (even & ((error > 0) | (error < 0)))).view(np.float64)
+
+
+@quiet
+def fma(a: NDArray, b: NDArray, c: NDArray) -> F32:
+    """a * b + c of f32 arrays with one rounding."""
+    return _fma_to_odd(a, b, c).astype(np.float32)
+
+
+@quiet
+def fma_flushed(a: NDArray, b: NDArray, c: NDArray) -> F32:
+    """fma whose result becomes zero, of its sign, where rounding to 24 bits leaves it below 2**-126: what x86 does when it
+    flushes to zero. (Below 2**-126 - 2**-151: what lies between rounds up to 2**-126.)"""
+    s = _fma_to_odd(a, b, c)
+    r = s.astype(np.float32)
+    return np.where(np.abs(s) < 2.0**-126 - 2.0**-151, np.copysign(np.float32(0), r), r)
+
+
+def dense(x: F32, w: F32) -> F32:
+    """x [T, K], w [N, K] → [T, N]: one chain of fma per output, k ascending from +0."""
+    acc = np.zeros((x.shape[0], w.shape[0]), np.float32)
+    columns = np.ascontiguousarray(w.T)
+    for k in range(x.shape[1]):
+        acc = fma(x[:, k, None], columns[None, k], acc)
+    return acc
+
+
+def flush(x: F32) -> F32:
+    """Denormals become zero of the same sign."""
+    return np.where(np.abs(x) < np.float32(2.0**-126), np.copysign(np.float32(0), x), x)
+
+
+def dense_bf16(x: NDArray[np.uint16], w: NDArray[np.uint16]) -> F32:
+    """bf16 bits x [T, K], w [N, K] → f32 [T, N]: per pair acc = fma(x1, w1, acc), then acc = fma(x0, w0, acc), from +0,
+    operands and results flushed; an odd K ends in a pair with zeros. This is what vdpbf16ps does."""
+    pad = ((0, 0), (0, x.shape[1] % 2))
+    a, b = (flush(from_bf16(np.pad(v, pad))) for v in (x, w))
+    acc = np.zeros((x.shape[0], w.shape[0]), np.float32)
+    columns = np.ascontiguousarray(b.T)
+    for k in range(0, a.shape[1], 2):
+        for i in (k + 1, k):
+            acc = fma_flushed(a[:, i, None], columns[None, i], acc)
+    return acc
+
+
