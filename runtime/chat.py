@@ -1,4 +1,4 @@
-"""Chat templates: a conversation → the text that the model was trained to continue, by the model's own jinja template."""
+"""Chat templates: a conversation → the text that the model was trained to continue, by the model's own template."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import InfercError
+
+# Templates index, add and call what messages hold, so a message they do not expect fails as in any program.
+_FAILURES = TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError
 
 
 class _Generation(jinja2.ext.Extension):
@@ -62,6 +65,6 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], *, add_generati
         )
     except jinja2.TemplateSyntaxError as error:
         raise InfercError(f"the model's chat template is broken at line {error.lineno}: {error.message}") from error
-    # Templates index, add and call what messages hold, so a message they do not expect fails as in any program.
-    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
-        raise InfercError(f"the model's chat template refuses these messages: {' '.join(str(error).split())}") from error
+    except (jinja2.TemplateError, *_FAILURES) as error:
+        reason = " ".join(str(error).split())
+        raise InfercError(f"the model's chat template refuses these messages: {reason}") from error

@@ -63,7 +63,7 @@ class Sampler:
             logits[seen] = np.where(at > 0, at / how.repetition_penalty, at * how.repetition_penalty)
         best = int(np.argmax(logits))  # NaN counts as the greatest
         if not np.isfinite(logits[best]):
-            raise InfercError(f"the model gave {logits[best]} as a logit: its weights are damaged or its activations overflow")
+            raise InfercError(f"the model gave the logit {logits[best]}: its weights are damaged; compile it again")
         if how.temperature == 0:
             return best
         ids = _likeliest(logits, how.top_k)

@@ -72,22 +72,22 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self._tokenizer.get_vocab_size()
 
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_bos: bool | None = None, add_eos: bool | None = None,
+               parse_special: bool = True) -> list[int]:  # fmt: skip
         """The ids of `text`.
 
-        `add_special` adds the beginning (and end) of text ids where the model wants them; `parse_special` reads the
-        text of special tokens in `text`, such as `<|im_start|>`, as those tokens: turn it off for untrusted text.
+        `add_bos` and `add_eos` put the ids of beginning and end around it; None does what the model was trained with.
+        `parse_special` reads the text of special tokens in `text`, such as `<|im_start|>`, as those tokens: turn it
+        off for untrusted text.
         """
         self._tokenizer.encode_special_tokens = not parse_special
         try:
             ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         except UnicodeEncodeError as error:
-            raise InfercError(f"the text holds a lone surrogate at character {error.start}: pass valid Unicode") from error
-        if add_special:
-            begin = [self.bos_id] if self.add_bos and self.bos_id is not None else []
-            end = list(self.eos_ids[:1]) if self.add_eos else []
-            return begin + ids + end
-        return ids
+            raise InfercError(f"the text has a lone surrogate at character {error.start}: pass Unicode text") from error
+        begin = self.add_bos if add_bos is None else add_bos
+        end = self.add_eos if add_eos is None else add_eos
+        return [self.bos_id] * (begin and self.bos_id is not None) + ids + list(self.eos_ids[:1]) * end
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that token `id` stands for, perhaps part of a character; empty for an id outside the vocabulary."""

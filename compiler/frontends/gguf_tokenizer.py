@@ -77,6 +77,10 @@ END_OF_TURN = (
 )  # fmt: skip
 
 
+def _damaged(what: str) -> InfercError:
+    return InfercError(f"{what}: the GGUF file is damaged or incomplete; download it again")
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """The token table of a GGUF file, checked; `kind[i]` is the TokenType of id i."""
@@ -99,7 +103,7 @@ class Vocabulary:
         if value is None:
             return None
         if not isinstance(value, int):
-            raise InfercError(f"tokenizer.ggml.{name}_token_id is no integer: the GGUF file is damaged; download it again")
+            raise _damaged(f"tokenizer.ggml.{name}_token_id is no integer")
         return value if 0 <= value < len(self.tokens) else None
 
     def flag(self, name: str, default: bool) -> bool:
@@ -156,22 +160,20 @@ def convert(metadata: Mapping[str, Any]) -> Json | None:
 def _read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     tokens = list(_array(metadata, "tokens", str))
     if not tokens:
-        raise InfercError("tokenizer.ggml.tokens is empty: the GGUF file has no tokenizer; use one that carries it")
+        raise _damaged("tokenizer.ggml.tokens is missing")
     kind = list(map(int, _array(metadata, "token_type", int, len(tokens))))
     return Vocabulary(tokens, kind or [TokenType.NORMAL] * len(tokens), metadata)
 
 
 def _array(metadata: Mapping[str, Any], name: str, of: type, length: int | None = None) -> Sequence[Any]:
-    """`tokenizer.ggml.<name>` as a sequence of `of`, empty where absent. Raises InfercError for another type or length."""
+    """`tokenizer.ggml.<name>` as a sequence of `of`, empty where absent. InfercError for another type or length."""
     values = metadata.get(f"tokenizer.ggml.{name}", ())
     if hasattr(values, "tolist"):
         values = values.tolist()
     if not isinstance(values, Sequence) or isinstance(values, str) or not all(isinstance(v, of) for v in values):
-        raise InfercError(f"tokenizer.ggml.{name} is no array of {of.__name__}: the GGUF file is damaged; download it again")
+        raise _damaged(f"tokenizer.ggml.{name} is no array of {of.__name__}")
     if length is not None and values and len(values) != length:
-        raise InfercError(
-            f"tokenizer.ggml.{name} has {len(values)} entries for {length} tokens: the GGUF file is damaged; download it again"
-        )
+        raise _damaged(f"tokenizer.ggml.{name} has {len(values)} entries for {length} tokens")
     return values
 
 
@@ -193,13 +195,11 @@ def _byte_level_bpe(vocabulary: Vocabulary) -> tuple[Json, bool]:
     pre = PRE_TOKENIZERS[name]
     merges = _array(vocabulary.metadata, "merges", str)
     if not merges:
-        raise InfercError("tokenizer.ggml.merges is missing: the GGUF file is incomplete; convert or download it again")
+        raise _damaged("tokenizer.ggml.merges is missing")
     for merge in merges:
         pair = merge.split(" ")
         if len(pair) != 2 or any(piece not in vocabulary.ids for piece in (*pair, "".join(pair))):
-            raise InfercError(
-                f"the merge {merge!r} is not of two tokens into a third: the GGUF file is damaged; download it again"
-            )
+            raise _damaged(f"the merge {merge!r} is not of two tokens into a third")
     body = {
         "normalizer": pre.normalizer,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(pre.steps)},
@@ -239,7 +239,7 @@ def merges_from_scores(vocabulary: Vocabulary) -> list[str]:
     """
     scores = _array(vocabulary.metadata, "scores", float, len(vocabulary.tokens))
     if not scores or any(map(isnan, scores)):
-        raise InfercError("tokenizer.ggml.scores is missing or not numeric: the GGUF file is damaged; download it again")
+        raise _damaged("tokenizer.ggml.scores is missing or not numeric")
     mergeable = [i for i in vocabulary.of_kind(TokenType.NORMAL, TokenType.UNUSED) if " " not in vocabulary.tokens[i]]
     best_first = sorted(mergeable, key=lambda i: -scores[i])
     rank = {vocabulary.tokens[i]: r for r, i in enumerate(best_first)}

@@ -1,0 +1,240 @@
+"""A loaded model: text in, text out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+
+from ..errors import InfercError
+from . import chat
+from .artifact import Artifact
+from .sampling import Sampler, Sampling
+from .session import Engine
+from .tokenizer import StreamDecoder, Tokenizer
+
+Prompt = str | Sequence[int]
+Message = Mapping[str, Any]
+
+_LOGITS_AT_ONCE = 1 << 26  # elements: 256 MB
+
+
+@dataclass
+class Timings:
+    """What the last generation took: tokens of the prompt that were evaluated (not those kept), tokens made."""
+
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        def speed(what: str, tokens: int, seconds: float) -> str:
+            return f"{what}: {tokens} tokens in {seconds:.2f} s ({tokens / max(seconds, 1e-9):.1f} tokens/s)"
+
+        prompt = speed("prompt", self.prompt_tokens, self.prompt_seconds)
+        return f"{prompt}, {speed('generation', self.tokens, self.seconds)}"
+
+
+def load(path: Path | str, threads: int | None = None) -> Model:
+    """Opens a compiled artifact; `threads` defaults to the physical cores. Raises InfercError if it cannot be used."""
+    return Model(path, threads)
+
+
+class Model:
+    """A model and one session. What a call shares at its beginning with the one before is not evaluated again.
+
+    Threads may share a model; their calls take turns token by token.
+    """
+
+    def __init__(self, path: Path | str, threads: int | None = None) -> None:
+        self.artifact = Artifact(path)
+        self._engine = Engine(self.artifact, threads)
+        self._session = self._engine.session()
+        self._ids: list[int] = []  # what the session has evaluated
+        self._turn = threading.Lock()
+        self._closed = False
+        self.timings = Timings()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the model. Further evaluation raises InfercError."""
+        with self._turn:
+            self._closed = True
+            self._engine.close()
+
+    @property
+    def context(self) -> int:
+        """The most tokens that prompt and generation may have together."""
+        return self._engine.context
+
+    @property
+    def vocab_size(self) -> int:
+        return self._engine.vocab_size
+
+    @property
+    def threads(self) -> int:
+        return self._engine.threads
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Raises InfercError when the artifact has none."""
+        name = self.artifact.manifest["tokenizer"]
+        if name is None:
+            raise InfercError(f"{self.artifact.path} has no tokenizer: pass token ids, not text")
+        return Tokenizer(self.artifact.read_json(name))
+
+    def tokenize(self, text: str, *, parse_special: bool = True) -> list[int]:
+        """The ids of `text`, with those of beginning and end where the model was trained with them."""
+        return self.tokenizer.encode(text, parse_special=parse_special)
+
+    def detokenize(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text of `ids`."""
+        return self.tokenizer.decode(ids, skip_special=skip_special)
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """The logits after each id: f32[len(ids), vocab_size]. Raises InfercError for more ids than the context."""
+        return self._evaluate(self._checked(ids), len(ids))
+
+    def logits_from(self, ids: Sequence[int], first: int) -> Iterator[tuple[int, np.ndarray]]:
+        """The logits after the ids from index `first` on, in pieces (index, f32[rows, vocab_size])."""
+        ids = self._checked(ids)
+        step = max(1, min(self._engine.chunk, _LOGITS_AT_ONCE // self.vocab_size))
+        for start in range(first, len(ids), step):
+            end = min(start + step, len(ids))
+            yield start, self._evaluate(ids[:end], end - start)
+
+    def generate_ids(self, ids: Sequence[int], *, max_tokens: int = 256, ignore_eos: bool = False,
+                     **sampling: Any) -> Iterator[int]:  # fmt: skip
+        """Yields ids that continue `ids`, until the model ends its text, `max_tokens` are made, or the context is full.
+
+        `sampling` is as in `Sampling`: temperature, top_k, top_p, min_p, repetition_penalty, seed. With `ignore_eos`
+        the ends of text that the model gives are yielded like other ids. Raises InfercError for a prompt longer than
+        the context, before anything is yielded.
+        """
+        sampler = Sampler(Sampling(**sampling))
+        return self._generated(self._checked(ids), sampler, max_tokens, () if ignore_eos else self._ends())
+
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
+        """The text that continues `prompt`, in pieces of whole characters as they come. Options as in `generate`."""
+        ids = self.tokenizer.encode(prompt, add_eos=False) if isinstance(prompt, str) else prompt
+        return self._text(self.generate_ids(ids, **options))
+
+    @overload
+    def generate(self, prompt: Prompt, *, stream: Literal[False] = False, **options: Any) -> str: ...
+    @overload
+    def generate(self, prompt: Prompt, *, stream: Literal[True], **options: Any) -> Iterator[str]: ...
+    def generate(self, prompt: Prompt, *, stream: bool = False, **options: Any) -> str | Iterator[str]:
+        """The text that continues `prompt` (a text or ids); with `stream` an iterator of its pieces.
+
+        `options`: max_tokens=256, ignore_eos, temperature=0, top_k, top_p, min_p, repetition_penalty, seed.
+        """
+        pieces = self.stream(prompt, **options)
+        return pieces if stream else "".join(pieces)
+
+    @overload
+    def chat(self, messages: str | Sequence[Message], *, stream: Literal[False] = False, **options: Any) -> str: ...
+    @overload
+    def chat(self, messages: str | Sequence[Message], *, stream: Literal[True], **options: Any) -> Iterator[str]: ...
+    def chat(self, messages: str | Sequence[Message], *, stream: bool = False,
+             variables: Mapping[str, Any] | None = None, **options: Any) -> str | Iterator[str]:  # fmt: skip
+        """The assistant's answer to `messages`, each {"role": …, "content": …}, or to one message of the user.
+
+        `variables` are more names for the model's chat template (tools, enable_thinking, …); `options` as in
+        `generate`. Raises InfercError when the model has no template or its template refuses the messages.
+        """
+        conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        pieces = self._text(self.generate_ids(self.chat_ids(conversation, variables), **options), from_start=True)
+        return pieces if stream else "".join(pieces)
+
+    def chat_ids(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> list[int]:
+        """The ids of a conversation in the model's chat format, up to where the assistant is to answer."""
+        tokenizer = self.tokenizer
+        if tokenizer.chat_template is None:
+            raise InfercError(f"{self.artifact.path} has no chat template: the model only continues text; use generate")
+        bos = "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)
+        eos = tokenizer.token_text(tokenizer.eos_ids[0]) if tokenizer.eos_ids else ""
+        text = chat.render(tokenizer.chat_template, messages, bos_token=bos, eos_token=eos, **(variables or {}))
+        # Many templates write the beginning of text themselves.
+        return tokenizer.encode(text, add_bos=False if bos and text.startswith(bos) else None, add_eos=False)
+
+    def _ends(self) -> Sequence[int]:
+        return () if self.artifact.manifest["tokenizer"] is None else self.tokenizer.eos_ids
+
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        ids = [int(i) for i in ids]
+        if not ids:
+            raise InfercError("the prompt has no tokens: give at least one")
+        if len(ids) > self.context:
+            raise InfercError(
+                f"the prompt has {len(ids)} tokens and the context holds {self.context}: shorten the prompt, "
+                "or compile the model with a larger `--context`"
+            )
+        if wrong := [i for i in ids if not 0 <= i < self.vocab_size]:
+            raise InfercError(f"{wrong[0]} is no token id of this model, which has 0 to {self.vocab_size - 1}")
+        return ids
+
+    def _text(self, ids: Iterator[int], from_start: bool = False) -> Iterator[str]:
+        decoder = StreamDecoder(self.tokenizer, from_start=from_start)
+        for id in ids:
+            if piece := decoder.push(id):
+                yield piece
+        if rest := decoder.finish():
+            yield rest
+
+    def _generated(self, ids: list[int], sampler: Sampler, max_tokens: int, ends: Sequence[int]) -> Iterator[int]:
+        timings = self.timings = Timings()
+        for made in range(min(max_tokens, self.context - len(ids) + 1)):
+            started = time.perf_counter()
+            kept = _common(ids, self._ids)
+            id = sampler(self._evaluate(ids, 1)[0], ids)
+            seconds = time.perf_counter() - started
+            if made == 0:
+                timings.prompt_tokens = len(ids) - min(kept, len(ids) - 1)
+                timings.prompt_seconds = seconds
+            else:
+                timings.tokens += 1
+                timings.seconds += seconds
+            if id in ends:
+                return
+            yield id
+            ids.append(id)
+
+    def _evaluate(self, ids: list[int], rows: int) -> np.ndarray:
+        """The logits f32[rows, vocab_size] of the last `rows` of `ids`, evaluating only what the session lacks."""
+        with self._turn:
+            if self._closed:
+                raise InfercError("the model is closed: load it again")
+            first = len(ids) - rows
+            kept = min(_common(ids, self._ids), first)
+            if kept < self._session.position:
+                kept = self._session.rewind(kept)
+            del self._ids[kept:]
+            wanted = []
+            for start in range(kept, len(ids), self._engine.chunk):
+                piece = ids[start : start + self._engine.chunk]
+                here = start + len(piece) - max(start, first)
+                logits = self._session.eval(piece, max(here, 1))
+                self._ids += piece
+                if here > 0:
+                    wanted.append(logits)
+            return wanted[0] if len(wanted) == 1 else np.concatenate(wanted)
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    """How many items two lists share at their beginning."""
+    shorter = min(len(a), len(b))
+    if a[:shorter] == b[:shorter]:
+        return shorter
+    return next(i for i in range(shorter) if a[i] != b[i])

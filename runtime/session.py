@@ -1,0 +1,214 @@
+"""A compiled model through its C interface (`model.h`): the library, its weights, and sessions with a cache each."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from ctypes import POINTER, byref, c_char_p, c_float, c_int32, c_size_t, c_void_p
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from ..errors import InfercError
+from .artifact import Artifact
+
+ABI = 1
+
+
+class _OpenOptions(ctypes.Structure):
+    _fields_ = [("size", c_size_t), ("weights", c_void_p), ("weights_bytes", c_size_t), ("threads", c_int32)]
+
+
+class _Info(ctypes.Structure):
+    """The first fields of `model_info`; later ones are for C."""
+
+    _fields_ = [("abi", c_int32), ("vocab_size", c_int32), ("context", c_int32), ("chunk", c_int32)]
+
+
+class _Item(ctypes.Structure):
+    _fields_ = [
+        ("session", c_void_p),
+        ("ids", POINTER(c_int32)),
+        ("id_count", c_int32),
+        ("rows_wanted", c_int32),
+        ("logits", POINTER(c_float)),
+    ]
+
+
+# name: (result, arguments) of every function called here, without the prefix.
+_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
+    "describe": (POINTER(_Info), []),
+    "message": (c_char_p, [c_int32]),
+    "open": (c_int32, [POINTER(_OpenOptions), POINTER(c_void_p)]),
+    "close": (None, [c_void_p]),
+    "session_bytes": (c_size_t, [c_int32]),
+    "session_init": (c_int32, [c_void_p, c_void_p, c_size_t, POINTER(c_void_p)]),
+    "position": (c_int32, [c_void_p]),
+    "rewind": (c_int32, [c_void_p, c_int32]),
+    "workspace_bytes": (c_size_t, [c_void_p, c_int32, c_int32]),
+    "eval": (c_int32, [c_void_p, c_void_p, c_size_t, POINTER(_Item), c_size_t]),
+}
+
+
+def physical_cores() -> int:
+    """Cores that this process may run on, two hyperthreads of one counted once where Linux tells them apart."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    siblings = set()
+    for cpu in allowed:
+        try:
+            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as file:
+                siblings.add(file.read().strip())
+        except OSError:
+            siblings.add(str(cpu))
+    return max(1, len(siblings))
+
+
+class _Library:
+    """A shared library loaded from bytes; it leaves no file behind."""
+
+    def __init__(self, code: np.ndarray, prefix: str) -> None:
+        self._descriptor: int | None = None
+        try:
+            self._library = self._load(code)
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise InfercError(f"the artifact's library cannot be loaded ({reason}): compile the model again") from error
+        try:
+            found = {name: getattr(self._library, f"{prefix}_{name}") for name in _FUNCTIONS}
+        except AttributeError as error:
+            self.unload()
+            raise InfercError(f"the artifact's library is incomplete ({error}): compile the model again") from error
+        for name, (result, arguments) in _FUNCTIONS.items():
+            found[name].restype, found[name].argtypes = result, arguments
+        self.functions = SimpleNamespace(**found)
+
+    def _load(self, code: np.ndarray) -> ctypes.CDLL:
+        if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
+            # The descriptor stays open: the loader knows libraries by path, and the path of a closed one is reused.
+            self._descriptor = os.memfd_create("inferc-model", os.MFD_CLOEXEC)
+            with os.fdopen(os.dup(self._descriptor), "wb") as file:
+                file.write(code.data)
+            return ctypes.CDLL(f"/proc/self/fd/{self._descriptor}")
+        suffix = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+        with tempfile.NamedTemporaryFile(suffix=suffix, delete=False) as file:
+            file.write(code.data)
+        library = ctypes.CDLL(file.name)
+        if sys.platform != "win32":  # which cannot remove a loaded library; its temporary folder is cleaned by others
+            os.unlink(file.name)
+        return library
+
+    def unload(self) -> None:
+        if sys.platform != "win32":
+            close = ctypes.CDLL(None).dlclose
+            close.argtypes = [c_void_p]
+            close(self._library._handle)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+class Engine:
+    """An opened model. Not for two threads at once: callers take turns."""
+
+    def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
+        """Raises InfercError when the library cannot be loaded or disagrees with the manifest."""
+        manifest = artifact.manifest
+        self.threads = threads or physical_cores()
+        if self.threads < 1:
+            raise InfercError(f"threads must be 1 or more, not {threads}")
+        self._weights = artifact.view(manifest["weights"]["file"])  # keeps the mapping alive
+        self._library = _Library(artifact.view(manifest["library"]), manifest["prefix"])
+        self.c = self._library.functions
+        self.handle = c_void_p()
+        self._workspace = np.empty(0, np.uint8)
+        info = self.c.describe().contents
+        self.vocab_size, self.context, self.chunk = info.vocab_size, info.context, info.chunk
+        declared = (ABI, manifest["vocab_size"], manifest["context"], manifest["chunk"])
+        if declared != (info.abi, info.vocab_size, info.context, info.chunk):
+            self._library.unload()
+            raise InfercError(f"{artifact.path}: the library is not the one of its manifest: compile the model again")
+        options = _OpenOptions(
+            ctypes.sizeof(_OpenOptions), self._weights.ctypes.data, self._weights.nbytes, self.threads
+        )
+        try:
+            self.check(self.c.open(byref(options), byref(self.handle)))
+        except InfercError:
+            self._library.unload()
+            raise
+
+    def session(self) -> Session:
+        """A new, empty session."""
+        return Session(self)
+
+    def check(self, status: int) -> None:
+        """Raises InfercError with the library's own words for a status other than 0."""
+        if status:
+            raise InfercError((self.c.message(status) or b"unknown error").decode("utf-8", "replace"))
+
+    def close(self) -> None:
+        """Frees the library and the threads. Sessions of this model must not be used after it."""
+        if self.handle:
+            self.c.close(self.handle)
+            self.handle = c_void_p()
+            self._library.unload()
+
+    def workspace(self, tokens: int, rows: int) -> np.ndarray:
+        """Memory for an evaluation of so many tokens and wanted rows, kept for the next."""
+        wanted = max(1, self.c.workspace_bytes(self.handle, tokens, rows))
+        if self._workspace.size < wanted:
+            self._workspace = np.frombuffer(mmap.mmap(-1, wanted), np.uint8)
+        return self._workspace
+
+
+class Session:
+    """The cache of one sequence. Its memory is reserved for the whole context and taken from the system as it fills."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Raises InfercError when the system does not give the memory."""
+        self._engine = engine
+        size = engine.c.session_bytes(engine.context)
+        flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)}
+        try:
+            self._memory = np.frombuffer(mmap.mmap(-1, size, **flags if sys.platform != "win32" else {}), np.uint8)
+        except (OSError, OverflowError, ValueError) as error:
+            raise InfercError(
+                f"no memory for a context of {engine.context} positions ({size / 1e9:.1f} GB): "
+                "compile the model with a smaller `--context`"
+            ) from error
+        self._handle = c_void_p()
+        engine.check(engine.c.session_init(engine.handle, self._memory.ctypes.data, size, byref(self._handle)))
+
+    @property
+    def position(self) -> int:
+        """Tokens evaluated so far."""
+        return self._engine.c.position(self._handle)
+
+    def rewind(self, position: int) -> int:
+        """Forgets what was evaluated from `position` on and returns the new position.
+
+        That is 0 where the model attends to a window and no longer holds the one before `position`.
+        """
+        if self._engine.c.rewind(self._handle, position):
+            self._engine.check(self._engine.c.rewind(self._handle, 0))
+        return self.position
+
+    def eval(self, ids: Sequence[int], rows: int = 1) -> np.ndarray:
+        """Evaluates at most `chunk` ids after those before; the logits f32[rows, V] of the last `rows` of them.
+
+        On InfercError (the context is full, an id outside the vocabulary) the position is as before.
+        """
+        tokens = np.ascontiguousarray(ids, np.int32)
+        logits = np.empty((rows, self._engine.vocab_size), np.float32)
+        workspace = self._engine.workspace(len(tokens), rows)
+        item = _Item(
+            self._handle, tokens.ctypes.data_as(POINTER(c_int32)), len(tokens), rows,
+            logits.ctypes.data_as(POINTER(c_float)),
+        )  # fmt: skip
+        engine = self._engine
+        engine.check(engine.c.eval(engine.handle, workspace.ctypes.data, workspace.size, byref(item), 1))
+        return logits
