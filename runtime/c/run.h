@@ -44,6 +44,11 @@ static inline char *cache_page(char *session, const cache_region *region, int32_
   return session + region->base + (size_t)at * region->page_bytes;
 }
 
+/* A weight by its offset in the weights file; of whatever type the kernel reads it as. */
+static inline const void *weight(const run *r, size_t offset) { return r->weights + offset; }
+
+static inline int32_t int_max(int32_t a, int32_t b) { return a > b ? a : b; }
+static inline int32_t int_min(int32_t a, int32_t b) { return a < b ? a : b; }
 static inline size_t size_max(size_t a, size_t b) { return a > b ? a : b; }
 static inline size_t size_min(size_t a, size_t b) { return a < b ? a : b; }
 

@@ -1,0 +1,73 @@
+/* @TITLE@
+ *
+ * Every function returns a status or cannot fail. A failing call changes nothing. Pointers that a function takes may
+ * not be null unless it says so. Nothing here prints, aborts, or allocates, but for model_open. Results are the same
+ * bits whatever the number of threads, and however tokens are split over calls and shared calls. */
+#ifndef MODEL_H
+#define MODEL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#define MODEL_API __declspec(dllexport)
+#else
+#define MODEL_API __attribute__((visibility("default")))
+#endif
+
+enum {
+  MODEL_ABI = 1,
+  MODEL_ALIGNMENT = 64, /* bytes, of weights, sessions and workspaces */
+  @CONSTANTS@
+};
+
+typedef enum model_status {
+  MODEL_OK,
+  MODEL_INVALID, /* an argument is out of its range, null or not aligned */
+  MODEL_CPU,     /* the CPU lacks a feature that this library was compiled for */
+  MODEL_WEIGHTS, /* the weights have another size than those the model was compiled with */
+  MODEL_SYSTEM,  /* the system gave no memory or no threads */
+  MODEL_SIZE,    /* the memory given is smaller than its size function says */
+  MODEL_CONTEXT, /* the tokens do not fit into the session's memory or the model's context */
+  MODEL_EVICTED  /* the position is further back than a windowed layer remembers */
+} model_status;
+
+/* What a status means and what to do, in one line; never null. */
+MODEL_API const char *model_message(model_status status);
+
+typedef struct model_info {
+  int32_t abi;
+  int32_t vocab_size; /* of a language model; these three are 0 for any other */
+  int32_t context;    /* most positions of a session */
+  int32_t chunk;      /* most tokens of one eval */
+  size_t weights_bytes;
+  const char *name;
+  const char *target;
+  const char *cpu_features; /* that the target needs, separated by spaces, as in Linux's /proc/cpuinfo */
+} model_info;
+
+/* Facts about the model, for as long as the library is loaded. */
+MODEL_API const model_info *model_describe(void);
+
+/* A loaded model: the weights and a pool of threads. Any number may be open. */
+typedef struct model_model model_model;
+
+typedef struct model_open_options {
+  size_t size;         /* sizeof(model_open_options) */
+  const void *weights; /* the whole weights file, mapped or read, kept until model_close */
+  size_t weights_bytes;
+  int32_t threads; /* workers of one call, its caller included; 0: one for each processor */
+} model_open_options;
+
+/* Checks the CPU and the weights, starts the threads. INVALID, CPU, WEIGHTS, SYSTEM. */
+MODEL_API model_status model_open(const model_open_options *options, model_model **out_model);
+
+/* Ends the threads and frees the model; null is let pass. No call on the model may be running. */
+MODEL_API void model_close(model_model *model);
+
+/* Calls on one model may come from several host threads at once (not with the same session or workspace): one of them
+ * has the pool, the others do their work on their own thread. */

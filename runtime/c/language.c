@@ -1,0 +1,172 @@
+
+/* ---- Language models: sessions and evaluation ---- */
+
+/* The first MODEL_HEADER_BYTES of a session's memory; what follows is laid out by the program. */
+struct model_session {
+  uint64_t fingerprint; /* of the model that the session belongs to */
+  int32_t capacity;
+  int32_t position;
+  int32_t furthest; /* position that was ever reached: rings hold what lies before it */
+  int32_t taken;    /* by an eval that is being checked */
+};
+
+enum { PAGE = 256, MOST_POSITIONS = INT32_MAX - PAGE };
+
+static bool is_session(const model_session *session) {
+  return session && is_aligned(session) && session->fingerprint == MODEL_FINGERPRINT;
+}
+
+size_t model_session_bytes(int32_t positions) {
+  if (positions < 1 || positions > MODEL_MAX_POSITIONS) return 0;
+  return MODEL_SESSION_FIXED_BYTES + ((size_t)positions + PAGE - 1) / PAGE * MODEL_SESSION_PAGE_BYTES;
+}
+
+/* The positions that fit, given that `bytes` is enough for one. */
+static int32_t capacity_of(size_t bytes) {
+  const size_t page = MODEL_SESSION_PAGE_BYTES;
+  const size_t pages = page ? (bytes - MODEL_SESSION_FIXED_BYTES) / page : MOST_POSITIONS / PAGE;
+  return pages < MODEL_MAX_POSITIONS / PAGE + 1 ? int_min((int32_t)pages * PAGE, MODEL_MAX_POSITIONS) : MODEL_MAX_POSITIONS;
+}
+
+model_status model_session_init(model_model *model, void *memory, size_t bytes, model_session **out_session) {
+  if (!model || !memory || !is_aligned(memory) || !out_session) return MODEL_INVALID;
+  if (bytes < model_session_bytes(1)) return MODEL_SIZE;
+  model_session *session = memory;
+  memset(session, 0, MODEL_HEADER_BYTES);
+  *session = (model_session){.fingerprint = MODEL_FINGERPRINT, .capacity = capacity_of(bytes)};
+  *out_session = session;
+  return MODEL_OK;
+}
+
+model_status model_session_resize(model_session *session, size_t bytes) {
+  if (!is_session(session)) return MODEL_INVALID;
+  if (bytes < model_session_bytes(int_max(session->position, 1))) return MODEL_SIZE;
+  session->capacity = capacity_of(bytes);
+  return MODEL_OK;
+}
+
+int32_t model_position(const model_session *session) { return session->position; }
+
+int32_t model_capacity(const model_session *session) { return session->capacity; }
+
+int32_t model_rewind_limit(const model_session *session) {
+  return int_min(int_max(session->furthest - MODEL_REWIND, 0), session->position);
+}
+
+model_status model_rewind(model_session *session, int32_t position) {
+  if (!is_session(session) || position < 0 || position > session->position) return MODEL_INVALID;
+  if (position > 0 && position < model_rewind_limit(session)) return MODEL_EVICTED;
+  session->position = position;
+  if (position == 0) session->furthest = 0;
+  return MODEL_OK;
+}
+
+/* The parts of an eval's workspace, in their order; the arena follows. */
+typedef struct parts {
+  char **sessions;
+  int32_t *tokens, *sequence, *position, *rows;
+  float *logits;
+  uint8_t *arena;
+} parts;
+
+static size_t padded(size_t bytes) { return (bytes + MODEL_ALIGNMENT - 1) / MODEL_ALIGNMENT * MODEL_ALIGNMENT; }
+
+static size_t lists_bytes(size_t tokens, size_t rows) {
+  return padded(8 * tokens) + 3 * padded(4 * tokens) + padded(4 * rows) + padded(4 * rows * MODEL_VOCAB_SIZE);
+}
+
+static parts split(uint8_t *at, size_t tokens, size_t rows) {
+  parts p;
+  p.sessions = (char **)(void *)at, at += padded(8 * tokens);
+  p.tokens = (int32_t *)(void *)at, at += padded(4 * tokens);
+  p.sequence = (int32_t *)(void *)at, at += padded(4 * tokens);
+  p.position = (int32_t *)(void *)at, at += padded(4 * tokens);
+  p.rows = (int32_t *)(void *)at, at += padded(4 * rows);
+  p.logits = (float *)(void *)at, at += padded(4 * rows * MODEL_VOCAB_SIZE);
+  p.arena = at;
+  return p;
+}
+
+size_t model_workspace_bytes(const model_model *model, int32_t tokens, int32_t rows) {
+  if (!model || tokens < 1 || tokens > MODEL_MAX_TOKENS || rows < 0 || rows > tokens) return 0;
+  rows = int_max(rows, 1);
+  return lists_bytes((size_t)tokens, (size_t)rows) + model_program.step_arena_bytes(model->threads, tokens, rows);
+}
+
+/* Whether an item can be evaluated; marks its session as taken. */
+static model_status check_item(const model_item *item) {
+  model_session *session = item->session;
+  if (!is_session(session) || session->taken || !item->ids || item->id_count < 1) return MODEL_INVALID;
+  if (item->rows_wanted < 0 || item->rows_wanted > item->id_count) return MODEL_INVALID;
+  if (item->rows_wanted > 0 && !item->logits) return MODEL_INVALID;
+  for (int32_t i = 0; i < item->id_count; i++) {
+    if (item->ids[i] < 0 || item->ids[i] >= MODEL_VOCAB_SIZE) return MODEL_INVALID;
+  }
+  if (item->id_count > session->capacity - session->position) return MODEL_CONTEXT;
+  session->taken = 1;
+  return MODEL_OK;
+}
+
+/* Checks all items and counts their tokens and rows. */
+static model_status check_items(const model_item *items, size_t count, int32_t *tokens, int32_t *rows) {
+  model_status status = MODEL_OK;
+  size_t checked = 0;
+  for (; checked < count; checked++) {
+    status = check_item(&items[checked]);
+    if (status != MODEL_OK) break;
+    if (items[checked].id_count > MODEL_MAX_TOKENS - *tokens) status = MODEL_INVALID;
+    else *tokens += items[checked].id_count, *rows += items[checked].rows_wanted;
+    if (status != MODEL_OK) break;
+  }
+  for (size_t i = 0; i < count && i <= checked; i++) {
+    if (is_session(items[i].session)) items[i].session->taken = 0;
+  }
+  return status;
+}
+
+/* Where the step writes: the caller's memory if the wanted rows are to lie there one after another, else the workspace. */
+static float *place_logits(const model_item *items, size_t count, float *workspace) {
+  float *first = NULL, *next = NULL;
+  for (size_t i = 0; i < count; i++) {
+    if (items[i].rows_wanted == 0) continue;
+    if (first && items[i].logits != next) return workspace;
+    if (!first) first = items[i].logits;
+    next = items[i].logits + (size_t)items[i].rows_wanted * MODEL_VOCAB_SIZE;
+  }
+  return first;
+}
+
+model_status model_eval(model_model *model, void *workspace, size_t bytes, const model_item *items, size_t count) {
+  int32_t tokens = 0, rows = 0;
+  if (!model || !workspace || !is_aligned(workspace) || (count && !items)) return MODEL_INVALID;
+  if (count == 0) return MODEL_OK;
+  const model_status status = check_items(items, count, &tokens, &rows);
+  if (status != MODEL_OK) return status;
+  if (bytes < model_workspace_bytes(model, tokens, rows)) return MODEL_SIZE;
+  const int32_t planned_rows = int_max(rows, 1); /* a step has at least one; without logits it does not look */
+  const parts p = split(workspace, (size_t)tokens, (size_t)planned_rows);
+  int32_t t = 0, row = 0;
+  for (size_t i = 0; i < count; i++) {
+    p.sessions[i] = (char *)items[i].session;
+    for (int32_t j = 0; j < items[i].id_count; j++, t++) {
+      p.tokens[t] = items[i].ids[j];
+      p.sequence[t] = (int32_t)i;
+      p.position[t] = items[i].session->position + j;
+      if (j >= items[i].id_count - items[i].rows_wanted) p.rows[row++] = t;
+    }
+  }
+  float *logits = place_logits(items, count, p.logits);
+  const visit v = visit_begin(model, p.sessions, (int32_t)count);
+  model_program.step(&v.run, tokens, planned_rows, p.tokens, p.sequence, p.position, p.rows, logits, p.arena);
+  visit_end(model, &v);
+  const float *from = p.logits;
+  for (size_t i = 0; i < count; i++) {
+    model_session *session = items[i].session;
+    const size_t size = (size_t)items[i].rows_wanted * MODEL_VOCAB_SIZE;
+    if (logits == p.logits && size) memcpy(items[i].logits, from, size * sizeof *from);
+    from += size;
+    session->position += items[i].id_count;
+    session->furthest = int_max(session->furthest, session->position);
+  }
+  return MODEL_OK;
+}

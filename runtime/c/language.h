@@ -1,0 +1,49 @@
+
+/* ---- Sessions: one text each, in memory that the caller owns ----
+ *
+ * A session's memory holds no pointers: it may be moved or copied (to an aligned place) between calls, which is also
+ * how a session is saved, restored or forked. To let a session grow, give it more memory, its old bytes at the start
+ * (realloc), and call model_session_resize. Freeing the memory ends the session. */
+typedef struct model_session model_session;
+
+/* Exact bytes for a session of up to `positions` tokens, 0 unless it is 1 to MODEL_MAX_POSITIONS:
+ * @SESSION_FORMULA@ */
+MODEL_API size_t model_session_bytes(int32_t positions);
+
+/* Makes an empty session of `memory`, whose bytes may hold anything; *out_session is `memory`. INVALID, SIZE. */
+MODEL_API model_status model_session_init(model_model *model, void *memory, size_t bytes, model_session **out_session);
+
+/* Tells a session that its memory has `bytes` bytes now. INVALID; SIZE where its tokens would not fit. */
+MODEL_API model_status model_session_resize(model_session *session, size_t bytes);
+
+/* Tokens that the session holds, and the most it can hold. */
+MODEL_API int32_t model_position(const model_session *session);
+MODEL_API int32_t model_capacity(const model_session *session);
+
+/* Takes the session back to its first `position` tokens. INVALID beyond model_position; EVICTED between 0 and
+ * model_rewind_limit. */
+MODEL_API model_status model_rewind(model_session *session, int32_t position);
+
+/* The earliest position but 0 that the session can be taken back to. */
+MODEL_API int32_t model_rewind_limit(const model_session *session);
+
+/* ---- Evaluation ---- */
+
+/* The next tokens of one session. */
+typedef struct model_item {
+  model_session *session;
+  const int32_t *ids;
+  int32_t id_count;    /* at least 1 */
+  int32_t rows_wanted; /* 0 to id_count */
+  float *logits;       /* out: [rows_wanted][MODEL_VOCAB_SIZE], of the last rows_wanted tokens; may be null for 0 */
+} model_item;
+
+/* Exact bytes of workspace for an eval of that many tokens and wanted rows, over all its items; 0 unless tokens is 1 to
+ * MODEL_MAX_TOKENS and rows 0 to tokens:
+ * @WORKSPACE_FORMULA@ */
+MODEL_API size_t model_workspace_bytes(const model_model *model, int32_t tokens, int32_t rows);
+
+/* Advances every item's session by its tokens, in one pass over the weights. No session comes twice; the ids' counts
+ * sum to at most MODEL_MAX_TOKENS. The workspace may hold anything, before and after.
+ * INVALID (ids outside the vocabulary as well), SIZE, CONTEXT. */
+MODEL_API model_status model_eval(model_model *model, void *workspace, size_t bytes, const model_item *items, size_t count);
