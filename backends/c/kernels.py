@@ -68,8 +68,13 @@ Arg = Operand | Result | DimValue | Literal | Scratch | Run
 
 @dataclass(frozen=True)
 class Call:
-    """One line of the step function. `scratch` is in bytes, over the graph's symbols and `THREADS`."""
+    """One line of the step function. `scratch` is in bytes, over the graph's symbols and `THREADS`.
+
+    `in_place` lists (result, operand) pairs that may be given the same pointer: the kernel then reads every element of
+    the operand before it, and only it, writes the element in the same place.
+    """
 
     kernel: Kernel
     args: tuple[Arg, ...]
     scratch: Dim = 0
+    in_place: tuple[tuple[int, int], ...] = ()

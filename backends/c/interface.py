@@ -1,0 +1,218 @@
+"""The interface of a compiled module: its header, and the files that join it to the model's functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...ir.graph import Graph, IRError
+from ...ir.types import Dim, Type, i32, substitute
+from .emit import CONTEXT, Emitter, Parameter
+from .state import HEADER_BYTES, SessionLayout
+from .target import CTarget
+from .text import runtime_text
+
+STEP_INPUTS = ("tokens", "sequence", "position", "rows")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the interface says about a module."""
+
+    prefix: str
+    name: str
+    target: CTarget
+    context: int
+    chunk: int
+    weight_bytes: int
+    entries: Mapping[str, Graph]
+    emitter: Emitter
+    layout: SessionLayout
+
+    def __post_init__(self) -> None:
+        for entry, graph in self.entries.items():
+            if entry != "step" and graph.inputs_of("state"):
+                raise IRError(f"entry {entry}: only the entry named step may have states")
+        if "step" in self.entries:
+            self._check_step(self.entries["step"])
+
+    def _check_step(self, graph: Graph) -> None:
+        arguments = {n.attr("name"): n.types[0] for n in graph.inputs_of("arg")}
+        dims = [s.name for s in self.emitter.dimensions(graph)]
+        outputs = [graph.outputs[i].type for i in self.emitter.results(graph)]
+        if tuple(arguments) != STEP_INPUTS or any(t.dtype != i32 or t.rank != 1 for t in arguments.values()):
+            found = ", ".join(f"{n} {t}" for n, t in arguments.items())
+            raise IRError(f"entry step: its arguments are tokens, sequence, position i32[T] and rows i32[R], not {found}")
+        if dims != ["T", "R"] or len(outputs) != 1 or outputs[0].rank != 2 or not isinstance(outputs[0].shape[1], int):
+            raise IRError(f"entry step: it gives logits f32[R, vocabulary] over T and R, not {outputs} over {dims}")
+        if self.emitter.functions[graph].optional is None:
+            raise IRError("entry step: its logits do not depend on the wanted rows")
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the logits; 0 without a step."""
+        if "step" not in self.entries:
+            return 0
+        graph = self.entries["step"]
+        size = graph.outputs[self.emitter.results(graph)[0]].shape[1]
+        assert isinstance(size, int)
+        return size
+
+    @property
+    def functions(self) -> dict[str, Graph]:
+        """Entries that become a function of their own."""
+        return {name: graph for name, graph in self.entries.items() if name != "step"}
+
+    def constant(self, dim: Dim) -> Dim:
+        """`dim` with the context put in."""
+        return substitute(dim, {CONTEXT: self.context})
+
+    def prefixed(self, text: str) -> str:
+        """Hand-written C with this module's prefix in the place of `model`."""
+        text = re.sub(r"\bmodel_", f"{self.prefix}_", text)
+        text = re.sub(r"\bMODEL_", f"{self.prefix.upper()}_", text)
+        return text.replace('"model.h"', f'"{self.prefix}.h"')
+
+
+def comment_text(text: str) -> str:
+    """A user's text, safe inside a comment."""
+    return text.replace("*/", "* /").replace("/*", "/ *").replace("\n", " ").replace("\\", "/")
+
+
+def c_string(text: str) -> str:
+    """A C string literal of any text, as UTF-8."""
+    return '"' + "".join(chr(b) if 32 <= b < 127 and chr(b) not in '"\\?' else f"\\{b:03o}" for b in text.encode()) + '"'
+
+
+def header(facts: Facts, memory: Mapping[str, Any]) -> str:
+    """PREFIX.h."""
+    text = runtime_text("abi.h").replace("@TITLE@", comment_text(f"{facts.name}, compiled by inferc for {facts.target.name}."))
+    constants = []
+    if facts.vocab_size:
+        constants = [f"MODEL_VOCAB_SIZE = {facts.vocab_size},",
+                     f"MODEL_MAX_POSITIONS = {facts.context}, /* of a session */",
+                     f"MODEL_MAX_TOKENS = {facts.chunk} /* of one eval */"]  # fmt: skip
+        language = runtime_text("language.h").replace("@SESSION_FORMULA@", memory["session"])
+        text += language.replace("@WORKSPACE_FORMULA@", _folded(memory["workspace"]))
+    text = text.replace("  @CONSTANTS@\n", "".join(f"  {line}\n" for line in constants))
+    for name, graph in facts.functions.items():
+        text += "\n" + _function_declaration(facts, name, graph)
+    return facts.prefixed(text + runtime_text("abi_end.h"))
+
+
+def _folded(text: str, width: int = 110) -> str:
+    """A long formula over several comment lines."""
+    lines, row = [], ""
+    for word in text.split(" "):
+        if len(row) + len(word) > width:
+            lines.append(row.rstrip())
+            row = ""
+        row += word + " "
+    return "\n * ".join([*lines, row.rstrip()])
+
+
+def _function_declaration(facts: Facts, name: str, graph: Graph) -> str:
+    parameters = facts.emitter.parameters(graph)
+    what = ", ".join(f"{p.name} {p.type}" for p in parameters if p.type is not None)
+    return (
+        f"/* {comment_text(what)}. INVALID, SIZE. */\n"
+        f"MODEL_API model_status {_function_head(name, parameters)};\n"
+        f"MODEL_API size_t {_bytes_head(facts, name, graph)};\n"
+    )
+
+
+def _function_head(name: str, parameters: Sequence[Parameter]) -> str:
+    declared = ", ".join(p.declaration for p in parameters)
+    return f"model_{name}(model_model *model, void *workspace, size_t bytes, {declared})"
+
+
+def _bytes_head(facts: Facts, name: str, graph: Graph) -> str:
+    dims = "".join(f", int32_t {s.name}" for s in facts.emitter.dimensions(graph))
+    return f"model_{name}_workspace_bytes(const model_model *model{dims})"
+
+
+def _entry_type(facts: Facts, name: str, graph: Graph) -> list[str]:
+    dims = [s.name for s in facts.emitter.dimensions(graph)]
+    return [
+        f"  void (*{name})({', '.join(facts.emitter.signature(graph))});",
+        f"  size_t (*{name}_arena_bytes)({', '.join(f'int32_t {d}' for d in ('threads', *dims))});",
+    ]
+
+
+def program_header(facts: Facts, fingerprint: int) -> str:
+    """PREFIX_program.h: the table that the model's file gives, and constants of its sessions."""
+    lines = [
+        "/* What the model's own file gives to the library's functions. */",
+        "#ifndef MODEL_PROGRAM_H\n#define MODEL_PROGRAM_H\n",
+        '#include "model.h"\n#include "run.h"\n',
+    ]
+    if facts.vocab_size:
+        layout = facts.layout
+        rewind = "INT32_MAX" if layout.rewind is None else str(layout.rewind)
+        lines += [
+            f"#define MODEL_HEADER_BYTES {HEADER_BYTES}",
+            f"#define MODEL_SESSION_FIXED_BYTES ((size_t){layout.fixed_bytes})",
+            f"#define MODEL_SESSION_PAGE_BYTES ((size_t){layout.page_bytes}) /* for each 256 positions */",
+            f"#define MODEL_REWIND {rewind} /* positions before the furthest that are surely remembered */",
+            f"#define MODEL_FINGERPRINT UINT64_C(0x{fingerprint:016x})\n",
+        ]
+    lines += ["typedef struct model_program_table {", "  model_info info;"]
+    lines += ["  const char *const *cpu_features; /* ends with a null pointer */"]
+    for name, graph in facts.entries.items():
+        lines += _entry_type(facts, name, graph)
+    lines += ["} model_program_table;\n", "extern const model_program_table model_program;\n", "#endif\n"]
+    return facts.prefixed("\n".join(lines))
+
+
+def program_table(facts: Facts) -> str:
+    """The definition of that table, at the end of the model's file."""
+    features = ", ".join([*(c_string(f) for f in facts.target.cpu_features), "NULL"])
+    fields = [
+        f".abi = {facts.prefix.upper()}_ABI", f".vocab_size = {facts.vocab_size}",
+        f".context = {facts.context if facts.vocab_size else 0}", f".chunk = {facts.chunk if facts.vocab_size else 0}",
+        f".weights_bytes = {facts.weight_bytes}", f".name = {c_string(facts.name)}",
+        f".target = {c_string(facts.target.name)}", f".cpu_features = {c_string(' '.join(facts.target.cpu_features))}",
+    ]  # fmt: skip
+    rows = "".join(f"          {field},\n" for field in fields)
+    entries = "".join(
+        f"    .{name} = {facts.emitter.function_names[graph]},\n    .{name}_arena_bytes = {name}_arena_bytes,\n"
+        for name, graph in facts.entries.items()
+    )
+    return (
+        f"static const char *const cpu_features[] = {{{features}}};\n\n"
+        f"const {facts.prefix}_program_table {facts.prefix}_program = {{\n"
+        f"    .info =\n        {{\n{rows}        }},\n    .cpu_features = cpu_features,\n{entries}}};"
+    )
+
+
+def implementation(facts: Facts) -> str:
+    """PREFIX_abi.c."""
+    text = runtime_text("abi.c") + (runtime_text("language.c") if facts.vocab_size else "")
+    for name, graph in facts.functions.items():
+        text += "\n" + _function_definition(facts, name, graph)
+    return facts.prefixed(text)
+
+
+def _function_definition(facts: Facts, name: str, graph: Graph) -> str:
+    """An entry's own function: checks, then the graph."""
+    symbols = facts.emitter.dimensions(graph)
+    parameters = facts.emitter.parameters(graph)
+    dims = "".join(f", {s.name}" for s in symbols)
+    outside = "".join(f" || {s.name} < {s.lo} || {s.name} > {min(s.hi, (1 << 31) - 1)}" for s in symbols)
+    nulls = "".join(f" || !{p.name}" for p in parameters if isinstance(p.type, Type))
+    passed = ", ".join(p.name for p in parameters)
+    return f"""size_t {_bytes_head(facts, name, graph)} {{
+  return model ? model_program.{name}_arena_bytes(model->threads{dims}) : 0;
+}}
+
+model_status {_function_head(name, parameters)} {{
+  if (!model || !workspace || !is_aligned(workspace){outside}{nulls}) return MODEL_INVALID;
+  if (bytes < model_{name}_workspace_bytes(model{dims})) return MODEL_SIZE;
+  const visit v = visit_begin(model, NULL, 0);
+  model_program.{name}(&v.run, {passed}, workspace);
+  visit_end(model, &v);
+  return MODEL_OK;
+}}
+"""

@@ -1,0 +1,104 @@
+"""Nodes to calls: which kernel computes each node of a graph, and in which order the lines of its function run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from ...ir.graph import Graph, IRError, Module, Node, subgraphs
+from ...ir.target import Target
+from ...ir.types import Dim
+from . import attention, cache, embedding, linear, loop, norm, rope
+from .kernels import Call
+from .memory import GraphPlan, plan_graph, view_of
+
+Lowering = Callable[[Node, Target], Call]
+FAMILIES = (loop, embedding, linear, norm, rope, cache, attention)  # a later family's kernel replaces an earlier one's
+LOWERINGS: Mapping[str, Lowering] = {op: rule for family in FAMILIES for op, rule in family.LOWERINGS.items()}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One call in a function: of a kernel, or of the function of another graph."""
+
+    node: Node
+    call: Call | None = None
+    callee: Function | None = None
+
+    @property
+    def scratch(self) -> Dim:
+        """Bytes of arena that only this line uses."""
+        return self.callee.plan.plan.bytes if self.callee else self.call.scratch if self.call else 0
+
+    @property
+    def in_place(self) -> tuple[tuple[int, int], ...]:
+        """(result, operand) pairs that may share a buffer."""
+        return self.call.in_place if self.call else ()
+
+
+@dataclass(frozen=True)
+class Function:
+    """One graph as a C function. `optional` is the first line that a step needs only where logits are wanted."""
+
+    graph: Graph
+    lines: tuple[Line, ...]
+    plan: GraphPlan
+    optional: int | None = None
+
+
+def is_silent(node: Node) -> bool:
+    """Whether a node computes nothing: its value is there without a line."""
+    return node.op.name in ("input", "constant") or view_of(node) is not None
+
+
+def lower_node(node: Node, target: Target, lowerings: Mapping[str, Lowering] = LOWERINGS) -> Call:
+    """The kernel call that computes a node. Raises IRError, naming the op and where it was traced, if there is none."""
+    where = f"{node.op.name} at {node.origin}" if node.origin.path else node.op.name
+    rule = lowerings.get(node.op.name)
+    if rule is None:
+        raise IRError(f"{where}: the C backend has no kernel for this op; add one to a family in backends/c")
+    try:
+        return rule(node, target)
+    except (IRError, TypeError) as error:
+        operands = ", ".join(str(v.type) for v in node.inputs)
+        raise IRError(f"{where}({operands}): {error}") from error
+
+
+def lower_module(module: Module, target: Target, lowerings: Mapping[str, Lowering] = LOWERINGS) -> dict[Graph, Function]:
+    """A function for every distinct graph that the entries reach, callees before callers."""
+    functions: dict[Graph, Function] = {}
+
+    def visit(graph: Graph, entry: str = "") -> None:
+        if graph in functions:
+            return
+        for node in graph.nodes():
+            for callee in subgraphs(node) if node.op.name == "call" else ():
+                visit(callee)
+        late = _needs_rows(graph) if entry == "step" else frozenset()
+        nodes = [n for n in graph.nodes() if not is_silent(n)]
+        ordered = [n for n in nodes if n not in late] + [n for n in nodes if n in late]
+        lines = tuple(
+            Line(n, callee=functions[n.attr("graph")]) if n.op.name == "call" else Line(n, lower_node(n, target, lowerings))
+            for n in ordered
+        )
+        optional = len(nodes) - sum(n in late for n in nodes) if late else None
+        functions[graph] = Function(graph, lines, plan_graph(graph, lines), optional)
+
+    for name, graph in module.entries.items():
+        visit(graph, name)
+    return functions
+
+
+def _needs_rows(graph: Graph) -> frozenset[Node]:
+    """The nodes that depend on which rows are wanted: they can wait, and are left out where none is."""
+    found = {n for n in graph.inputs if n.attr("name") == "rows"}
+    for node in graph.nodes():
+        if any(v.node in found for v in node.inputs):
+            found.add(node)
+    return frozenset(found)
+
+
+def kernels_of(functions: Mapping[Graph, Function]) -> Iterator[Call]:
+    """Every kernel call of a program, in the order of its text."""
+    for function in functions.values():
+        yield from (line.call for line in function.lines if line.call)

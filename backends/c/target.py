@@ -1,0 +1,81 @@
+"""The CPUs that C is written for: what the passes may do for each, and how its code is compiled and checked."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import InfercError
+from ...ir.quant.formats import DIRECT
+from ...ir.target import INT8_ACTIVATIONS, Target
+from ...ir.types import f16
+
+BASELINE_HEADERS = ("scalar.h", "elementary.h")  # beside the target's own: scalar operations, elementary functions
+
+
+@dataclass(frozen=True)
+class CTarget:
+    """`ir` is what passes see. `cpu_features` are needed at run time, by their names in Linux's /proc/cpuinfo.
+
+    `cflags` compile the model's own file, `baseline` everything that runs before the CPU was checked; `header` is the
+    file in isa/ that defines the vector words.
+    """
+
+    ir: Target
+    header: str
+    cflags: tuple[str, ...] = ()
+    cpu_features: tuple[str, ...] = ()
+    baseline: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.ir.name
+
+
+FUSIONS = frozenset({"linear_group", "linear_add", "gated_linear", "rms_norm_quantize", "rope_cache_write"})
+
+
+def _target(name: str, flags: str = "", features: str = "") -> CTarget:
+    """A target whose flags and features are given as words."""
+    ir = Target(
+        name=name, backend="c", weight_layout="panel16", fusions=FUSIONS, direct=frozenset(DIRECT), cache=f16, page=256,
+        activations={w: a for w, a in INT8_ACTIVATIONS.items() if w in DIRECT or w == "bf16"},
+    )  # fmt: skip
+    baseline = ("-march=x86-64",) if platform.machine() in ("x86_64", "AMD64") else ()
+    return CTarget(ir, f"{name}.h", (*baseline, *flags.split()), tuple(features.split()), baseline)
+
+
+TARGETS: dict[str, CTarget] = {
+    t.name: t
+    for t in (
+        _target("generic"),
+        _target("avx2", "-mavx2 -mfma -mf16c", "avx avx2 fma f16c"),
+        _target(
+            "avx512vnni",
+            "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c",
+            "avx avx2 fma f16c avx512f avx512bw avx512dq avx512vl avx512_vnni",
+        ),
+    )
+}  # from the least to the best
+
+
+def _host_features() -> frozenset[str]:
+    """What /proc/cpuinfo says this CPU has; nothing where there is no such file."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return frozenset(cpuinfo.read_text().split()) if cpuinfo.exists() else frozenset()
+
+
+def native() -> CTarget:
+    """The best target that the host's CPU can run."""
+    features = _host_features()
+    return [t for t in TARGETS.values() if features.issuperset(t.cpu_features)][-1]
+
+
+def get(name: str) -> CTarget:
+    """The target of that name; "native" is the host's best. Raises InfercError for an unknown one."""
+    if name == "native":
+        return native()
+    if name not in TARGETS:
+        raise InfercError(f"there is no target {name!r}: choose one of native, {', '.join(TARGETS)}")
+    return TARGETS[name]

@@ -1,0 +1,142 @@
+"""Pieces of C text: names, dimensions, element types and constant arrays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from textwrap import wrap
+
+import numpy as np
+
+from ...ir.types import Atom, Dim, DType, Sym, Type
+
+HERE = Path(__file__).resolve().parent
+
+# Keywords, and names that the emitted functions and headers use themselves.
+RESERVED = frozenset(
+    "auto break case char const continue default do double else enum extern float for goto if inline int long register "
+    "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while bool true false "
+    "r at arena threads run weight parallel cache_region cache_page size_max size_min main memcpy T R S C "
+    "exp log sin cos erf pow floor ceil round".split()
+)
+
+C_TYPES = {
+    "f32": "float", "f64": "double", "f16": "uint16_t", "bf16": "uint16_t", "bool": "uint8_t",
+    **{f"{s}{n}": f"{'u' * (s == 'u')}int{n}_t" for s in "iu" for n in (8, 16, 32, 64)},
+}  # fmt: skip
+
+
+def c_type(dtype: DType) -> str:
+    """The C type that a buffer of `dtype` is made of; block and activation formats are bytes."""
+    return C_TYPES.get(dtype.name, "uint8_t")
+
+
+def identifier(text: str, fallback: str = "value") -> str:
+    """`text` as a C identifier: what C does not allow becomes an underscore."""
+    name = re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_")
+    return name if name and not name[0].isdigit() else f"{fallback}_{name}".rstrip("_")
+
+
+class Names:
+    """Gives each thing of a scope its own identifier, the wanted one where it is free."""
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self.taken = set(RESERVED).union(taken)
+
+    def new(self, wanted: str, fallback: str = "value") -> str:
+        base = name = identifier(wanted, fallback)
+        count = 1
+        while name in self.taken:
+            count += 1
+            name = f"{base}_{count}"
+        self.taken.add(name)
+        return name
+
+
+def dim_c(dim: Dim, names: Mapping[str, str] | None = None, *, wide: bool = False) -> str:
+    """A dimension as a C expression of type int32_t, or size_t when `wide`, over int32_t variables.
+
+    `names` renames symbols. Dimensions are never negative, so C's division is floor division. Operators of lower
+    precedence than + are never outermost: the result may be added to, and must be bracketed to be multiplied.
+    """
+    if isinstance(dim, int):
+        return str(dim)
+    names = names or {}
+
+    def atom(a: Atom) -> str:
+        if isinstance(a, Sym):
+            name = names.get(a.name, a.name)
+            return f"(size_t){name}" if wide else name
+        left, right = (dim_c(x, names, wide=wide) for x in a.args)
+        if a.op in ("min", "max"):
+            return f"{'size' if wide else 'int'}_{a.op}({left}, {right})"
+        return f"(({left}) {'/' if a.op == 'floordiv' else '%'} ({right}))"
+
+    text = ""
+    for monomial, coefficient in dim.terms:
+        factors = [atom(a) for a, power in monomial for _ in range(power)]
+        if abs(coefficient) != 1 or not factors:
+            factors.insert(0, str(abs(coefficient)))
+        sign = "-" if coefficient < 0 else "+"
+        text += (f" {sign} " if text else "-" * (coefficient < 0)) + " * ".join(factors)
+    return text
+
+
+def _float_literal(bits: int, value: np.float32 | np.float64) -> str:
+    suffix = "f" if value.dtype == np.float32 else ""
+    if np.isnan(value):
+        return "NAN"
+    if np.isinf(value):
+        return "-INFINITY" if value < 0 else "INFINITY"
+    text = np.format_float_scientific(value, trim="0") if not 1e-4 <= abs(value) < 1e7 else repr(value.item())
+    if value.dtype == np.float32 and 1e-4 <= abs(value) < 1e7:
+        text = np.format_float_positional(value, unique=True, trim="0")
+    if value == 0:
+        text = "-0.0" if bits else "0.0"
+    return text + suffix
+
+
+def literals(raw: bytes, dtype: DType) -> list[str]:
+    """The elements of a constant as C literals that give back the same bits (NaNs as NAN)."""
+    if dtype.name in ("f32", "f64"):
+        values = np.frombuffer(raw, dtype.numpy)
+        bits = np.frombuffer(raw, f"uint{dtype.block_bytes * 8}")
+        return [_float_literal(int(b), v) for b, v in zip(bits, values)]
+    kind = c_type(dtype)
+    integers = np.frombuffer(raw, np.dtype(kind.removesuffix("_t")))
+    suffix = "" if kind not in ("int64_t", "uint64_t") else "LL" if kind == "int64_t" else "ULL"
+    lowest = {"int32_t": -(2**31), "int64_t": -(2**63)}.get(kind)
+    name = kind[:-2].upper() + "_MIN"
+    return [name if v == lowest else f"{v}{'u' * (kind == 'uint32_t')}{suffix}" for v in integers.tolist()]
+
+
+def constant_array(name: str, raw: bytes, type: Type) -> str:
+    """`static const` definition of a constant's elements in row-major order, with its type in a comment."""
+    items = literals(raw, type.dtype)
+    head = f"static const {c_type(type.dtype)} {name}[{len(items)}] = {{"
+    body = ", ".join(items)
+    if len(head) + len(body) < 90:
+        return f"{head}{body}}}; /* {type} */"
+    lines = "\n".join(wrap(body, 112, initial_indent="    ", subsequent_indent="    "))
+    return f"{head} /* {type} */\n{lines}}};"
+
+
+def indented(text: str, by: str = "  ") -> str:
+    return "\n".join(by + line if line else line for line in text.splitlines())
+
+
+def aligned(rows: list[tuple[str, str]]) -> list[str]:
+    """Code lines with their comments in one column, but for the longest lines."""
+    width = max((len(code) for code, _ in rows if len(code) <= 72), default=0)
+    return [f"{code.ljust(width)} /* {comment} */" if comment else code for code, comment in rows]
+
+
+def runtime_text(name: str) -> str:
+    """A hand-written file of runtime/c."""
+    return (HERE.parents[1] / "runtime" / "c" / name).read_text(encoding="utf-8")
+
+
+def isa_text(name: str) -> str:
+    """A hand-written header of isa/."""
+    return (HERE / "isa" / name).read_text(encoding="utf-8")
