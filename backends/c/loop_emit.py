@@ -1,0 +1,395 @@
+"""Any `Loop` as readable C: one function, whose outermost axis is split among the workers where the work is large."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+
+from ...ir.graph import Value
+from ...ir.ops.common import narrow
+from ...ir.types import Dim, DType, Expr, Sym, Type, bounds, f32, symbols
+from .kernels import Kernel
+from .loop_model import (Affine, Apply, Axis, Body, Constant, Guard, Loop, Lookup, Position, Read, Within, axes,
+                         children, collapse, flatten, index_of, move, parts)  # fmt: skip
+from .scalar import HALVES, VALUE_TYPES, enclosed, expression, literal, load, rounded, store
+from .text import C_TYPES, Names, dim_c, identifier, indented
+
+GRAIN = 1 << 14  # evaluations of a body that are worth handing to a worker
+OUTER_NAMES, REDUCED_NAMES = "ijkmno", "pquvw"
+LOCALS = ("args", "g", "begin", "end", "worker", "l", "lane", "count", "total", "most", "best")  # names that the lines use themselves
+
+# monoid → (identity for floats, for integers and bool as a C expression of the type's name, combining operation)
+MONOIDS = {
+    "sum": ("0", "0", "add"), "prod": ("1", "1", "mul"), "max": ("-INFINITY", "{low}", "max"),
+    "min": ("INFINITY", "{high}", "min"), "and": ("", "{ones}", "and"), "or": ("", "0", "or"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """A kernel and what its C function takes, in order: the run if it is parallel, dimensions, operands, the result."""
+
+    kernel: Kernel
+    parallel: bool
+    dims: tuple[Sym, ...]
+    operands: tuple[Value, ...]
+
+
+def emit(loop: Loop, name: str, operand_names: Sequence[str] = ()) -> Emitted:
+    """The loop as a C function whose symbol begins with `name`; equal text gives equal symbols.
+
+    `operand_names` are wished names for `loop.operands`; without them they are called a, b, c …
+    """
+    loop = collapse(loop)
+    writer = _Writer(loop, operand_names)
+    return finish(writer.lines(), writer.context(), name)
+
+
+# ---- functions, whatever is in them ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a function of the family takes: dimensions, operands, results, and how its outer axis may be split."""
+
+    dims: tuple[Sym, ...]
+    operands: tuple[tuple[str, Value], ...]
+    results: tuple[tuple[str, Type], ...]
+    count: Dim = 1  # of the outermost axis, whose counter runs from `begin` to `end` in the lines
+    work: Dim = 1  # evaluations for one step of it
+    comment: str = ""
+    scratch: str = ""  # the name of an int32_t array, of a function that is not split
+
+
+def is_parallel(count: Dim, work: Dim) -> bool:
+    """Whether there can be work for a second worker: decided by the bounds of the symbols."""
+    return bounds(count)[1] > 1 and bounds(count * work)[1] >= 2 * GRAIN
+
+
+def finish(lines: Sequence[str], given: Parameters, name: str) -> Emitted:
+    """Puts a head on the lines of a function's body: a plain function, or a part and the function that splits it."""
+    pointers = [(f"const {C_TYPES[v.dtype.name]} *", n) for n, v in given.operands]
+    pointers += [(f"{C_TYPES[t.dtype.name]} *", n) for n, t in given.results]
+    dims = [("int32_t ", s.name) for s in given.dims]
+    split = is_parallel(given.count, given.work)
+    if split:
+        text = _split_function(lines, given, pointers)
+    else:
+        pointers += [("int32_t *", given.scratch)] if given.scratch else []
+        signature = ", ".join([t + n for t, n in dims] + [f"{t}restrict {n}" for t, n in pointers])
+        text = "\n".join([f"static void @({signature}) {{", indented("\n".join(lines)), "}"])
+    text = f"/* {given.comment} */\n{text}\n" if given.comment else text + "\n"
+    symbol = f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    source = "\n".join(wrapped(line) for line in text.replace("@", symbol).splitlines()) + "\n"
+    return Emitted(Kernel(symbol, source), split, given.dims, tuple(v for _, v in given.operands))
+
+
+def _split_function(lines: Sequence[str], given: Parameters, pointers: list[tuple[str, str]]) -> str:
+    used = "\n".join(lines)
+    dims = [("int64_t ", s.name) for s in given.dims if re.search(rf"\b{s.name}\b", used)]
+    fields = "".join(f" {t}{n};" for t, n in dims + pointers)
+    values = ", ".join(n for _, n in dims + pointers)
+    unpack = [f"const {t}{n} = g->{n};" for t, n in dims] + [f"{t}restrict {n} = g->{n};" for t, n in pointers]
+    work = dim_c(given.work)
+    grain = str(max(1, GRAIN // given.work)) if isinstance(given.work, int) else f"1 + {GRAIN} / (1 + {work})"
+    signature = ", ".join(["const run *r", *(f"int32_t {s.name}" for s in given.dims), *(t + n for t, n in pointers)])
+    return "\n".join([
+        f"typedef struct {{{fields} }} @_args;",
+        "",
+        "static void @_part(const void *args, int32_t begin, int32_t end, int32_t worker) {",
+        "  const @_args *g = args;",
+        *(f"  {line}" for line in unpack),
+        "  (void)worker;",
+        indented(used),
+        "}",
+        "",
+        f"static void @({signature}) {{",
+        f"  parallel(r, {dim_c(given.count)}, {grain}, @_part, &(@_args){{{values}}});",
+        "}",
+    ])  # fmt: skip
+
+
+def wrapped(line: str, width: int = 116) -> str:
+    """A line of C broken where an operand or argument begins, as often as the width asks."""
+    if len(line) <= width:
+        return line
+    breaks = [m.start() for m in re.finditer(r"(?<=, )(?=\S)|(?<= )(?=(&&|\|\||\?|:) )|(?<=; )(?=\S)", line[: width + 1])]
+    begin = len(line) - len(line.lstrip())
+    at = max((b for b in breaks if b > begin + 8), default=None)
+    if at is None:
+        return line
+    return line[:at].rstrip() + "\n" + wrapped(" " * (begin + 4) + line[at:], width)
+
+
+def symbols_of(*dims: Dim) -> tuple[Sym, ...]:
+    return tuple(sorted({s for d in dims for s in symbols(d)}, key=lambda s: s.name))
+
+
+# ---- expressions ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Scope:
+    """Names of axes and operands while text is printed. `raw`: elements are only moved, halves stay bits."""
+
+    axis: list[str]
+    operand: dict[Value, str]
+    raw: bool = False
+    found: dict[Lookup, str] = field(default_factory=dict)
+    bound: dict[Body, str] = field(default_factory=dict)
+
+    def value_type(self, dtype: DType) -> str:
+        return (C_TYPES if self.raw else VALUE_TYPES)[dtype.name]
+
+    def index(self, index: Affine) -> str:
+        text = ""
+        for atom, coefficient in index.terms:
+            match atom:
+                case Axis(number):
+                    inner = self.axis[number]
+                case Lookup():
+                    inner = self.found.get(atom) or self.lookup(atom)
+                case _:
+                    inner = f"({self.index(atom.index)}) / {atom.divisor}"
+            negative = bounds(coefficient)[1] < 0
+            size = -coefficient if negative else coefficient
+            scaled = inner if size == 1 else f"{inner} * {bracketed(size)}"
+            text += (f" {'-' if negative else '+'} " if text else "-" * negative) + scaled
+        if index.offset == 0 and text:
+            return text
+        offset = dim_c(index.offset)
+        if not text:
+            return offset
+        return f"{offset} {text[0]} {text[1:]}" if text[0] == "-" else f"{text} + {offset}".replace("+ -", "- ")
+
+    def lookup(self, atom: Lookup) -> str:
+        element = self.body(atom.read)
+        if atom.clamp is None:
+            return f"(int64_t){element}"
+        return f"clamp_index({element}, {dim_c(atom.clamp[0])}, {dim_c(atom.clamp[1])})"
+
+    def guards(self, guards: Sequence[Guard]) -> str:
+        tests = []
+        for guard in guards:
+            index = self.index(guard.index)
+            if not _never_negative(guard.index):
+                tests.append(f"{index} >= 0")
+            if guard.divisor > 1:
+                tests.append(f"({index}) % {guard.divisor} == 0")
+            tests.append(f"{index} < {dim_c(guard.limit)}")
+        return " && ".join(tests)
+
+    def body(self, body: Body) -> str:
+        """C text of a value, names of bound subexpressions in their place."""
+        if body in self.bound:
+            return self.bound[body]
+        match body:
+            case Read(source=source, index=(index,)):
+                element = f"{self.operand[source]}[{self.index(index)}]"
+                return element if self.raw else load(element, body.dtype)
+            case Constant(value=value, dtype=dtype):
+                return str(half_bits(value, dtype)) if self.raw and dtype.name in HALVES else literal(value, dtype)
+            case Position(index=index, dtype=dtype):
+                return rounded(f"({VALUE_TYPES[dtype.name]}){enclosed(self.index(index))}", dtype)
+            case Within(guards=guards, value=value, fill=fill):
+                return f"{self.guards(guards)} ? {self.body(value)} : {enclosed(self.body(fill))}"
+            case Apply(op=op, args=args, dtype=dtype):
+                return expression(op, [self.body(a) for a in args], args[-1].dtype, dtype)
+        raise TypeError(f"{body!r} is no body")
+
+    def bindings(self, body: Body) -> Iterator[str]:
+        """Declarations of what is used more than once and always evaluated; later text uses their names."""
+        counts = Counter(_always(body))
+        for part in dict.fromkeys(_always(body)):
+            if counts[part] > 1 and isinstance(part, (Apply, Within)) and part not in self.bound:
+                text = self.body(part)
+                name = f"v{len(self.bound)}"
+                self.bound[part] = name
+                yield f"const {self.value_type(part.dtype)} {name} = {text};"
+
+
+def _always(body: Body) -> Iterator[Body]:
+    """The values that are evaluated whatever the guards say, innermost first."""
+    if isinstance(body, Apply):
+        for arg in body.args:
+            yield from _always(arg)
+    yield body
+
+
+def _unguarded_lookups(part: Body | Affine | Guard | Lookup) -> Iterator[Lookup]:
+    """The looked-up indices that are evaluated whatever the guards say, innermost first."""
+    for inside in part.guards if isinstance(part, Within) else children(part):
+        yield from _unguarded_lookups(inside)
+    if isinstance(part, Lookup):
+        yield part
+
+
+def _never_negative(index: Affine) -> bool:
+    steps = all(isinstance(a, Axis) and bounds(c)[0] >= 0 for a, c in index.terms)
+    return steps and bounds(index.offset)[0] >= 0
+
+
+def bracketed(dim: Dim) -> str:
+    text = dim_c(dim)
+    return f"({text})" if isinstance(dim, Expr) and len(dim.terms) > 1 else text
+
+
+def half_bits(value: float, dtype: DType) -> int:
+    """A number as the bits of a half float."""
+    return int(narrow(np.float32(value), dtype).view(np.uint16))
+
+
+# ---- loops ----------------------------------------------------------------------------------------------------------
+
+
+class _Writer:
+    """The body of one collapsed loop's function."""
+
+    def __init__(self, loop: Loop, operand_names: Sequence[str]) -> None:
+        self.loop, self.rank = loop, len(loop.shape)
+        sizes = [*loop.shape, *loop.reduced]
+        indices = [p for p in parts(loop.body) if isinstance(p, Affine)]
+        found = [d for i in indices for d in (i.offset, *(c for _, c in i.terms))]
+        found += [g.limit for g in parts(loop.body) if isinstance(g, Guard)]
+        found += [d for a in parts(loop.body) if isinstance(a, Lookup) and a.clamp for d in a.clamp]
+        self.dims = symbols_of(*sizes, *found)
+        names = Names([*(s.name for s in self.dims), *LOCALS])
+        wished = list(operand_names) or list("abcdefgh"[: len(loop.operands)])
+        wished += [f"x{n}" for n in range(len(wished), len(loop.operands))]
+        self.operand = {v: names.new(n) for v, n in zip(loop.operands, wished)}
+        self.out = names.new("out")
+        outer = [names.new(OUTER_NAMES[n] if n < len(OUTER_NAMES) else f"i{n}") for n in range(self.rank)]
+        inner = [names.new(REDUCED_NAMES[n] if n < len(REDUCED_NAMES) else f"p{n}") for n in range(len(loop.reduced))]
+        moved_only = not loop.monoid and not any(isinstance(p, (Apply, Position)) for p in parts(loop.body))
+        self.scope = Scope(outer + inner, self.operand, raw=moved_only)
+
+    def context(self) -> Parameters:
+        loop = self.loop
+        reads = ", ".join(f"{self.operand[v]} {v.type}" for v in loop.operands)
+        comment = f"{reads} -> {loop.result.type}" if reads else str(loop.result.type)
+        count = loop.shape[0] if self.rank else 1
+        work = prod(loop.shape[1:]) * prod(loop.reduced)
+        return Parameters(self.dims, tuple((n, v) for v, n in self.operand.items()), ((self.out, loop.result.type),),
+                          count, work, comment)  # fmt: skip
+
+    def lines(self) -> list[str]:
+        loop, found = self.loop, self._lookups()
+        target = Scope(self.scope.axis, {}).index(flatten(axes(self.rank), loop.shape))
+        inside = self._reduction(target) if loop.monoid else self._assignment(target)
+        inside = [*found[self.rank], *inside]
+        for n in reversed(range(self.rank)):
+            split = n == 0 and is_parallel(loop.shape[0], self.context().work)
+            low, high = ("begin", "end") if split else ("0", dim_c(loop.shape[n]))
+            inside = [*found[n], *counted(self.scope.axis[n], low, high, inside)]
+        return inside
+
+    def _lookups(self) -> list[list[str]]:
+        """Declarations of looked-up indices that need no guard: entry n belongs inside of n output axes."""
+        lines: list[list[str]] = [[] for _ in range(self.rank + 1)]
+        for atom in dict.fromkeys(_unguarded_lookups(self.loop.body)):
+            depth = max((p.number + 1 for p in parts(atom) if isinstance(p, Axis)), default=0)
+            if depth <= self.rank:
+                name = f"at{len(self.scope.found)}"
+                lines[depth].append(f"const int64_t {name} = {self.scope.lookup(atom).removeprefix('(int64_t)')};")
+                self.scope.found[atom] = name
+        return lines
+
+    def _assignment(self, target: str) -> list[str]:
+        bindings = list(self.scope.bindings(self.loop.body))
+        text = self.scope.body(self.loop.body)
+        return [*bindings, f"{self.out}[{target}] = {text if self.scope.raw else store(text, self.loop.result.dtype)};"]
+
+    def _reduction(self, target: str) -> list[str]:
+        dtype = self.loop.result.dtype
+        kind = VALUE_TYPES[dtype.name]
+        if self.loop.monoid == "dot":
+            start, lines, total = self._dot()
+        elif dtype.is_float:
+            start, lines, total = self._lanes(kind)
+        else:
+            start = [f"{kind} total = {identity(self.loop.monoid, dtype)};"]
+            bindings, text = list(self.scope.bindings(self.loop.body)), self.scope.body(self.loop.body)
+            update = expression(MONOIDS[self.loop.monoid][2], ["total", text], dtype, dtype)
+            lines, total = self._nest([*bindings, f"total = {update};"]), "total"
+        return [*start, *lines, f"{self.out}[{target}] = {store(total, dtype)};"]
+
+    def _nest(self, inside: list[str], skip: int = 0) -> list[str]:
+        """The lines inside loops over the reduced axes but the last `skip`."""
+        for n in reversed(range(len(self.loop.reduced) - skip)):
+            inside = counted(self.scope.axis[self.rank + n], "0", dim_c(self.loop.reduced[n]), inside)
+        return inside
+
+    def _dot(self) -> tuple[list[str], list[str], str]:
+        """One chain of fused multiply-adds; for integers the sum of products."""
+        assert isinstance(self.loop.body, Apply) and self.loop.body.op == "mul"
+        a, b = (self.scope.body(x) for x in self.loop.body.args)
+        dtype = self.loop.body.dtype
+        update = f"fmaf({a}, {b}, total)"
+        if dtype.is_integer:
+            update = expression("add", ["total", expression("mul", [a, b], dtype, dtype)], dtype, dtype)
+        return [f"{VALUE_TYPES[dtype.name]} total = 0;"], self._nest([f"total = {update};"]), "total"
+
+    def _lanes(self, kind: str) -> tuple[list[str], list[str], str]:
+        """Sixteen accumulators, element n of the reduced sequence in lane n % 16, folded at the end."""
+        loop, scope = self.loop, self.scope
+        computed = "f64" if kind == "double" else "f32"
+        monoid, start = loop.monoid, MONOIDS[loop.monoid][0]
+        head = [f"{kind} lane[16];", f"for (int l = 0; l < 16; l++) lane[l] = {start};"]
+        wide = f32 if loop.body.dtype.name in HALVES else loop.body.dtype
+
+        def update(lane: str, body: Body) -> str:
+            return f"{lane} = {expression(MONOIDS[monoid][2], [lane, scope.body(body)], wide, wide)};"
+
+        # A lane that the last line does not fill takes the identity, which drops a NaN from a maximum.
+        fill = f"lane[l] = {monoid}_{computed}(lane[l], {start})" if monoid in ("max", "min") else ""
+        if len(loop.reduced) == 1:
+            size, p = loop.reduced[0], scope.axis[self.rank]
+            scope.axis.append("l")
+            body = move(loop.body, [*axes(self.rank), index_of(Axis(self.rank)) + index_of(Axis(self.rank + 1))])
+            step = update("lane[l]", body)
+            whole = isinstance(size, int) and size % 16 == 0
+            lines = [f"int64_t {p} = 0;"] if not whole else []
+            first = f"int64_t {p} = 0" if whole else ""
+            lines += [f"for ({first}; {p} + 16 <= {dim_c(size)}; {p} += 16)", f"  for (int l = 0; l < 16; l++) {step}"]
+            if not whole:
+                lines += [f"for (int l = 0; {p} + l < {dim_c(size)}; l++) {step}"]
+                if fill:
+                    lines += [f"for (int l = (int)({dim_c(size)} - {p}); l && l < 16; l++) {fill};"]
+        else:
+            head.append("int count = 0;")
+            lines = self._nest([update("lane[count++ & 15]", loop.body)])
+            if fill:
+                lines.append(f"for (int l = count & 15; l && l < 16; l++) {fill};")
+        return head, lines, f"fold_{monoid}_{computed}(lane)"
+
+
+def counted(counter: str, low: str, high: str, inside: list[str]) -> list[str]:
+    """The lines inside one counting loop."""
+    head = f"for (int64_t {counter} = {low}; {counter} < {high}; {counter}++)"
+    one = inside[0].startswith("for (") or len(inside) == 1
+    body = [f"  {line}" for line in inside]
+    if one and all(line[0] in " }" for line in inside[1:]):
+        return [head, *body]
+    return [f"{head} {{", *body, "}"]
+
+
+def identity(monoid: str, dtype: DType) -> str:
+    """The start of an integer or boolean reduction."""
+    bits, signed = dtype.block_bytes * 8, dtype.name[0] == "i"
+    if dtype.name == "bool":
+        names = {"low": "false", "high": "true", "ones": "true"}
+    else:
+        low = f"INT{bits}_MIN" if signed else "0"
+        names = {"low": low, "high": f"{'' if signed else 'U'}INT{bits}_MAX", "ones": f"({C_TYPES[dtype.name]})-1"}
+    return MONOIDS[monoid][1].format(**names)
+
+
+def kernel_name(op: str, result: Type) -> str:
+    """How a kernel's symbol begins: the op, and what it makes."""
+    return identifier("_".join([op, str(result.dtype), "x".join(map(str, result.shape)) or "scalar"]))
