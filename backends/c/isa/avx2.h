@@ -16,7 +16,7 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-enum { LANES = 16 };
+enum { LANES = 16, REGISTERS = 8 };
 typedef struct { __m256 a, b; } vf32;
 typedef struct { __m256i a, b; } vi32;
 typedef vi32 vu8, vdot;  /* a vdot holds pairs of 16-bit sums */
@@ -141,7 +141,7 @@ INLINE vu8 u8_or(vu8 x, vu8 y) { return i32_or(x, y); }
 INLINE vu8 u8_shr16(vu8 x, int n) { return I32_(_mm256_srli_epi16(x.a, n), _mm256_srli_epi16(x.b, n)); }
 INLINE vu8 u8_shl16(vu8 x, int n) { return I32_(_mm256_slli_epi16(x.a, n), _mm256_slli_epi16(x.b, n)); }
 INLINE vquad quad_load(const int8_t *p) { int32_t x; memcpy(&x, p, 4); return _mm256_set1_epi32(x); }
-#define DOT_QUADS(bits) ((bits) == 8 ? 1 : 32767 / (254 * ((1 << (bits)) - 1)))
+#define DOT_QUADS(bits) ((bits) == 8 ? 1 : (bits) < 4 ? 8 : 32767 / (254 * ((1 << (bits)) - 1)))
 #define DOT_SCALED_QUADS(bits) DOT_QUADS(bits)
 INLINE vdot dot_zero(void) { return i32_zero(); }
 INLINE vdot dot4_u7s8(vdot d, vu8 w, vquad x) {
@@ -153,11 +153,13 @@ INLINE __m256i pairs_s8(__m256i w, __m256i x) { return _mm256_maddubs_epi16(_mm2
 INLINE vdot dot4_s8s8(vdot d, vu8 w, vquad x) {
   return I32_(_mm256_add_epi16(d.a, pairs_s8(w.a, x)), _mm256_add_epi16(d.b, pairs_s8(w.b, x)));
 }
-INLINE vi32 dot_scaled(vi32 sum, vdot d, vi32 scale) {
-  return I32_(_mm256_add_epi32(sum.a, _mm256_madd_epi16(d.a, scale.a)), _mm256_add_epi32(sum.b, _mm256_madd_epi16(d.b, scale.b)));
+INLINE vi32 dot2_s16(vi32 sum, vi32 x, vi32 y) {
+  return I32_(_mm256_add_epi32(sum.a, _mm256_madd_epi16(x.a, y.a)), _mm256_add_epi32(sum.b, _mm256_madd_epi16(x.b, y.b)));
 }
-INLINE vi32 dot_scale(vi32 s) { return i32_or(i32_and(s, i32_splat(0xffff)), i32_shl(s, 16)); }
-INLINE vi32 dot_add(vi32 sum, vdot d) { return dot_scaled(sum, d, i32_splat(0x10001)); }
+INLINE vdot dot_begin(vi32 sum) { (void)sum; return i32_zero(); }
+INLINE vi32 dot_end(vi32 sum, vdot d) { return dot2_s16(sum, d, i32_splat(0x10001)); }
+INLINE vi32 dot_scale(vi32 s, int bits) { (void)bits; return i32_or(i32_and(s, i32_splat(0xffff)), i32_shl(s, 16)); }
+INLINE vi32 dot_scaled(vi32 sum, vdot d, vi32 scale, int bits) { (void)bits; return dot2_s16(sum, d, scale); }
 #undef F32_
 #undef I32_
 #endif

@@ -16,7 +16,7 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-enum { LANES = 16 };
+enum { LANES = 16, REGISTERS = 32 };
 typedef __m512 vf32;
 typedef __m512i vi32, vu8, vquad, vdot;
 
@@ -117,13 +117,18 @@ INLINE vu8 u8_shr16(vu8 a, int n) { return _mm512_srli_epi16(a, (unsigned)n); }
 INLINE vu8 u8_shl16(vu8 a, int n) { return _mm512_slli_epi16(a, (unsigned)n); }
 INLINE vquad quad_load(const int8_t *p) { int32_t x; memcpy(&x, p, 4); return _mm512_set1_epi32(x); }
 #define DOT_QUADS(bits) 8
-#define DOT_SCALED_QUADS(bits) (32767 / (508 * ((1 << (bits)) - 1)))
+#define DOT_SCALED_QUADS(bits) ((bits) == 4 ? 4 : 8) /* 4 quads of 4 bits: 16 * 15 * 127 < 2^15 */
 INLINE vdot dot_zero(void) { return _mm512_setzero_si512(); }
-INLINE vdot dot4_u7s8(vdot acc, vu8 w, vquad x) { return _mm512_dpbusd_epi32(acc, w, x); }
+INLINE vdot dot4_u7s8(vdot d, vu8 w, vquad x) { return _mm512_dpbusd_epi32(d, w, x); }
 enum { S8_ZERO = 128 };
 INLINE vu8 s8_weights(vu8 w) { return _mm512_xor_si512(w, _mm512_set1_epi8((char)0x80)); }
-INLINE vdot dot4_s8s8(vdot acc, vu8 w, vquad x) { return _mm512_dpbusd_epi32(acc, w, x); }
-INLINE vi32 dot_add(vi32 sum, vdot d) { return _mm512_add_epi32(sum, d); }
-INLINE vi32 dot_scale(vi32 scale) { return _mm512_and_si512(scale, _mm512_set1_epi32(0xffff)); }
-INLINE vi32 dot_scaled(vi32 sum, vdot d, vi32 scale) { return _mm512_dpwssd_epi32(sum, d, scale); }
+INLINE vdot dot4_s8s8(vdot d, vu8 w, vquad x) { return _mm512_dpbusd_epi32(d, w, x); }
+INLINE vdot dot_begin(vi32 sum) { return sum; }
+INLINE vi32 dot_end(vi32 sum, vdot d) { (void)sum; return d; }
+/* To 4 bits a dot fits in 16 bits: vpdpwssd with zero in the scale's high half. Above, a 32-bit product. */
+INLINE vi32 dot_scale(vi32 scale, int bits) { return bits > 4 ? scale : _mm512_and_si512(scale, _mm512_set1_epi32(0xffff)); }
+INLINE vi32 dot_scaled(vi32 sum, vdot d, vi32 scale, int bits) {
+  return bits > 4 ? _mm512_add_epi32(sum, _mm512_mullo_epi32(d, scale)) : _mm512_dpwssd_epi32(sum, d, scale);
+}
+INLINE vi32 dot2_s16(vi32 sum, vi32 a, vi32 b) { return _mm512_dpwssd_epi32(sum, a, b); }
 #endif

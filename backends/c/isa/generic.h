@@ -20,12 +20,12 @@
 #define INLINE static inline __attribute__((always_inline))
 #define LANES_(i) for (int i = 0; i < 16; i++)
 
-enum { LANES = 16 };
+enum { LANES = 16, REGISTERS = 4 }; /* vf32 that the registers hold: how far kernels unroll */
 typedef struct { float v[16]; } vf32;
 typedef struct { int32_t v[16]; } vi32;
 typedef struct { uint8_t v[64]; } vu8;
 typedef struct { int8_t v[4]; } vquad; /* four int8 activations, the same for every lane */
-typedef vi32 vdot;                     /* sum of dot products on its way to a vi32 */
+typedef vi32 vdot;                     /* dot products on their way into a vi32 */
 
 /* ---- f32 ---- */
 INLINE vf32 f32_splat(float x) { vf32 r; LANES_(i) r.v[i] = x; return r; }
@@ -179,25 +179,33 @@ INLINE vu8 u8_shl16(vu8 a, int n) {
 }
 INLINE vquad quad_load(const int8_t *p) { vquad r; memcpy(&r, p, sizeof r); return r; }
 
-/* A vdot starts at zero, takes dot4s, and is read by dot_add or dot_scaled. Between them it takes at most
- * DOT_QUADS(bits) dot4s of weights of so many bits, DOT_SCALED_QUADS(bits) before dot_scaled: some ISAs sum in 16 bits. */
+/* A vdot takes dot4s between dot_begin and dot_end, or dot_zero and dot_scaled: at most DOT_QUADS of weights of so many
+ * bits, before dot_scaled DOT_SCALED_QUADS, since some ISAs sum in 16 bits. */
 #define DOT_QUADS(bits) 8
 #define DOT_SCALED_QUADS(bits) 8
 INLINE vdot dot_zero(void) { return i32_zero(); }
-/* Lane: acc + sum over a quad of w * x; weights at most 127, activations in [-127, 127]. */
-INLINE vdot dot4_u7s8(vdot acc, vu8 w, vquad x) {
-  LANES_(i) for (int j = 0; j < 4; j++) acc.v[i] += w.v[4 * i + j] * x.v[j];
-  return acc;
+/* Lane: d + sum over a quad of w * x; weights at most 127, activations in [-127, 127]. */
+INLINE vdot dot4_u7s8(vdot d, vu8 w, vquad x) {
+  LANES_(i) for (int j = 0; j < 4; j++) d.v[i] += w.v[4 * i + j] * x.v[j];
+  return d;
 }
 /* The same for signed weights in the form that s8_weights gives: the sum exceeds the true one by S8_ZERO * sum(x). */
 enum { S8_ZERO = 0 };
 INLINE vu8 s8_weights(vu8 w) { return w; }
-INLINE vdot dot4_s8s8(vdot acc, vu8 w, vquad x) {
-  LANES_(i) for (int j = 0; j < 4; j++) acc.v[i] += (int8_t)w.v[4 * i + j] * x.v[j];
-  return acc;
+INLINE vdot dot4_s8s8(vdot d, vu8 w, vquad x) {
+  LANES_(i) for (int j = 0; j < 4; j++) d.v[i] += (int8_t)w.v[4 * i + j] * x.v[j];
+  return d;
 }
-INLINE vi32 dot_add(vi32 sum, vdot d) { return i32_add(sum, d); }             /* sum + d */
-INLINE vi32 dot_scale(vi32 scale) { return scale; }                          /* a scale in [-128, 127] as dot_scaled takes it */
-INLINE vi32 dot_scaled(vi32 sum, vdot d, vi32 scale) { return i32_add(sum, i32_mul(d, scale)); } /* sum + d * scale */
+/* dot_end(sum, dot4s of dot_begin(sum)) = sum + the dot products */
+INLINE vdot dot_begin(vi32 sum) { return sum; }
+INLINE vi32 dot_end(vi32 sum, vdot d) { (void)sum; return d; }
+/* sum + scale * d, for weights of so many bits and a scale in [-128, 127] in the form that dot_scale gives. */
+INLINE vi32 dot_scale(vi32 scale, int bits) { (void)bits; return scale; }
+INLINE vi32 dot_scaled(vi32 sum, vdot d, vi32 scale, int bits) { (void)bits; return i32_add(sum, i32_mul(d, scale)); }
+/* Lane: sum + a.even * b.even + a.odd * b.odd of int16 pairs (even in the low half). */
+INLINE vi32 dot2_s16(vi32 sum, vi32 a, vi32 b) {
+  LANES_(i) sum.v[i] += (int16_t)a.v[i] * (int16_t)b.v[i] + (a.v[i] >> 16) * (b.v[i] >> 16);
+  return sum;
+}
 #undef LANES_
 #endif
