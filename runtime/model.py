@@ -224,12 +224,9 @@ class Model:
             wanted = []
             for start in range(kept, len(ids), self._engine.chunk):
                 piece = ids[start : start + self._engine.chunk]
-                here = start + len(piece) - max(start, first)
-                logits = self._session.eval(piece, max(here, 1))
+                wanted.append(self._session.eval(piece, max(0, start + len(piece) - max(start, first))))
                 self._ids += piece
-                if here > 0:
-                    wanted.append(logits)
-            return wanted[0] if len(wanted) == 1 else np.concatenate(wanted)
+            return wanted[-1] if len(wanted[-1]) == rows else np.concatenate(wanted)
 
 
 def _common(a: list[int], b: list[int]) -> int:

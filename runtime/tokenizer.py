@@ -54,7 +54,7 @@ class Tokenizer:
     def __init__(self, description: dict[str, Any]) -> None:
         """Raises InfercError when `description`, the parsed `tokenizer.json` of an artifact, is not one."""
         for name, kind in _FIELDS.items():
-            if not isinstance(description, dict) or not isinstance(description.get(name), kind):
+            if not isinstance(description, dict) or not isinstance(description.get(name, ...), kind):
                 raise InfercError(f"the artifact's tokenizer.json has no usable {name!r}: compile the model again")
         self._tokenizer = _parse(description["tokenizer"])
         self.bos_id: int | None = description["bos_id"]
@@ -74,17 +74,18 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_bos: bool | None = None, add_eos: bool | None = None,
                parse_special: bool = True) -> list[int]:  # fmt: skip
-        """The ids of `text`.
+        """The ids of `text`. Raises InfercError for text with lone surrogates.
 
         `add_bos` and `add_eos` put the ids of beginning and end around it; None does what the model was trained with.
         `parse_special` reads the text of special tokens in `text`, such as `<|im_start|>`, as those tokens: turn it
         off for untrusted text.
         """
-        self._tokenizer.encode_special_tokens = not parse_special
         try:
-            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+            text.encode()
         except UnicodeEncodeError as error:
             raise InfercError(f"the text has a lone surrogate at character {error.start}: pass Unicode text") from error
+        self._tokenizer.encode_special_tokens = not parse_special
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         begin = self.add_bos if add_bos is None else add_bos
         end = self.add_eos if add_eos is None else add_eos
         return [self.bos_id] * (begin and self.bos_id is not None) + ids + list(self.eos_ids[:1]) * end

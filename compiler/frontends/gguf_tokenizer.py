@@ -187,7 +187,7 @@ def _bpe(vocabulary: Vocabulary, merges: Sequence[str], **options: Any) -> Json:
 
 def _byte_level_bpe(vocabulary: Vocabulary) -> tuple[Json, bool]:
     name = vocabulary.metadata.get("tokenizer.ggml.pre")
-    if name not in PRE_TOKENIZERS:
+    if not isinstance(name, str) or name not in PRE_TOKENIZERS:
         raise InfercError(
             f"the pre-tokenizer {name!r} (tokenizer.ggml.pre) is not known: it must be one of "
             f"{', '.join(PRE_TOKENIZERS)}, or be added to PRE_TOKENIZERS in compiler/frontends/gguf_tokenizer.py"
