@@ -1,0 +1,60 @@
+"""The dtypes that the target computes in: of activations before products, of caches, of weights without kernels.
+
+The one lossy pass.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from ...ir.graph import Graph, Module, Node, Value, make, make_input, rebuild
+from ...ir.ops import OPS, STATE_USES
+from ...ir.rewrite import cse
+from ...ir.target import Target
+from ...ir.types import Type, f32
+from .hoist import hoist
+from .operands import weight_operands
+
+QUANTISED = {"linear", "expert_linear"}  # the ops that take a quantised activation, as their first operand
+
+
+def run(module: Module, target: Target) -> Module:
+    """Inserts `quantize` once per activation and dtype, retypes caches, and requantises weights in `prepare`."""
+
+    @cache
+    def caches(graph: Graph) -> frozenset[Node]:
+        """The inputs that are caches: what an op of STATE_USES reads or writes as a state, here or in a called graph."""
+        states: set[Value] = set()
+        for node in graph.nodes():
+            if node.op.name == "call":
+                callee: Graph = node.attr("graph")
+                states |= {v for n, v in zip(callee.inputs, node.inputs) if n in caches(callee)}
+            states |= {node.inputs[i] for i in STATE_USES.get(node.op.name, ())}
+        return frozenset(n for n in graph.inputs if n[0] in states)
+
+    @cache
+    def visit(graph: Graph) -> Graph:
+        retyped = {n: make_input(n.attr("name"), n.attr("role"), Type(n.types[0].shape, target.cache))
+                   for n in graph.inputs if n in caches(graph)}  # fmt: skip
+        return cse(rebuild(graph, transform, retyped))
+
+    def transform(node: Node, operands: tuple[Value, ...]) -> Node | None:
+        if node.op.name == "call":
+            return make(node.op, *operands, origin=node.origin, graph=visit(node.attr("graph")))
+        new = _converted(node, operands, target)
+        return None if new == operands else make(node.op, *new, origin=node.origin, **dict(node.attrs))
+
+    return hoist(module.with_entries({name: visit(graph) for name, graph in module.entries.items()}))
+
+
+def _converted(node: Node, operands: tuple[Value, ...], target: Target) -> tuple[Value, ...]:
+    """The operands of a product in the dtypes that the target computes it in."""
+    new = list(operands)
+    for i in weight_operands(node):
+        weight = operands[i]
+        if (stored := target.weight(weight.dtype)) != weight.dtype:
+            new[i] = make(OPS["requantize"], weight, origin=weight.node.origin, dtype=stored)[0]
+        activation = target.activation(stored)
+        if node.op.name in QUANTISED and activation and operands[0].dtype == f32:
+            new[0] = make(OPS["quantize"], operands[0], origin=node.origin, dtype=activation)[0]
+    return tuple(new)
