@@ -9,12 +9,13 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from inferc.backends.c.kernels import THREADS, Call, DimValue, Literal, Operand, Result, Run, Scratch
+from inferc.backends.c.kernels import THREADS, Arg, Call, DimValue, Literal, Operand, Result, Run, Scratch
 from inferc.ir.types import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,22 +68,27 @@ class Region(ctypes.Structure):
     _fields_ = [("base", ctypes.c_size_t), ("page_bytes", ctypes.c_size_t), ("pages", ctypes.c_int32)]
 
 
-def _argument(arg: object, dims: list[object]) -> str:
-    match arg:
-        case Operand(index):
-            return f"operands[{index}]"
-        case Result(index):
-            return f"results[{index}]"
-        case DimValue(dim):
-            dims.append(dim)
-            return f"dims[{len(dims) - 1}]"
-        case Literal(text):
-            return text
-        case Scratch():
-            return "scratch"
-        case Run():
-            return "&r"
-    raise TypeError(f"no such argument: {arg!r}")
+def _arguments(args: Sequence[Arg]) -> str:
+    """C text of a call's arguments, from the arrays that `Calls.run` gives; dims are counted up."""
+    dims = count()
+
+    def text(arg: Arg) -> str:
+        match arg:
+            case Operand(index):
+                return f"operands[{index}]"
+            case Result(index):
+                return f"results[{index}]"
+            case DimValue():
+                return f"dims[{next(dims)}]"
+            case Literal(text):
+                return text
+            case Scratch():
+                return "scratch"
+            case Run():
+                return "&r"
+        raise TypeError(f"no such argument: {arg!r}")
+
+    return ", ".join(map(text, args))
 
 
 def pointer(value: object) -> int | None:
@@ -90,17 +96,20 @@ def pointer(value: object) -> int | None:
     return None if value is None else value.ctypes.data if isinstance(value, np.ndarray) else ctypes.addressof(value)
 
 
-def run_call(call: Call, operands: Sequence[object], results: Sequence[object], symbols: Mapping[str, int], target: str,
-             threads: int = 1, sessions: Sequence[np.ndarray] = (), extra: tuple[str, ...] = ()) -> None:  # fmt: skip
-    """Runs one lowered node: reads `operands` and writes `results`, arrays or `Region`s, with the dims of `symbols`."""
-    dims: list = []
-    arguments = ", ".join(_argument(a, dims) for a in call.args)
-    kernels = {k.symbol: k.source for k in call.kernel.closure()}
-    source = "\n".join(kernels.values()) + f"""
-int call(void *const *operands, void *const *results, const int32_t *dims, void *scratch, int32_t threads,
-         char *const *sessions, int32_t session_count);
-int call(void *const *operands, void *const *results, const int32_t *dims, void *scratch, int32_t threads,
-         char *const *sessions, int32_t session_count) {{
+class Calls:
+    """Many lowered nodes in one library, so that a test compiles once."""
+
+    def __init__(self, calls: Sequence[Call], target: str, extra: tuple[str, ...] = ()) -> None:
+        self.calls, self.dims = calls, [[a.dim for a in call.args if isinstance(a, DimValue)] for call in calls]
+        kernels = {k.symbol: k.source for call in calls for k in call.kernel.closure()}
+        cases = ""
+        for n, call in enumerate(calls):
+            cases += f"    case {n}: {call.kernel.symbol}({_arguments(call.args)}); break;\n"
+        signature = """int call(int which, void *const *operands, void *const *results, const int32_t *dims, void *scratch,
+         int32_t threads, char *const *sessions, int32_t session_count)"""
+        self.library = build("\n".join(kernels.values()) + f"""
+{signature};
+{signature} {{
   pool p;
   pool_helper helpers[64];
   if (!pool_start(&p, threads, helpers)) return 1;
@@ -108,24 +117,36 @@ int call(void *const *operands, void *const *results, const int32_t *dims, void 
   r.pool = &p;
   r.parallel_for = pool_for;
   (void)operands, (void)results, (void)dims, (void)scratch;
-  {call.kernel.symbol}({arguments});
+  switch (which) {{
+{cases}  }}
   pool_stop(&p);
   return 0;
 }}
-"""
-    library = build(source, target, extra)
-    values = {**symbols, "threads": threads}
-    size = evaluate(call.scratch, values)
-    scratch = np.full(size + 64, 0xFF, np.uint8)  # NaNs: a kernel may not read what it did not write
-    aligned = scratch[-scratch.ctypes.data % 64 :]
+""", target, extra)
 
-    def pointers(items: Sequence[object]) -> ctypes.Array:
-        return (ctypes.c_void_p * max(1, len(items)))(*map(pointer, items))
+    def run(self, which: int, operands: Sequence[object], results: Sequence[object], symbols: Mapping[str, int],
+            threads: int = 1, sessions: Sequence[np.ndarray] = ()) -> None:  # fmt: skip
+        """Runs one of the calls: reads `operands` and writes `results`, arrays or `Region`s, with the dims of `symbols`."""
+        values = {**symbols, "threads": threads}
+        size = evaluate(self.calls[which].scratch, values)
+        scratch = np.full(size + 64, 0xFF, np.uint8)  # NaNs: a kernel may not read what it did not write
+        aligned = scratch[-scratch.ctypes.data % 64 :]
 
-    numbers = (ctypes.c_int32 * max(1, len(dims)))(*(evaluate(d, values) for d in dims))
-    failed = library.call(pointers(operands), pointers(results), numbers, ctypes.c_void_p(aligned.ctypes.data),
-                          ctypes.c_int32(threads), pointers(sessions), ctypes.c_int32(len(sessions)))  # fmt: skip
-    assert not failed, "the pool did not start"
+        def pointers(items: Sequence[object]) -> ctypes.Array:
+            return (ctypes.c_void_p * max(1, len(items)))(*map(pointer, items))
+
+        dims = self.dims[which]
+        numbers = (ctypes.c_int32 * max(1, len(dims)))(*(evaluate(d, values) for d in dims))
+        failed = self.library.call(ctypes.c_int(which), pointers(operands), pointers(results), numbers,
+                                   ctypes.c_void_p(aligned.ctypes.data), ctypes.c_int32(threads), pointers(sessions),
+                                   ctypes.c_int32(len(sessions)))  # fmt: skip
+        assert not failed, "the pool did not start"
+
+
+def run_call(call: Call, operands: Sequence[object], results: Sequence[object], symbols: Mapping[str, int], target: str,
+             threads: int = 1, sessions: Sequence[np.ndarray] = (), extra: tuple[str, ...] = ()) -> None:  # fmt: skip
+    """Runs one lowered node in a library of its own."""
+    Calls([call], target, extra).run(0, operands, results, symbols, threads, sessions)
 
 
 def same_bits(got: np.ndarray, want: np.ndarray) -> bool:
@@ -137,4 +158,4 @@ def same_bits(got: np.ndarray, want: np.ndarray) -> bool:
     return bool(np.all(equal | (np.isnan(got) & np.isnan(want))))
 
 
-__all__ = ["Region", "THREADS", "build", "every_target", "run_call", "same_bits"]
+__all__ = ["Calls", "Region", "THREADS", "build", "every_target", "run_call", "same_bits"]
