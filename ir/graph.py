@@ -18,7 +18,7 @@ Attrs = tuple[tuple[str, Any], ...]  # sorted by name; every value hashable
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a node was traced: its call path, and every source it was made from, so that a fused op is still located."""
+    """Where a node was traced: its call path, and all sources it was made from, so that a fused op is still located."""
 
     path: str = ""
     sources: frozenset[str] = frozenset()
@@ -121,7 +121,7 @@ class Value:
 
 
 def freeze(value: Any) -> Any:
-    """A hashable form of an attribute: lists become tuples, dicts sorted tuples of pairs. Raises IRError if it has none."""
+    """A hashable form of an attribute: lists become tuples, dicts sorted tuples of pairs. Raises IRError if none."""
     if isinstance(value, (list, tuple)):
         return tuple(freeze(v) for v in value)
     if isinstance(value, dict):
@@ -141,7 +141,8 @@ def make(op: Op, *inputs: Value, origin: Origin = Origin(), **attrs: Any) -> Nod
     schema = dict(op.attributes)
     where = f"{op.name}" + (f" at {origin}" if origin.path else "")
     if unknown := set(attrs) - set(schema):
-        raise IRError(f"{where}: unknown attribute {', '.join(sorted(unknown))}; it takes {', '.join(schema) or 'none'}")
+        known = ", ".join(schema) or "none"
+        raise IRError(f"{where}: unknown attribute {', '.join(sorted(unknown))}; it takes {known}")
     full = {name: freeze(attrs.get(name, default)) for name, default in schema.items()}
     if missing := [name for name, value in full.items() if value is REQUIRED]:
         raise IRError(f"{where}: missing attribute {', '.join(missing)}")
@@ -176,7 +177,7 @@ def make_input(name: str, role: str, type: Type) -> Node:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A closed function: it reads only its inputs. Every node that its outputs do not need is absent by construction."""
+    """A closed function: it reads only its inputs. A node that its outputs do not need is absent by construction."""
 
     name: str
     inputs: tuple[Node, ...]
@@ -210,7 +211,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Weight:
-    """A named constant: its type and a function that gives its raw bytes (uint8, 1-D) or array, read only when asked."""
+    """A named constant: its type and a function that gives its raw bytes (uint8, 1-D) or array, read when asked."""
 
     name: str
     type: Type
@@ -260,14 +261,15 @@ def rebuild(graph: Graph, transform: Callable[[Node, tuple[Value, ...]], Node | 
             made = node if same else make(node.op, *operands, origin=node.origin, **dict(node.attrs))
         results = made.values if isinstance(made, Node) else made
         if len(results) != len(node.types):
-            raise IRError(f"{node.op.name} at {node.origin}: replaced by {len(results)} values, it has {len(node.types)}")
+            count = f"{len(results)} values, it has {len(node.types)}"
+            raise IRError(f"{node.op.name} at {node.origin}: replaced by {count}")
         new.update(zip(node.values, results))
     return Graph(graph.name, tuple(inputs.get(n, n) for n in graph.inputs), tuple(new[v] for v in graph.outputs),
                  graph.output_names)  # fmt: skip
 
 
 def map_graphs(module: Module, transform: Callable[[Graph], Graph]) -> Module:
-    """Applies `transform` once to every distinct graph, callees before callers, so that equal layers stay one function."""
+    """Applies `transform` once to every distinct graph, callees before callers: equal layers stay one function."""
     done: dict[Graph, Graph] = {}
 
     def replaced(value: Any) -> Any:

@@ -262,7 +262,7 @@ def parse_dim(text: str, known: Mapping[str, Sym]) -> Dim:
         raise ValueError(f"cannot read the dimension {text!r}: {ast.unparse(node)!r} is not understood")
 
     try:
-        return walk(ast.parse(text.strip(), mode="eval").body)
+        return walk(ast.parse(text.strip().replace("^", "**"), mode="eval").body)  # JAX writes powers as n^2
     except SyntaxError as error:
         raise ValueError(f"cannot read the dimension {text!r}") from error
 
@@ -321,7 +321,7 @@ a8g32, a8g256 = DTYPES["a8g32"], DTYPES["a8g256"]
 
 
 def numpy_dtype(dtype: DType) -> np.dtype:
-    """The NumPy dtype that holds one element; bf16 values are held as their bits in uint16. Raises TypeError for blocks."""
+    """The NumPy dtype that holds one element; bf16 values are held as their bits in uint16. TypeError for blocks."""
     if dtype.is_block:
         raise TypeError(f"{dtype} is a block format and has no NumPy element type")
     return np.dtype(dtype.numpy or "uint16")
@@ -358,3 +358,15 @@ class Type:
         return f"{self.dtype}[{inside}]" + (f"@{self.layout}" if self.layout else "")
 
     __repr__ = __str__
+
+
+def array_shape(t: Type) -> tuple[int, ...]:
+    """The shape of the array that holds a value of a type without symbols: for blocks, the bytes of each row, last."""
+    if not t.dtype.is_block:
+        return t.shape
+    return (*t.shape[:-1], t.shape[-1] // t.dtype.block * t.dtype.block_bytes)
+
+
+def array_dtype(t: Type) -> np.dtype:
+    """The NumPy dtype of the array that holds a value: uint8 for blocks and packed weights, uint16 bits for bf16."""
+    return np.dtype(np.uint8) if t.dtype.is_block or t.layout else numpy_dtype(t.dtype)

@@ -1,7 +1,7 @@
 """State: the key and value caches, [slots, heads, rows, width], which only these ops touch.
 
-A cache is linear: a write consumes it and gives the next one. Tokens whose sequence is no slot are padding: not written,
-and zeros when read.
+A cache is linear: a write consumes it and gives the next one. Tokens whose sequence is no slot are padding: they are
+not written, and read zeros.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def narrow(x: np.ndarray, dtype: DType) -> np.ndarray:
 
 
 def in_f32(function: Callable[..., np.ndarray]) -> Callable[..., Arrays]:
-    """The reference of an op with one result of the first operand's dtype: half floats compute in f32 and round once."""
+    """The reference of an op with one result of its first operand's dtype; half floats compute in f32, rounded once."""
 
     def reference(types: Types, *arrays: np.ndarray, **attrs: Any) -> Arrays:
         with np.errstate(all="ignore"):

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 
 from ..graph import REQUIRED, Graph, Op
-from ..types import Dim, Type, boolean, i32
+from ..types import Dim, Type, array_dtype, array_shape, boolean, i32
 from .common import Arrays, Types, expect
 
-Run = Callable[..., Arrays]
+Run = Callable[..., Arrays]  # `interpret.Function`: it has the graph's `output_types` too
 
 
 def _takes(graph: Graph, types: Types) -> None:
@@ -30,10 +30,11 @@ def _infer_call(*types: Type, graph: Graph) -> Types:
 def _infer_cond(index: Type, *types: Type, branches: tuple[Graph, ...]) -> Types:
     expect(index in (Type((), i32), Type((), boolean)), f"the index must be i32[] or bool[], not {index}")
     expect(bool(branches), "needs a branch")
+    first = branches[0]
     for graph in branches:
         _takes(graph, types)
-        expect(graph.output_types == branches[0].output_types, f"{graph.name} gives other types than {branches[0].name}")
-    return branches[0].output_types
+        expect(graph.output_types == first.output_types, f"{graph.name} gives other types than {first.name}")
+    return first.output_types
 
 
 def _cond(types: Types, index: np.ndarray, *arrays: np.ndarray, branches: tuple[Run, ...]) -> Arrays:
@@ -74,6 +75,9 @@ def _scan(types: Types, *arrays: np.ndarray, body: Run, length: int, consts: int
         results = body(*fixed, *state, *(r[i] for r in rows))
         state = results[:carry]
         made.append(results[carry:])
+    if not made:
+        rows = (np.zeros(array_shape(Type((0, *t.shape), t.dtype)), array_dtype(t)) for t in body.output_types[carry:])
+        return (*state, *rows)
     return (*state, *(np.stack(column) for column in zip(*(made[::-1] if reverse else made))))
 
 

@@ -1,4 +1,4 @@
-"""Each named op in simpler ones: its meaning for a backend without a kernel, and what a traced composite is checked against.
+"""Each named op in simpler ones: for backends without a kernel, and what a traced composite's body is checked against.
 
 Equal to the reference in exact arithmetic. The order of rounding is the reference's where the simpler ops allow it.
 """
@@ -137,8 +137,9 @@ def rope_angles(position: Value, inv_freq: Value, *, scale: float) -> Values:
 
 def _columns(x: Value, start: int, limit: Dim, stride: int = 1) -> Value:
     """x[..., start:limit:stride]."""
-    lead = x.shape[:-1]
-    return emit("slice", x, start=(0,) * len(lead) + (start,), limit=(*lead, limit), stride=(1,) * len(lead) + (stride,))
+    *lead, _ = x.shape
+    none = (0,) * len(lead)
+    return emit("slice", x, start=(*none, start), limit=(*lead, limit), stride=(*(1 for _ in none), stride))
 
 
 def rope(x: Value, cos: Value, sin: Value, *, style: str) -> Values:

@@ -12,7 +12,7 @@ from ..graph import REQUIRED, Op
 from ..numerics import elementary
 from ..numerics.elementary import maximum, minimum
 from ..types import Type, boolean, f64, numpy_dtype
-from .common import Arrays, Types, expect, in_f32, kind_of, narrow, plain, same, widen
+from .common import Arrays, Types, expect, in_f32, kind_of, moves, narrow, plain, same, widen
 
 DIRECTIONS = {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
@@ -181,5 +181,6 @@ ELEMENTWISE = (
     Op("select", _infer_select, _select),
     Op("is_finite", _infer_is_finite, lambda types, x: (np.isfinite(widen(x, types[0].dtype)),)),
     Op("convert", _infer_convert, _convert, attributes=(("dtype", REQUIRED),)),
-    Op("bitcast", _infer_bitcast, lambda types, x, dtype: (x.view(numpy_dtype(dtype)),), attributes=(("dtype", REQUIRED),)),
-)
+    Op("bitcast", _infer_bitcast, moves(lambda x, dtype: x.view(numpy_dtype(dtype))),
+       attributes=(("dtype", REQUIRED),)),
+)  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..graph import REQUIRED, Op
-from ..types import Dim, Type, i32
+from ..types import Dim, Type, i32, numpy_dtype
 from .common import Arrays, Types, distinct_axes, drop, expect, kind_of, moves, narrow, plain, widen
 
 # --- Dynamic slices: starts are i32 scalars, moved inside so that the slice fits ---
@@ -99,7 +99,8 @@ def _addresses(shape: tuple[int, ...], indices: np.ndarray, sizes: tuple[int, ..
     for k, axis in enumerate(index_map):
         starts[axis] = indices[..., k].astype(np.int64)
     for axis, b in zip(operand_batching, indices_batching):
-        starts[axis] = np.broadcast_to(np.arange(batch[b]).reshape([-1 if i == b else 1 for i in range(len(batch))]), batch)
+        count = np.arange(batch[b]).reshape([-1 if i == b else 1 for i in range(len(batch))])
+        starts[axis] = np.broadcast_to(count, batch)
     limits = [whole - size for whole, size in zip(shape, sizes)]
     inside = np.ones(batch, bool)
     for axis in index_map:
@@ -132,13 +133,11 @@ def _gather(types: Types, x: np.ndarray, indices: np.ndarray, *, offset_dims: tu
 
 def _fill(t: Type, value: Any) -> np.ndarray:
     """What an address outside reads: `value`, else NaN, the lowest signed or the highest unsigned integer, or true."""
-    kind = kind_of(t.dtype)
-    if kind == "float":
-        return narrow(np.float64(np.nan if value is None else value), t.dtype) if t.dtype.name == "f64" else \
-            narrow(np.float32(np.nan if value is None else value), t.dtype)  # fmt: skip
-    dtype = np.dtype(t.dtype.numpy)
-    lowest = True if kind == "bool" else np.iinfo(dtype).min if dtype.kind == "i" else np.iinfo(dtype).max
-    return np.array(lowest if value is None else value, dtype)
+    if kind_of(t.dtype) == "float":
+        return narrow(np.array(np.nan if value is None else value), t.dtype)
+    dtype = numpy_dtype(t.dtype)
+    default = True if dtype.kind == "b" else np.iinfo(dtype).min if dtype.kind == "i" else np.iinfo(dtype).max
+    return np.array(default if value is None else value, dtype)
 
 
 def _infer_scatter(x: Type, indices: Type, updates: Type, *, kind: str, update_window_dims: tuple[int, ...],
@@ -151,7 +150,8 @@ def _infer_scatter(x: Type, indices: Type, updates: Type, *, kind: str, update_w
     dropped = (*inserted_window_dims, *operand_batching_dims)
     distinct_axes(dropped, x.rank)
     distinct_axes(update_window_dims, updates.rank)
-    expect(len(update_window_dims) == x.rank - len(dropped), f"update_window_dims needs {x.rank - len(dropped)} entries")
+    windows = x.rank - len(dropped)
+    expect(len(update_window_dims) == windows, f"update_window_dims {update_window_dims} needs {windows} entries")
     expect(updates.dtype == x.dtype, f"updates {updates} must be {x.dtype}")
     expect(drop(updates.shape, update_window_dims) == indices.shape[:-1], f"updates {updates} do not fit {indices}")
     _fits(tuple(updates.shape[i] for i in update_window_dims), drop(x.shape, dropped))

@@ -1,4 +1,4 @@
-"""Products with weights, and the ops that make their operands: linear and its fused forms, embedding, quantisation, packing.
+"""Products with weights, and what makes their operands: linear and its fused forms, embedding, quantisation, packing.
 
 Operands: x is [T, K]; a weight is [N, K], one row per output, of any float or block dtype, row-major or in panels.
 """
@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from .. import quant
 from ..graph import REQUIRED, Op
 from ..numerics import elementary
-from ..types import Dim, DType, Type, a8g32, a8g256, bf16, f32, i32
+from ..numerics import linear as products
+from ..types import DTYPES, Dim, DType, Type, a8g32, a8g256, array_shape, bf16, f32, i32
 from . import decompose
-from .common import Arrays, Types, arity, expect, is_rank, kind_of, plain, vector
+from .common import Arrays, Types, arity, expect, is_rank, kind_of, vector
 
 LAYOUTS = ("", "panel16")
 # What an int8 activation dtype multiplies: weights in blocks of this many values.
 WEIGHT_BLOCK = {a8g32: 32, a8g256: 256}
+Q8_0 = DTYPES["q8_0"]
 
 
 def _weight(w: Type, inner: Dim, rank: int = 2) -> None:
@@ -43,7 +46,7 @@ def _pair(x: DType, w: DType) -> None:
     if x in WEIGHT_BLOCK:
         expect(w.block == WEIGHT_BLOCK[x], f"{x} multiplies weights in blocks of {WEIGHT_BLOCK[x]}, not {w}")
     else:
-        expect(x == f32 or x == w == bf16, f"x may be f32, a8g32 or a8g256, or bf16 with a bf16 weight, not {x} with {w}")
+        expect(x == f32 or x == w == bf16, f"x may be f32, a8g32, a8g256, or bf16 with a bf16 weight, not {x} with {w}")
 
 
 def _infer_linear(*types: Type) -> Types:
@@ -79,7 +82,8 @@ def _infer_expert_linear(x: Type, w: Type, ids: Type) -> Types:
     is_rank(x, 2, "x")
     _weight(w, x.shape[1], rank=3)
     _pair(x.dtype, w.dtype)
-    expect(ids.rank == 2 and ids.dtype == i32 and ids.shape[0] == x.shape[0], f"ids must be i32[{x.shape[0]}, n]: {ids}")
+    is_rank(ids, 2, "ids")
+    expect(ids.dtype == i32 and ids.shape[0] == x.shape[0], f"ids must be i32[{x.shape[0]}, n], not {ids}")
     return (Type((*ids.shape, w.shape[1]), f32),)
 
 
@@ -101,15 +105,14 @@ def _infer_quantize(x: Type, *, dtype: DType) -> Types:
 
 
 def _infer_dequantize(w: Type) -> Types:
-    expect(kind_of(w.dtype) in ("float", "block", "activation") and w.layout in LAYOUTS, f"{w} holds no numbers to widen")
+    expect(kind_of(w.dtype) in ("float", "block", "activation"), f"{w} has nothing to widen")
     return (Type(w.shape, f32),)
 
 
 def _infer_pack(w: Type, *, layout: str) -> Types:
-    is_rank(w, w.rank if w.rank == 3 else 2, "a weight")
-    expect(not w.layout, f"{w} is packed already")
+    expect(w.rank in (2, 3) and not w.layout, f"{w} is no row-major weight")
     expect(layout in LAYOUTS[1:], f"layout must be panel16, not {layout!r}")
-    pass
+    expect(quant.is_direct(w.dtype), f"{w.dtype} has no packed form; requantize it first")
     return (Type(w.shape, w.dtype, layout),)
 
 
@@ -129,29 +132,77 @@ def _infer_concat_rows(*types: Type) -> Types:
 
 def _infer_requantize(w: Type, *, dtype: DType) -> Types:
     expect(kind_of(w.dtype) == "block" and not w.layout, f"takes a row-major block weight, not {w}")
-    expect(kind_of(dtype) == "block", f"{dtype} has no kernels")
+    expect(dtype == Q8_0, f"blocks convert to {Q8_0}, not to {dtype}")
     return (Type(w.shape, dtype),)
 
 
-def quantize_rows(x: np.ndarray, dtype: DType) -> np.ndarray:
-    raise NotImplementedError
+# --- Meaning ---
 
 
-def _later(types: Types, *arrays: np.ndarray, **attrs: Any) -> Arrays:
-    raise NotImplementedError
+def _times(types: Types, x: np.ndarray, w: np.ndarray, w_type: Type, *bias: np.ndarray) -> np.ndarray:
+    y = products.linear(x, types[0].dtype, w, w_type)
+    return y + bias[0] if bias else y
+
+
+def _linear(types: Types, x: np.ndarray, w: np.ndarray, *bias: np.ndarray) -> Arrays:
+    return (_times(types, x, w, types[1], *bias),)
+
+
+def _linear_add(types: Types, x: np.ndarray, w: np.ndarray, residual: np.ndarray, *bias: np.ndarray) -> Arrays:
+    return (residual + _times(types, x, w, types[1], *bias),)
+
+
+def _linear_group(types: Types, x: np.ndarray, *operands: np.ndarray, biases: tuple[bool, ...]) -> Arrays:
+    return tuple(_times(types, x, w, w_type, *bias) for (w, *bias), w_type in zip(_split(operands, biases), types[1:]))
+
+
+def _gated_linear(types: Types, x: np.ndarray, gate: np.ndarray, up: np.ndarray, *, activation: str) -> Arrays:
+    act = elementary.ACTIVATIONS[activation]
+    return (act(_times(types, x, gate, types[1])) * _times(types, x, up, types[2]),)
+
+
+def _expert_linear(types: Types, x: np.ndarray, w: np.ndarray, ids: np.ndarray) -> Arrays:
+    row_major = quant.unpack(types[1], w) if types[1].layout else w
+    each = Type(types[1].shape[1:], types[1].dtype)
+    y = np.empty((*ids.shape, each.shape[0]), np.float32)
+    for expert in np.unique(ids):
+        tokens, places = np.nonzero(ids == expert)
+        y[tokens, places] = _times(types, x[tokens], row_major[expert], each)
+    return (y,)
+
+
+def _embedding(types: Types, table: np.ndarray, ids: np.ndarray) -> Arrays:
+    count, width = types[0].shape
+    expect(not ids.size or 0 <= ids.min() <= ids.max() < count, f"an id is outside 0..{count - 1}")
+    rows = (quant.unpack(types[0], table) if types[0].layout else table)[ids]
+    return (quant.dequantize(types[0].dtype, rows, (len(ids), width)),)
+
+
+def _dequantize(types: Types, w: np.ndarray) -> Arrays:
+    t = types[0]
+    if kind_of(t.dtype) == "activation":
+        x = quant.decode_activation(t.dtype, w)
+        return (x.q.astype(np.float32) * np.repeat(x.d, t.dtype.block, axis=-1),)
+    return (quant.dequantize(t.dtype, quant.unpack(t, w) if t.layout else w, t.shape),)
+
+
+def _requantize(types: Types, w: np.ndarray, *, dtype: DType) -> Arrays:
+    converted, _ = quant.requantize(types[0].dtype, w, types[0].shape)
+    return (converted.reshape(array_shape(Type(types[0].shape, dtype))),)
 
 
 LINEAR = (
-    Op("linear", _infer_linear, _later, decompose.linear),
-    Op("linear_group", _infer_linear_group, _later, decompose.linear_group, (("biases", REQUIRED),)),
-    Op("linear_add", _infer_linear_add, _later, decompose.linear_add),
-    Op("gated_linear", _infer_gated_linear, _later, decompose.gated_linear, (("activation", REQUIRED),)),
-    Op("expert_linear", _infer_expert_linear, _later, decompose.expert_linear),
-    Op("embedding", _infer_embedding, _later, decompose.embedding),
-    Op("quantize", _infer_quantize, _later, attributes=(("dtype", REQUIRED),)),
-    Op("dequantize", _infer_dequantize, _later),
-    Op("pack", _infer_pack, _later, attributes=(("layout", "panel16"),)),
-    Op("unpack", _infer_unpack, _later),
-    Op("concat_rows", _infer_concat_rows, _later),
-    Op("requantize", _infer_requantize, _later, attributes=(("dtype", REQUIRED),)),
-)
+    Op("linear", _infer_linear, _linear, decompose.linear),
+    Op("linear_group", _infer_linear_group, _linear_group, decompose.linear_group, (("biases", REQUIRED),)),
+    Op("linear_add", _infer_linear_add, _linear_add, decompose.linear_add),
+    Op("gated_linear", _infer_gated_linear, _gated_linear, decompose.gated_linear, (("activation", REQUIRED),)),
+    Op("expert_linear", _infer_expert_linear, _expert_linear, decompose.expert_linear),
+    Op("embedding", _infer_embedding, _embedding, decompose.embedding),
+    Op("quantize", _infer_quantize, lambda types, x, dtype: (products.quantize(x, dtype),),
+       attributes=(("dtype", REQUIRED),)),
+    Op("dequantize", _infer_dequantize, _dequantize),
+    Op("pack", _infer_pack, lambda types, w, layout: (quant.pack(types[0], w),), attributes=(("layout", "panel16"),)),
+    Op("unpack", _infer_unpack, lambda types, w: (quant.unpack(types[0], w),)),
+    Op("concat_rows", _infer_concat_rows, lambda types, *ws: (np.concatenate(ws),)),
+    Op("requantize", _infer_requantize, _requantize, attributes=(("dtype", Q8_0),)),
+)  # fmt: skip

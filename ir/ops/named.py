@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from ..graph import REQUIRED, Op
-from ..numerics import attention, elementary
-from ..types import DType, Type, boolean, f32, i32
+from ..numerics import attention, elementary, linear
+from ..types import DType, Type, boolean, f32
 from . import decompose
 from .common import Arrays, Types, arity, expect, is_rank, moves, plain, positive_axis, vector
-from .linear import QUANTIZED, quantize_rows
+from .linear import QUANTIZED
 
 STYLES = ("neox", "interleaved")
 
@@ -90,7 +90,7 @@ def _infer_attention(*types: Type, scale: float, causal: bool, softcap: float) -
     full = (*q.shape[:3], k.shape[2])
     for m in mask:
         expect(m.dtype in (boolean, f32) and m.rank == 4 and all(d in (1, n) for d, n in zip(m.shape, full)),
-               f"the mask must be bool or f32, of {Type(full, f32).shape} or 1 on an axis, not {m}")  # fmt: skip
+               f"the mask must be bool or f32, each axis 1 or that of {full}, not {m}")  # fmt: skip
     return (Type((*q.shape[:3], v.shape[3]), f32),)
 
 
@@ -115,7 +115,7 @@ def _ref(function: Callable[..., np.ndarray]) -> Callable[..., Arrays]:
 
 def _rms_norm(types: Types, x: np.ndarray, weight: np.ndarray, *, eps: float, dtype: DType) -> Arrays:
     y = attention.rms_norm(x, weight, eps)
-    return (y if dtype == f32 else quantize_rows(y, dtype),)
+    return (y if dtype == f32 else linear.quantize(y, dtype),)
 
 
 def _gated(gate: np.ndarray, up: np.ndarray, *, activation: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Ops that make, move and choose elements, and the reductions. Shapes are attributes; the interpreter makes them ints."""
+"""Ops that make, move, order and reduce elements, and contraction. Shapes are attributes, ints in references."""
 
 from __future__ import annotations
 
@@ -8,11 +8,24 @@ from math import prod
 import numpy as np
 
 from ..graph import REQUIRED, Op
-from ..numerics import reductions
+from ..numerics import linear, reductions
 from ..numerics.elementary import maximum, minimum
 from ..types import Dim, DType, Type, dim_max, floordiv, i32, numpy_dtype
-from .common import Arrays, Types, arity, distinct_axes, drop, expect, kind_of, moves, narrow, plain, positive_axis
-from .common import put, widen  # fmt: skip
+from .common import (
+    Arrays,
+    Types,
+    arity,
+    distinct_axes,
+    drop,
+    expect,
+    kind_of,
+    moves,
+    narrow,
+    plain,
+    positive_axis,
+    put,
+    widen,
+)
 
 CONSTANT_BYTES = 1024  # larger ones are weights
 
@@ -94,7 +107,8 @@ def _slice(x: np.ndarray, *, start: tuple[int, ...], limit: tuple[int, ...], str
     return x[tuple(slice(*s) for s in zip(start, limit, stride))]
 
 
-def _infer_pad(x: Type, value: Type, *, low: tuple[Dim, ...], high: tuple[Dim, ...], interior: tuple[int, ...]) -> Types:
+def _infer_pad(x: Type, value: Type, *, low: tuple[Dim, ...], high: tuple[Dim, ...],
+               interior: tuple[int, ...]) -> Types:  # fmt: skip
     plain(x)
     expect(value == Type((), x.dtype), f"the padding must be {Type((), x.dtype)}, not {value}")
     expect(len(low) == len(high) == len(interior) == x.rank, f"low, high and interior need {x.rank} entries each")
@@ -266,7 +280,7 @@ def _dot_general(types: Types, a: np.ndarray, b: np.ndarray, *, contracting: Axe
     left, right = (x.reshape(prod(lead), prod(x.shape[len(lead) : len(lead) + len(f)]), inner)
                    for x, f in zip((left, right), free))  # fmt: skip
     if left.dtype == np.float32:
-        out = [numerics.linear.dense(x, w) for x, w in zip(left, right)]
+        out = [linear.dense(x, w) for x, w in zip(left, right)]
     else:
         wide = left.astype(numpy_dtype(result)), right.astype(numpy_dtype(result))
         out = [x @ w.T for x, w in zip(*wide)]

@@ -1,0 +1,43 @@
+"""What a backend says about itself to the passes: data, so that no pass knows a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .types import BLOCK_SIZES, DTYPES, DType, a8g32, a8g256, bf16, f16, f32
+
+# The dtype that activations are quantised to before a product with each weight dtype; absent: they stay f32.
+ACTIVATIONS: Mapping[str, DType] = {
+    name: a8g32 if block == 32 else a8g256 for name, (block, _) in BLOCK_SIZES.items() if block in (32, 256)
+} | {"bf16": bf16}
+
+
+@dataclass(frozen=True)
+class Target:
+    """The choices that differ between backends; `backend` says which one reads the result.
+
+    `activations` maps a weight dtype's name to the dtype its activations are quantised to; weights that it leaves out
+    take f32. `weight_layout` packs linear weights ("" leaves them row-major). `fusions` names the fusion rules allowed.
+    `direct` names the weight dtypes that linears compute with; other block dtypes are requantised to `requantised`.
+    `page` is the number of positions by which a cache grows, 0 where it is allocated whole.
+    """
+
+    name: str
+    backend: str
+    activations: Mapping[str, DType] = field(default_factory=dict, hash=False)
+    weight_layout: str = ""
+    fusions: frozenset[str] = frozenset()
+    direct: frozenset[str] = frozenset(DTYPES)
+    requantised: DType = DTYPES["q8_0"]
+    cache: DType = f16
+    compute: DType = f32
+    page: int = 0
+
+    def activation(self, weight: DType) -> DType | None:
+        """The dtype that activations are quantised to before a product with `weight`; None if they stay f32."""
+        return self.activations.get(weight.name)
+
+    def weight(self, dtype: DType) -> DType:
+        """The dtype in which weights stored as `dtype` are computed with."""
+        return dtype if dtype.name in self.direct or not dtype.is_block else self.requantised
