@@ -1,8 +1,8 @@
 """inferc compiles a model into a program.
 
-    import inferc
+Two lines bring, compile and run one; `inferc.load("model.inferc")` opens what was compiled before:
 
-    with inferc.compile("smollm2") as model:  # or inferc.load("model.inferc")
+    with inferc.compile("smollm2") as model:
         print(model.generate("The capital of France is", max_tokens=32))
 """
 
