@@ -212,9 +212,13 @@ def inspect(
     context: Context = None,
 ) -> None:
     """Show what a model or artifact is: tensors by type, memory plan, kernels, graph."""
-    from .inspection import describe
+    from . import inspection
 
-    describe(name, tensors=tensors, ir=ir, target=target, context=context)
+    manifest, graph = inspection.inspect(name, target=target, context=context)
+    if ir:
+        print(graph)
+    else:
+        inspection.show(manifest, tensors=tensors)
 
 
 def main() -> None:

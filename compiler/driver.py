@@ -1,0 +1,163 @@
+"""compile: the whole pipeline, readable top to bottom. The one file that names the backends."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..backends.c import program as c_program
+from ..backends.c import target as c_target
+from ..backends.c import toolchain
+from ..errors import InfercError
+from ..ir.graph import Module
+from ..ir.interpret import prepare_weights
+from ..ir.text import print_module
+from ..runtime.artifact import ArtifactWriter, machine
+from . import hub
+from .frontends import gguf, gguf_tokenizer
+from .pipeline import run_passes
+
+PREFIX = "model"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model lowered as far as C source: everything but the compiler run and the packed weights."""
+
+    source: gguf.Source
+    module: Module
+    target: c_target.CTarget
+    program: c_program.Program
+    context: int
+    chunk: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `compile_model` did."""
+
+    output: Path
+    target: str
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def plan_model(path: Path, *, target: str = "native", context: int | None = None, chunk: int = 512,
+               dump_ir: Path | None = None) -> Plan:  # fmt: skip
+    """Front end, tracing, passes and lowering of one GGUF file.
+
+    `context` is the most positions a session may hold, at most and by default the model's own; `chunk` the most tokens
+    that one evaluation takes. `dump_ir` is a folder for the graph after every pass.
+    Raises InfercError for a bad file, an unknown architecture, target or context.
+    """
+    source = gguf.load(path)
+    trained = source.config.context
+    context = context or trained
+    if not 1 <= context <= trained:
+        raise InfercError(f"{path}: the context must be 1 to {trained}, what the model was trained for, not {context}")
+    chunk = min(chunk, context)
+    chosen = c_target.get(target)
+    module = run_passes(gguf.build_module(source, context, chunk), chosen.ir, dump_ir)
+    program = c_program.build(module, chosen, prefix=PREFIX, context=context, chunk=chunk, name=source.name)
+    return Plan(source, module, chosen, program, context, chunk)
+
+
+def compile_model(source: str, output: Path, *, target: str = "native", context: int | None = None, chunk: int = 512,
+                  dump_ir: Path | None = None, progress: hub.Progress | None = None) -> Report:  # fmt: skip
+    """Compiles the GGUF file that `source` names (as `hub.pull` understands it) into the artifact `output`.
+
+    The artifact appears whole or not at all. Raises InfercError, as `plan_model` does, and for a missing or failing C
+    compiler or a full disk.
+    """
+    started = time.monotonic()
+    report = progress or (lambda what, done, total: None)
+    path = hub.pull(source, report)
+    toolchain.find_compiler()  # so that a missing one is said before any work
+    plan = plan_model(path, target=target, context=context, chunk=chunk, dump_ir=dump_ir)
+    program = plan.program
+    with (
+        tempfile.TemporaryDirectory(prefix="inferc-") as scratch,
+        ThreadPoolExecutor(2) as pool,
+        ArtifactWriter(output) as artifact,
+    ):
+        library = Path(scratch) / f"lib{PREFIX}.so"
+        compiling = pool.submit(toolchain.compile_program, program, plan.target, library)
+        hashing = pool.submit(_sha256, path)
+        tokenizer = gguf_tokenizer.convert(plan.source.metadata)
+        weights_sha256 = artifact.write_stream("weights", program.weight_bytes, _packed(plan, report))
+        compiler = compiling.result()
+        for name, text in program.sources.items():
+            artifact.write(f"c/{name}", text.encode())
+        artifact.write(f"c/lib{PREFIX}.so", library.read_bytes())
+        artifact.write("ir.txt", print_module(plan.module).encode())
+        if tokenizer is not None:
+            artifact.write_json("tokenizer.json", tokenizer)
+        manifest = describe(plan) | {
+            "source": {"file": path.name, "sha256": hashing.result(), "bytes": path.stat().st_size},
+            "compiler": compiler,
+            "weights": {"file": "weights", "bytes": program.weight_bytes, "sha256": weights_sha256},
+            "tokenizer": None if tokenizer is None else "tokenizer.json",
+        }
+        artifact.write_manifest(manifest)
+    return Report(Path(output), plan.target.name, time.monotonic() - started, tuple(manifest["notes"]))
+
+
+def _packed(plan: Plan, progress: hub.Progress) -> Iterator[tuple[int, np.ndarray]]:
+    """(offset, bytes) of every weight in the order of the weights file; only one is in memory at a time."""
+    for name, offset, size in plan.program.weight_order:
+        ((_, _, array),) = prepare_weights(plan.module, {name})
+        yield offset, array
+        progress("packing weights", offset + size, plan.program.weight_bytes)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """The part of an artifact's manifest that is known before the C compiler runs and the weights are packed."""
+    source, program = plan.source, plan.program
+    tensors = [{"name": w.name, "type": str(w.type.dtype), "shape": list(w.type.shape)} for w in source.weights.values()]
+    by_type: Counter[str] = Counter()
+    for weight in source.weights.values():
+        by_type[str(weight.type.dtype)] += int(weight.type.bytes)
+    return {
+        "producer": f"inferc {__version__}",
+        "name": source.name,
+        "architecture": source.architecture,
+        "backend": "c",
+        "target": plan.target.name,
+        "cpu_features": list(plan.target.cpu_features),
+        "machine": machine(),
+        "prefix": program.prefix,
+        "context": plan.context,
+        "chunk": plan.chunk,
+        "vocab_size": source.config.vocabulary,
+        "library": f"c/lib{PREFIX}.so",
+        "kernels": list(program.kernels),
+        "memory": dict(program.memory),
+        "weights_by_type": dict(by_type),
+        "tensors": tensors,
+        "notes": _requantised(plan.module),
+    }
+
+
+def _requantised(module: Module) -> list[str]:
+    """One line for each weight type that the target does not compute with as it is."""
+    nodes = [] if module.prepare is None else [n for n in module.prepare.nodes() if n.op.name == "requantize"]
+    return [
+        f"{count} tensors of type {dtype} are computed with as q8_0: a weight moves by at most 1/220 of the largest "
+        "magnitude in its group of 32"
+        for dtype, count in sorted(Counter(str(n.inputs[0].dtype) for n in nodes).items())
+    ]

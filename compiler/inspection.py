@@ -1,0 +1,71 @@
+"""What `inferc inspect` prints of a model or an artifact: facts, tensors by type, memory, kernels, graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..ir.text import print_module
+from ..runtime.artifact import Artifact
+from . import hub
+from .cache import is_artifact
+
+
+def inspect(name: str, *, target: str, context: int | None) -> tuple[dict[str, Any], str]:
+    """The manifest and the graph's text: those of an artifact, or what compiling the model for `target` would give.
+
+    Raises InfercError as `hub.pull`, `Artifact` and `driver.plan_model` do.
+    """
+    path = hub.pull(name)
+    if is_artifact(path):
+        artifact = Artifact(path)
+        return artifact.manifest, artifact.read("ir.txt").decode()
+    from .driver import describe, plan_model
+
+    plan = plan_model(path, target=target, context=context)
+    return describe(plan), print_module(plan.module)
+
+
+def show(manifest: dict[str, Any], *, tensors: bool) -> None:
+    """Prints a manifest for people; with `tensors` every tensor of the model file."""
+    console = Console(highlight=False, soft_wrap=True)
+    facts = Table.grid(padding=(0, 2))
+    for key in ("name", "architecture", "source", "target", "machine", "cpu_features", "context", "chunk", "vocab_size",
+                "compiler", "producer"):  # fmt: skip
+        if key in manifest:
+            facts.add_row(key, _text(manifest[key]))
+    console.print(facts)
+    console.print(_types(manifest))
+    memory = Table("memory", "bytes, over T tokens and R wanted rows", title_justify="left")
+    for key, value in manifest["memory"].items():
+        memory.add_row(key, f"{value:,}" if isinstance(value, int) else str(value))
+    console.print(memory)
+    kernels = Table("kernels")
+    for kernel in manifest["kernels"]:
+        kernels.add_row(kernel)
+    console.print(kernels)
+    for line in manifest["notes"]:
+        console.print(line)
+    if tensors:
+        table = Table("tensor", "type", "shape")
+        for tensor in manifest["tensors"]:
+            table.add_row(tensor["name"], tensor["type"], " × ".join(map(str, tensor["shape"])))
+        console.print(table)
+
+
+def _types(manifest: dict[str, Any]) -> Table:
+    counts = Counter(tensor["type"] for tensor in manifest["tensors"])
+    table = Table("type", "tensors", "bytes")
+    for dtype, size in sorted(manifest["weights_by_type"].items(), key=lambda item: -item[1]):
+        table.add_row(dtype, str(counts[dtype]), f"{size:,}")
+    return table
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return " ".join(value) if isinstance(value, list) else str(value)
+
