@@ -148,12 +148,12 @@ def rope(x: Array, cos: Array, sin: Array, *, style: str) -> Array:
 
 @named
 def attention(
-    q: Array, k: Array, v: Array, bias: Array | None = None, *, scale: float, causal: bool = False, softcap: float = 0.0
+    q: Array, k: Array, v: Array, mask: Array | None = None, *, scale: float, causal: bool = False, softcap: float = 0.0
 ) -> Array:
     """Dense attention: `q` [B, Hq, Tq, D], `k` [B, Hkv, Tk, D], `v` [B, Hkv, Tk, Dv] -> [B, Hq, Tq, Dv].
 
-    Query head h reads key head h // (Hq / Hkv). `bias` [B or 1, Hq or 1, Tq, Tk] is added to the scaled and capped scores.
-    `causal` hides key j from query i where j > i + Tk - Tq.
+    Query head h reads key head h // (Hq / Hkv). `mask` [B or 1, Hq or 1, Tq or 1, Tk or 1] is bool, true where a key is seen,
+    or f32, added to the scaled and capped scores. `causal` hides key j from query i where j > i + Tk - Tq.
     """
     batch, heads, queries, depth = q.shape
     groups, keys = k.shape[1], k.shape[2]
@@ -161,8 +161,8 @@ def attention(
     scores = _dot("bgrqd,bgkd->bgrqk", grouped, k).reshape(batch, heads, queries, keys) * scale
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
-    if bias is not None:
-        scores = scores + bias
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf) if mask.dtype == bool else scores + mask
     if causal:
         reach = jax.lax.broadcasted_iota(jnp.int32, (queries, 1), 0) + keys - queries
         scores = jnp.where(jax.lax.broadcasted_iota(jnp.int32, (1, keys), 1) <= reach, scores, -jnp.inf)
@@ -187,6 +187,7 @@ def cached_attention(
 ) -> Array:  # fmt: skip
     """Each token of `q` [T, Hq, D] attends to the cache of its own slot up to its own position -> [T, Hq, Dv].
 
+    A token of slot S (padding) gives zeros.
     `k_cache` [S, Hkv, C, D], `v_cache` [S, Hkv, C, Dv]. With a window only positions > position - window are seen, and the
     caches are rings of C >= window + (tokens in one call) - 1 rows, or of as many rows as there are positions.
     """
@@ -203,4 +204,5 @@ def cached_attention(
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
     weights = jax.nn.softmax(jnp.where(seen[:, None, None, :], scores, -jnp.inf), axis=-1)
-    return _dot("tgrc,tgcd->tgrd", weights, values).reshape(tokens, heads, values.shape[-1])
+    mixed = _dot("tgrc,tgcd->tgrd", weights, values).reshape(tokens, heads, values.shape[-1])
+    return jnp.where(sequence[:, None, None] < k_cache.shape[0], mixed, 0.0)

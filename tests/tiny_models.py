@@ -65,7 +65,7 @@ def random_weight(rng: np.random.Generator, shape: tuple[int, int], type: str, d
     if type == "nvfp4":
         raw[..., :4] = rng.integers(0x0C, 0x1C, raw[..., :4].shape, np.uint8)  # four scales of 4 exponent, 3 mantissa bits
     elif type == "iq1_m":
-        raw[..., 49::2] = raw[..., 49::2] & 0x0F | np.array([0x00, 0x00, 0x00, 0x10], np.uint8)  # nibbles of one f16
+        raw[..., 49::2] = raw[..., 49::2] & 0x0F | np.array([0x00, 0x80, 0xB0, 0x10], np.uint8)  # nibbles of one f16
     else:
         scale, minimum = SCALES[type]
         _put(raw, scale, np.ones(raw.shape[:2]))
