@@ -1,0 +1,310 @@
+"""Attention of tokens over the KV cache: blocks of 256 keys, merged in order, as `ir.numerics.attention` says.
+
+The query heads that share a key head, and neighbouring tokens of one sequence, are rows of one tile: a K panel or V row
+is loaded, and widened to f32, once for as many rows as the registers hold. Rows never mix, so no tiling changes a bit.
+With too few (token, key head) pairs for the threads, the blocks of each are computed apart and then merged in order.
+"""
+
+from __future__ import annotations
+
+from ...ir.graph import IRError, Node
+from ...ir.target import Target
+from ...ir.types import Dim, dim_min, f32, floordiv
+from .kernels import THREADS, Call, DimValue, Kernel, Literal, Operand, Result, Run, Scratch
+from .scalar import literal
+
+_BLOCK = 256  # keys; one page of the cache
+
+
+def _tile(d: int, dv: int) -> Kernel:
+    """Rows against one block. `values_of` reads the last, narrower part of a value row without running over it."""
+    name = f"attend_{d}" + (f"_{dv}" if dv != d else "")
+    load = "f32_load_f16(v)" if dv % 16 == 0 else "value_part(v, count)"
+    part = "" if dv % 16 == 0 else f"""\
+INLINE vf32 {name}_part(const uint16_t *v, int count) {{
+  uint16_t part[16] = {{0}};
+  memcpy(part, v, (size_t)count * sizeof *v);
+  return f32_load_f16(part);
+}}
+
+"""
+    load = load.replace("value_part", f"{name}_part")
+    return Kernel(name, f"""\
+{part}/* Adds p * v of keys [from, to) to the rows' 16 values; `some`: only of the keys that a row sees. */
+INLINE void {name}_values(const int rows, const int some, const uint16_t *v, int32_t from, int32_t to, int count,
+    float (*p)[256], const int32_t *low, const int32_t *high, vf32 *o) {{
+  (void)count;
+  v += (size_t)from * {dv};
+  for (int32_t key = from; key < to; key++, v += {dv}) {{
+    const vf32 value = {load};
+    UNROLL for (int i = 0; i < rows; i++)
+      if (!some || (key >= low[i] && key <= high[i])) o[i] = f32_add(o[i], f32_mul(f32_splat(p[i][key]), value));
+  }}
+}}
+
+/* Scores of `panels` panels of 16 keys against the rows, scaled and capped; q is [{d}][rows]. */
+INLINE void {name}_scores(const int rows, const int panels, const float *q, const uint16_t *k, float scale, float cap,
+    float (*p)[256], int32_t key) {{
+  vf32 s[TILE_ROWS][2];
+  UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < panels; j++) s[i][j] = f32_zero();
+  for (int d = 0; d < {d}; d++)
+    UNROLL for (int j = 0; j < panels; j++) {{
+      const vf32 keys = f32_load_f16(k + (size_t)key * {d} + j * {16 * d} + d * 16);
+      UNROLL for (int i = 0; i < rows; i++) s[i][j] = f32_add(s[i][j], f32_mul(f32_splat(q[d * rows + i]), keys));
+    }}
+  UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < panels; j++) {{
+    vf32 score = f32_mul(s[i][j], f32_splat(scale));
+    if (cap != 0.0f) score = f32_softcap(score, f32_splat(cap));
+    f32_store(p[i] + key + j * 16, score);
+  }}
+}}
+
+/* Row i of the tile sees keys low[i] to high[i] of the block, none if low > high. Gives each row's m, l and o. */
+INLINE void {name}_block(const int rows, const float *q, const uint16_t *k, const uint16_t *v, const int32_t *low,
+    const int32_t *high, float scale, float cap, float *m, float *l, float (*o)[{dv}]) {{
+  float p[TILE_ROWS][256];
+  int32_t first = 256, last = -1, all_low = 0, all_high = 255; /* keys that some row sees, and that all do */
+  for (int i = 0; i < rows; i++) {{
+    if (low[i] <= high[i] && low[i] < first) first = low[i];
+    if (low[i] <= high[i] && high[i] > last) last = high[i];
+    if (low[i] > all_low) all_low = low[i];
+    if (high[i] < all_high) all_high = high[i];
+  }}
+  if (all_low > all_high) all_low = last + 1, all_high = last;
+  const int32_t end = (last & ~15) + 16;
+  int32_t key = first & ~15;
+  for (; key + 32 <= end; key += 32) {name}_scores(rows, 2, q, k, scale, cap, p, key);
+  if (key < end) {name}_scores(rows, 1, q, k, scale, cap, p, key);
+
+  static const float LANE[16] = {{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}};
+  const vf32 lane = f32_load(LANE), none = f32_splat(-INFINITY);
+  for (int i = 0; i < rows; i++) {{
+    const vf32 before = f32_splat((float)(low[i] - 1)), after = f32_splat((float)(high[i] + 1));
+    vf32 largest = none, sum = f32_zero();
+    for (key = first & ~15; key < end; key += 16) {{
+      const vf32 at = f32_add(lane, f32_splat((float)key));
+      const vf32 seen = f32_select_gt(at, before, f32_select_gt(after, at, f32_load(p[i] + key), none), none);
+      f32_store(p[i] + key, seen);
+      largest = f32_max(largest, seen);
+    }}
+    m[i] = f32_hmax(largest);
+    for (key = first & ~15; key < end; key += 16) {{
+      const vf32 e = f32_exp(f32_sub(f32_load(p[i] + key), f32_splat(m[i])));
+      f32_store(p[i] + key, e);
+      sum = f32_add(sum, e);
+    }}
+    l[i] = f32_sum(sum);
+  }}
+  for (int d = 0; d < {dv}; d += 16) {{
+    const int count = {dv} - d < 16 ? {dv} - d : 16;
+    vf32 sum[TILE_ROWS];
+    UNROLL for (int i = 0; i < rows; i++) sum[i] = f32_zero();
+    {name}_values(rows, 1, v + d, first, all_low, count, p, low, high, sum);
+    {name}_values(rows, 0, v + d, all_low, all_high + 1, count, p, low, high, sum);
+    {name}_values(rows, 1, v + d, all_high + 1, last + 1, count, p, low, high, sum);
+    UNROLL for (int i = 0; i < rows; i++) f32_store_n(o[i] + d, sum[i], count);
+  }}
+}}
+""", (_MERGE,))  # fmt: skip
+
+
+_MERGE = Kernel("merge_partials", """\
+enum { TILE_ROWS = REGISTERS >= 32 ? 8 : REGISTERS >= 8 ? 4 : 2 }; /* query rows that share a load of K or V */
+
+/* (m, l, o) of the keys of both partials, into the first */
+static inline void merge_partials(float *m, float *l, float *o, float m2, float l2, const float *o2, int32_t size) {
+  const float largest = max_f32(*m, m2), scale = m_exp(*m - largest), scale2 = m_exp(m2 - largest);
+  *m = largest;
+  *l = *l * scale + l2 * scale2;
+  for (int32_t d = 0; d < size; d++) o[d] = o[d] * scale + o2[d] * scale2;
+}
+""")
+
+
+def _attention(group: int, d: int, dv: int) -> Kernel:
+    """The kernel for `group` query heads a key head, key size `d` and value size `dv`."""
+    tile = _tile(d, dv)
+    name = f"cached_attention_{group}x{d}" + (f"_{dv}" if dv != d else "")
+    return Kernel(name, f"""\
+typedef struct {{
+  const run *r;
+  int32_t tokens, kv_heads, window, blocks, tile;
+  float scale, cap;
+  const cache_region *k, *v;
+  const float *q;
+  const int32_t *sequence, *position;
+  float *out, *partials; /* partials: for each (token, key head, block): {group} m, {group} l, {group} rows of {dv} */
+}} {name}_args;
+
+static inline int32_t {name}_first(const {name}_args *a, int32_t t) {{ /* position that token t sees first */
+  return a->window && a->position[t] >= a->window ? a->position[t] - a->window + 1 : 0;
+}}
+
+/* Rows [row, row + count) of a tile against block b: row i is head i % {group} of the key head, of token t + i / {group}. */
+INLINE void {name}_rows(const int rows, const {name}_args *a, int32_t t, int32_t head, int32_t row, int32_t count,
+    const float *q, int32_t b, float *m, float *l, float (*o)[{dv}], int32_t *low, int32_t *high) {{
+  char *session = a->r->sessions[a->sequence[t]];
+  const void *k = cache_page(session, a->k, b), *v = cache_page(session, a->v, b);
+  for (int i = 0; i < rows; i++) {{ /* rows beyond the count repeat the last */
+    const int32_t token = t + (row + (i < count ? i : count - 1)) / {group};
+    low[i] = {name}_first(a, token) - b * 256;
+    high[i] = a->position[token] - b * 256;
+    if (low[i] < 0) low[i] = 0;
+    if (high[i] > 255) high[i] = 255;
+  }}
+  {tile.symbol}_block(rows, q, (const uint16_t *)k + (size_t)head * {256 * d}, (const uint16_t *)v + (size_t)head * {256 * dv},
+      low, high, a->scale, a->cap, m, l, o);
+}}
+
+/* q of a tile's rows, transposed: [{d}][rows] */
+INLINE void {name}_queries(const int rows, const {name}_args *a, int32_t t, int32_t head, int32_t row, int32_t count,
+    float *q) {{
+  for (int i = 0; i < rows; i++) {{
+    const int32_t at = row + (i < count ? i : count - 1);
+    const float *x = a->q + (((size_t)t + at / {group}) * a->kv_heads + head) * {group * d} + (size_t)(at % {group}) * {d};
+    for (int d = 0; d < {d}; d++) q[d * rows + i] = x[d];
+  }}
+}}
+
+/* One tile over all its blocks. */
+INLINE void {name}_tile(const int rows, const {name}_args *a, int32_t t, int32_t head, int32_t row, int32_t count) {{
+  float q[{d} * TILE_ROWS], m[TILE_ROWS] = {{0}}, l[TILE_ROWS] = {{0}};
+  float m2[TILE_ROWS], l2[TILE_ROWS], o2[TILE_ROWS][{dv}];
+  int32_t low[TILE_ROWS], high[TILE_ROWS], seen[TILE_ROWS] = {{0}};
+  {name}_queries(rows, a, t, head, row, count, q);
+  const int32_t last = t + (row + count - 1) / {group};
+  for (int32_t b = {name}_first(a, t + row / {group}) >> 8; b <= a->position[last] >> 8; b++) {{
+    {name}_rows(rows, a, t, head, row, count, q, b, m2, l2, o2, low, high);
+    for (int i = 0; i < count; i++) {{
+      const int32_t at = row + i;
+      float *o = a->out + (((size_t)t + at / {group}) * a->kv_heads + head) * {group * dv} + (size_t)(at % {group}) * {dv};
+      if (low[i] > high[i]) continue;
+      if (seen[i]) {{
+        merge_partials(&m[i], &l[i], o, m2[i], l2[i], o2[i], {dv});
+        continue;
+      }}
+      seen[i] = 1, m[i] = m2[i], l[i] = l2[i];
+      memcpy(o, o2[i], sizeof o2[i]);
+    }}
+  }}
+  for (int i = 0; i < count; i++) {{
+    const int32_t at = row + i;
+    float *o = a->out + (((size_t)t + at / {group}) * a->kv_heads + head) * {group * dv} + (size_t)(at % {group}) * {dv};
+    for (int d = 0; d < {dv}; d++) o[d] /= l[i];
+  }}
+}}
+
+/* Jobs: tiles of tokens by key head. In each, tokens that follow each other in a sequence share their loads. */
+static void {name}_tiles(const void *args, int32_t begin, int32_t end, int32_t worker) {{
+  const {name}_args *a = args;
+  (void)worker;
+  for (int32_t job = begin; job < end; job++) {{
+    const int32_t head = job % a->kv_heads, from = job / a->kv_heads * a->tile;
+    const int32_t to = from + a->tile < a->tokens ? from + a->tile : a->tokens;
+    for (int32_t t = from, next; t < to; t = next) {{
+      next = t + 1;
+      if (a->sequence[t] < 0 || a->sequence[t] >= a->r->session_count) {{
+        memset(a->out + ((size_t)t * a->kv_heads + head) * {group * dv}, 0, {group * dv} * sizeof(float));
+        continue;
+      }}
+      while (next < to && a->sequence[next] == a->sequence[t] && a->position[next] == a->position[next - 1] + 1) next++;
+      const int32_t rows = (next - t) * {group};
+      for (int32_t row = 0; row < rows; row += TILE_ROWS) {{
+        const int32_t count = rows - row < TILE_ROWS ? rows - row : TILE_ROWS;
+        if (count > 4) {name}_tile(TILE_ROWS, a, t, head, row, count);
+        else if (count > 2) {name}_tile(TILE_ROWS < 4 ? TILE_ROWS : 4, a, t, head, row, count);
+        else if (count > 1) {name}_tile(2, a, t, head, row, count);
+        else {name}_tile(1, a, t, head, row, count);
+      }}
+    }}
+  }}
+}}
+
+/* Jobs: blocks of (token, key head) pairs, to partials. */
+static void {name}_blocks(const void *args, int32_t begin, int32_t end, int32_t worker) {{
+  const {name}_args *a = args;
+  enum {{ ROWS = {group} < TILE_ROWS ? {group} : TILE_ROWS }};
+  (void)worker;
+  for (int32_t job = begin; job < end; job++) {{
+    const int32_t pair = job / a->blocks, t = pair / a->kv_heads, head = pair % a->kv_heads;
+    if (a->sequence[t] < 0 || a->sequence[t] >= a->r->session_count) continue;
+    const int32_t b = ({name}_first(a, t) >> 8) + job % a->blocks;
+    if (b > a->position[t] >> 8) continue;
+    float *m = a->partials + (size_t)job * {group * (dv + 2)}, *l = m + {group}, *o = l + {group};
+    float q[{d} * TILE_ROWS], m2[TILE_ROWS], l2[TILE_ROWS], o2[TILE_ROWS][{dv}];
+    int32_t low[TILE_ROWS], high[TILE_ROWS];
+    for (int32_t row = 0; row < {group}; row += ROWS) {{
+      const int32_t count = {group} - row < ROWS ? {group} - row : ROWS;
+      {name}_queries(ROWS, a, t, head, row, count, q);
+      {name}_rows(ROWS, a, t, head, row, count, q, b, m2, l2, o2, low, high);
+      memcpy(m + row, m2, (size_t)count * sizeof *m);
+      memcpy(l + row, l2, (size_t)count * sizeof *l);
+      memcpy(o + (size_t)row * {dv}, o2, (size_t)count * sizeof *o2);
+    }}
+  }}
+}}
+
+/* Jobs: (token, key head) pairs, from partials. */
+static void {name}_merge(const void *args, int32_t begin, int32_t end, int32_t worker) {{
+  const {name}_args *a = args;
+  (void)worker;
+  for (int32_t pair = begin; pair < end; pair++) {{
+    const int32_t t = pair / a->kv_heads;
+    float *out = a->out + (size_t)pair * {group * dv};
+    if (a->sequence[t] < 0 || a->sequence[t] >= a->r->session_count) {{
+      memset(out, 0, {group * dv} * sizeof *out);
+      continue;
+    }}
+    const int32_t count = (a->position[t] >> 8) - ({name}_first(a, t) >> 8) + 1;
+    float *m = a->partials + (size_t)pair * a->blocks * {group * (dv + 2)}, *l = m + {group}, *o = l + {group};
+    for (int32_t b = 1; b < count; b++) {{
+      const float *m2 = m + (size_t)b * {group * (dv + 2)}, *l2 = m2 + {group}, *o2 = l2 + {group};
+      for (int i = 0; i < {group}; i++) merge_partials(m + i, l + i, o + i * {dv}, m2[i], l2[i], o2 + i * {dv}, {dv});
+    }}
+    for (int i = 0; i < {group}; i++)
+      for (int d = 0; d < {dv}; d++) out[i * {dv} + d] = o[i * {dv} + d] / l[i];
+  }}
+}}
+
+/* out[tokens, kv_heads * {group}, {dv}] of q[tokens, kv_heads * {group}, {d}]; at most max_blocks blocks hold what a token sees */
+static void {name}(const run *r, int32_t tokens, int32_t kv_heads, int32_t max_blocks, int32_t window, float scale,
+    float cap, const float *q, const cache_region *k, const cache_region *v, const int32_t *sequence,
+    const int32_t *position, float *out, void *scratch) {{
+  {name}_args args = {{r, tokens, kv_heads, window, 1, 1, scale, cap, k, v, q, sequence, position, out, scratch}};
+  const int32_t pairs = tokens * kv_heads;
+  for (int32_t t = 0; t < tokens; t++) {{
+    const int32_t blocks = (position[t] >> 8) - ({name}_first(&args, t) >> 8) + 1;
+    if (blocks > args.blocks) args.blocks = blocks < max_blocks ? blocks : max_blocks;
+  }}
+  if (r->threads > 1 && pairs < 4 * r->threads && args.blocks > 1) {{
+    parallel(r, pairs * args.blocks, 1, {name}_blocks, &args);
+    parallel(r, pairs, 1, {name}_merge, &args);
+    return;
+  }}
+  const int32_t share = pairs / (4 * r->threads);
+  args.tile = share < 1 ? 1 : share > 16 ? 16 : share;
+  parallel(r, (tokens + args.tile - 1) / args.tile * kv_heads, 1, {name}_tiles, &args);
+}}
+""", (_MERGE, tile))  # fmt: skip
+
+
+def cached_attention(node: Node, target: Target) -> Call:
+    """q f32[T, Hq, D], K and V caches, sequence and position i32[T] -> f32[T, Hq, Dv].
+
+    Scratch holds the partials of fewer than 4 pairs (token, key head) a thread. Raises IRError for symbolic head sizes.
+    """
+    (tokens, heads, d), (_, kv_heads, rows, dv) = node.inputs[0].shape, node.inputs[2].shape
+    if not all(isinstance(n, int) for n in (heads, kv_heads, d, dv)):
+        raise IRError("the heads and their sizes must be known when compiling")
+    group, window = heads // kv_heads, node.attr("window")
+    blocks: Dim = floordiv(rows + (_BLOCK - 1), _BLOCK)
+    if window:
+        blocks = dim_min(blocks, (window + _BLOCK - 2) // _BLOCK + 1)
+    scratch = dim_min(tokens * kv_heads, 4 * THREADS) * blocks * (group * (dv + 2) * 4)
+    args = (Run(), DimValue(tokens), DimValue(kv_heads), DimValue(blocks), Literal(str(window)),
+            Literal(literal(node.attr("scale"), f32)), Literal(literal(node.attr("softcap"), f32)),
+            *map(Operand, range(5)), Result(), Scratch())  # fmt: skip
+    return Call(_attention(group, d, dv), args, scratch)
+
+
+LOWERINGS = {"cached_attention": cached_attention}
