@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...errors import InfercError
 from ...ir.quant.formats import DIRECT
-from ...ir.target import INT8_ACTIVATIONS, Target
+from ...ir.target import ACTIVATIONS, Target
 from ...ir.types import f16
 
 BASELINE_HEADERS = ("scalar.h", "elementary.h")  # beside the target's own: scalar operations, elementary functions
@@ -39,8 +39,8 @@ FUSIONS = frozenset({"linear_group", "linear_add", "gated_linear", "rms_norm_qua
 def _target(name: str, flags: str = "", features: str = "") -> CTarget:
     """A target whose flags and features are given as words."""
     ir = Target(
-        name=name, backend="c", weight_layout="panel16", fusions=FUSIONS, direct=frozenset(DIRECT), cache=f16, page=256,
-        activations={w: a for w, a in INT8_ACTIVATIONS.items() if w in DIRECT or w == "bf16"},
+        name=name, backend="c", activations=ACTIVATIONS, weight_layout="panel16", fusions=FUSIONS,
+        direct=frozenset(DIRECT), cache=f16, page=256,
     )  # fmt: skip
     baseline = ("-march=x86-64",) if platform.machine() in ("x86_64", "AMD64") else ()
     return CTarget(ir, f"{name}.h", (*baseline, *flags.split()), tuple(features.split()), baseline)
