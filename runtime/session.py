@@ -69,13 +69,14 @@ def physical_cores() -> int:
 
 
 class _Library:
-    """A shared library loaded from bytes; it leaves no file behind."""
+    """A shared library loaded from bytes; it leaves no file behind. `functions` are those of `_FUNCTIONS`."""
 
     def __init__(self, code: np.ndarray, prefix: str) -> None:
-        self._descriptor: int | None = None
+        self._descriptor = -1
         try:
             self._library = self._load(code)
         except OSError as error:
+            self._forget_file()
             reason = " ".join(str(error).split())
             raise InfercError(f"the artifact's library cannot be loaded ({reason}): compile the model again") from error
         try:
@@ -89,27 +90,28 @@ class _Library:
 
     def _load(self, code: np.ndarray) -> ctypes.CDLL:
         if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
-            # The descriptor stays open: the loader knows libraries by path, and the path of a closed one is reused.
+            # The descriptor stays open: the loader knows libraries by path, and that of a closed one is given anew.
             self._descriptor = os.memfd_create("inferc-model", os.MFD_CLOEXEC)
-            with os.fdopen(os.dup(self._descriptor), "wb") as file:
+            with os.fdopen(self._descriptor, "wb", closefd=False) as file:
                 file.write(code.data)
             return ctypes.CDLL(f"/proc/self/fd/{self._descriptor}")
-        suffix = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
-        with tempfile.NamedTemporaryFile(suffix=suffix, delete=False) as file:
-            file.write(code.data)
-        library = ctypes.CDLL(file.name)
-        if sys.platform != "win32":  # which cannot remove a loaded library; its temporary folder is cleaned by others
-            os.unlink(file.name)
-        return library
+        with tempfile.TemporaryDirectory(prefix="inferc-", ignore_cleanup_errors=True) as folder:
+            path = os.path.join(folder, "model" + {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so"))
+            with open(path, "wb") as file:
+                file.write(code.data)
+            return ctypes.CDLL(path)  # which may outlive its file, except on Windows, where the file stays
 
     def unload(self) -> None:
         if sys.platform != "win32":
             close = ctypes.CDLL(None).dlclose
             close.argtypes = [c_void_p]
             close(self._library._handle)
-        if self._descriptor is not None:
+        self._forget_file()
+
+    def _forget_file(self) -> None:
+        if self._descriptor >= 0:
             os.close(self._descriptor)
-            self._descriptor = None
+            self._descriptor = -1
 
 
 class Engine:
@@ -161,8 +163,15 @@ class Engine:
         """Memory for an evaluation of so many tokens and wanted rows, kept for the next."""
         wanted = max(1, self.c.workspace_bytes(self.handle, tokens, rows))
         if self._workspace.size < wanted:
-            self._workspace = np.frombuffer(mmap.mmap(-1, wanted), np.uint8)
+            self._workspace = np.frombuffer(_reserve(wanted), np.uint8)
         return self._workspace
+
+
+def _reserve(size: int) -> mmap.mmap:
+    """Zeroed memory that costs nothing until it is touched."""
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    return mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
 
 
 class Session:
@@ -172,9 +181,8 @@ class Session:
         """Raises InfercError when the system does not give the memory."""
         self._engine = engine
         size = engine.c.session_bytes(engine.context)
-        flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)}
         try:
-            self._memory = np.frombuffer(mmap.mmap(-1, size, **flags if sys.platform != "win32" else {}), np.uint8)
+            self._memory = np.frombuffer(_reserve(size), np.uint8)
         except (OSError, OverflowError, ValueError) as error:
             raise InfercError(
                 f"no memory for a context of {engine.context} positions ({size / 1e9:.1f} GB): "
