@@ -1,0 +1,282 @@
+"""Linear products, their fused forms and the quantisation of activations, as calls of the kernels of `linear_source`.
+
+A kernel here fills in one `linear_job` a product and runs them in one parallel region. Its shapes are arguments: one
+function serves every shape of the same dtypes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from ...ir.graph import IRError, Node
+from ...ir.quant import is_direct, panel_bytes
+from ...ir.target import Target
+from ...ir.types import DTYPES, Dim, DType, Type
+from .activation import STORE_ROW
+from .kernels import THREADS, Call, DimValue, Kernel, Literal, Operand, Result, Run, Scratch
+from .linear_source import JOB, panels_function, terms_function, terms_per_block
+
+LINE = 64  # bytes that parts of scratch are aligned to
+
+
+@dataclass(frozen=True)
+class Product:
+    """One product of a call. `index` numbers its arguments: n, w, y and those of its bias, residual and second weight that
+    it has. `gate` is the dtype of its second weight."""
+
+    dtype: DType
+    index: int = 0
+    bias: bool = False
+    residual: bool = False
+    up: DType | None = None
+    activation: str = ""
+
+    @property
+    def parameters(self) -> str:
+        i = self.index
+        optional = [(self.up, f"const uint8_t *up{i}"), (self.bias, f"const float *bias{i}"),
+                    (self.residual, f"const float *residual{i}")]  # fmt: skip
+        parts = [f"int32_t n{i}", f"const uint8_t *w{i}", *(text for has, text in optional if has), f"float *y{i}"]
+        return ", ".join(parts)
+
+    def job(self, x_block: int) -> str:
+        """The initialiser of its linear_job."""
+        i, name = self.index, self.dtype.name
+        words = terms_per_block(name)
+        fields = {"x": "x", "x_row": "x_row", "tokens": "tokens", "k": "k", "n": f"n{i}", "w": f"w{i}",
+                  "panel_bytes": _panel_bytes(self.dtype), "panels": f"{name}_panels", "y": f"y{i}"}  # fmt: skip
+        if words:
+            fields |= {"terms": f"terms_{name}", "term_row": _blocks("k", x_block, words)}
+        if self.up:
+            fields |= {"w_up": f"up{i}", "up_panel_bytes": _panel_bytes(self.up), "up_panels": f"{self.up}_panels",
+                       "gate": f"gate_{self.activation}"}  # fmt: skip
+        if self.bias:
+            fields["bias"] = f"bias{i}"
+        if self.residual:
+            fields["residual"] = f"residual{i}"
+        return "{" + ", ".join(f".{k} = {v}" for k, v in fields.items()) + "}"
+
+    @property
+    def dtypes(self) -> tuple[DType, ...]:
+        return (self.dtype, self.up) if self.up else (self.dtype,)
+
+
+def _blocks(k: str, block: int, each: int) -> str:
+    return f"{k} / {block}" + (f" * {each}" if each > 1 else "")
+
+
+def _panel_bytes(dtype: DType) -> str:
+    """C for the bytes of a panel of 16 rows of k values."""
+    if dtype.name == "bf16":
+        return "(size_t)((k + 1) / 2) * 64"
+    size = panel_bytes(dtype, dtype.block)
+    return f"(size_t)({_blocks('k', dtype.block, 1)}) * {size}" if dtype.is_block else f"(size_t)k * {size}"
+
+
+def _x_row(x: DType) -> str:
+    """C for the bytes of a row of k activations."""
+    return f"(size_t)({_blocks('k', x.block, 1)}) * {x.block_bytes}" if x.is_block else f"(size_t)k * {x.block_bytes}"
+
+
+def _terms(dtypes: Sequence[DType], block: int) -> tuple[str, tuple[Kernel, ...]]:
+    """C that computes the terms of each format at the start of scratch, and the kernels it needs; then `scratch` is free."""
+    lines, kernels = [], []
+    for dtype in dict.fromkeys(dtypes):
+        if kernel := terms_function(dtype.name):
+            row = _blocks("k", block, terms_per_block(dtype.name))
+            lines.append(f"""\
+  int32_t *terms_{dtype} = (void *)scratch;
+  linear_prepare(r, {dtype}_terms, x, x_row, tokens, k, {row}, terms_{dtype});
+  scratch += ((size_t)tokens * (size_t)({row}) * 4 + {LINE - 1}) / {LINE} * {LINE};
+""")
+            kernels.append(kernel)
+    return "".join(lines), tuple(kernels)
+
+
+def _terms_bytes(dtypes: Sequence[DType], tokens: Dim, k: int) -> Dim:
+    words = sum(terms_per_block(d.name) * (k // d.block) for d in dict.fromkeys(dtypes))
+    return tokens * (words * 4) + LINE * len(dtypes)
+
+
+GATES = {
+    name: Kernel(f"gate_{name}", f"""\
+/* gate = {name}(gate) * up, [tokens][32] */
+static void gate_{name}(float *gate, const float *up, int32_t tokens) {{
+  for (int32_t i = 0; i < 32 * tokens; i += 16) f32_store(gate + i, f32_mul(f32_{name}(f32_load(gate + i)), f32_load(up + i)));
+}}
+""")
+    for name in ("silu", "gelu_tanh", "gelu")
+}  # fmt: skip
+
+
+def _symbol(op: str, products: Sequence[Product]) -> str:
+    parts = [op]
+    for p in products:
+        parts += [p.activation] if p.activation else []
+        parts += dict.fromkeys(str(d) for d in p.dtypes)
+        parts += ["bias"] if p.bias else []
+        parts += ["add"] if p.residual else []
+    return "_".join(parts)
+
+
+def _kernel(op: str, x: DType, products: Sequence[Product], target: str) -> Kernel:
+    symbol, dtypes = _symbol(op, products), [d for p in products for d in p.dtypes]
+    terms, needs = _terms(dtypes, x.block)
+    panels = tuple(panels_function(d.name, target) for d in dict.fromkeys(dtypes))
+    gates = tuple(GATES[p.activation] for p in products if p.activation)
+    jobs = ",\n".join(f"    {p.job(x.block)}" for p in products)
+    text = f"""\
+/* {op} of x[tokens][k] in {x} and {', '.join(map(str, dtypes))} */
+static void {symbol}(const run *r, int32_t tokens, int32_t k, const uint8_t *x,
+    {(','+chr(10)+'    ').join(p.parameters for p in products)}, char *scratch) {{
+  const size_t x_row = {_x_row(x)};
+{terms}  const linear_job jobs[{len(products)}] = {{
+{jobs},
+  }};
+  linear_run(r, jobs, {len(products)}, scratch, linear_worker_bytes(tokens, {int(bool(gates))}));
+}}
+"""
+    return Kernel(symbol, text, (JOB, *needs, *panels, *gates))
+
+
+def _inner(x: Type) -> int:
+    k = x.shape[-1]
+    if not isinstance(k, int):
+        raise IRError(f"the inner dimension of {x} must be known")
+    return k
+
+
+def _check(x: Type, w: Type) -> None:
+    if w.layout != "panel16" or not is_direct(w.dtype):
+        raise IRError(f"needs weights of a directly computed dtype in layout panel16, not {w}")
+    fits = x.dtype.is_block and x.dtype.block == w.dtype.block if w.dtype.is_block else (
+        x.dtype == (w.dtype if w.dtype.name == "bf16" else DTYPES["f32"]))  # fmt: skip
+    if not fits:
+        raise IRError(f"no kernel multiplies {x.dtype} with {w.dtype}; the quantize pass chooses a pair that has one")
+
+
+def _call(op: str, node: Node, target: Target, products: Sequence[Product], operands: Sequence[Sequence[int]]) -> Call:
+    """`operands`: for each product the numbers of its operands, in the order of its parameters."""
+    types = [v.type for v in node.inputs]
+    x, k = types[0], _inner(types[0])
+    args: list[Operand | Result | DimValue | Literal | Scratch | Run] = [
+        Run(), DimValue(x.shape[0]), DimValue(k), Operand(0)]  # fmt: skip
+    for product, numbers in zip(products, operands):
+        weights = [types[i] for i in numbers[: len(product.dtypes)]]
+        for w in weights:
+            _check(x, w)
+        args += [DimValue(weights[0].shape[0]), *map(Operand, numbers), Result(product.index)]
+    dtypes = [d for p in products for d in p.dtypes]
+    gated = any(p.up for p in products)
+    scratch = _terms_bytes(dtypes, x.shape[0], k) + THREADS * x.shape[0] * (256 if gated else 128)
+    return Call(_kernel(op, x.dtype, products, target.name), (*args, Scratch()), scratch)
+
+
+def linear(node: Node, target: Target) -> Call:
+    """linear(x[T,K], w[N,K], [bias[N]])"""
+    bias = len(node.inputs) == 3
+    return _call("linear", node, target, [Product(node.inputs[1].dtype, bias=bias)], [(1, 2)[: 1 + bias]])
+
+
+def linear_add(node: Node, target: Target) -> Call:
+    """linear_add(x[T,K], w[N,K], residual[T,N], [bias[N]])"""
+    bias = len(node.inputs) == 4
+    product = Product(node.inputs[1].dtype, bias=bias, residual=True)
+    return _call("linear", node, target, [product], [(1, 3, 2) if bias else (1, 2)])
+
+
+def linear_group(node: Node, target: Target) -> Call:
+    """linear_group(x[T,K], w_0[N_0,K] …, biases)"""
+    biases = node.attr("biases")
+    products, operands, at = [], [], 1 + len(biases)
+    for i, bias in enumerate(biases):
+        products.append(Product(node.inputs[1 + i].dtype, i, bias=bias))
+        operands.append((1 + i, at) if bias else (1 + i,))
+        at += bias
+    return _call("linear_group", node, target, products, operands)
+
+
+def gated_linear(node: Node, target: Target) -> Call:
+    """gated_linear(x[T,K], gate[N,K], up[N,K])"""
+    gate, up = node.inputs[1].dtype, node.inputs[2].dtype
+    product = Product(gate, up=up, activation=node.attr("activation"))
+    return _call("gated_linear", node, target, [product], [(1, 2)])
+
+
+def _expert_kernel(x: DType, w: DType, target: str) -> Kernel:
+    product = Product(w)
+    terms, needs = _terms([w], x.block)
+    offset = f"\n  job.terms += (size_t)token * (size_t)job.term_row;" if needs else ""
+    text = f"""\
+typedef struct {{ linear_job job; const int32_t *ids; int32_t used, pairs; size_t expert_bytes; float *scratch; }} expert_{w}_args;
+
+/* Pairs of panels, counted through the (token, expert used) pairs: each a product of one token. */
+static void expert_{w}_body(const void *args, int32_t begin, int32_t end, int32_t worker) {{
+  const expert_{w}_args *a = args;
+  for (int32_t i = begin; i < end; i++) {{
+    const int32_t which = i / a->pairs, token = which / a->used;
+    linear_job job = a->job;
+    job.tokens = 1;
+    job.x += (size_t)token * job.x_row;
+    job.w += (size_t)a->ids[which] * a->expert_bytes;
+    job.y += (size_t)which * (size_t)job.n;{offset.replace(chr(10) + "  ", chr(10) + "    ")}
+    linear_pair(&job, i % a->pairs, a->scratch + (size_t)worker * 32);
+  }}
+}}
+
+/* y[tokens][used][n] = x[tokens][k] in {x} times expert ids[tokens][used] of w[experts][n][k] in {w} */
+static void expert_linear_{w}(const run *r, int32_t tokens, int32_t k, const uint8_t *x, int32_t n0, const uint8_t *w0,
+    int32_t used, const int32_t *ids, float *y0, char *scratch) {{
+  const size_t x_row = {_x_row(x)};
+{terms}  const linear_job job = {product.job(x.block)};
+  const int32_t pairs = linear_pairs(n0);
+  const expert_{w}_args args = {{job, ids, used, pairs, (size_t)((n0 + 15) / 16) * job.panel_bytes, (void *)scratch}};
+  parallel(r, tokens * used * pairs, (pairs + 3) / 4, expert_{w}_body, &args);
+}}
+"""
+    return Kernel(f"expert_linear_{w}", text, (JOB, *needs, panels_function(w.name, target)))
+
+
+def expert_linear(node: Node, target: Target) -> Call:
+    """expert_linear(x[T,K], w[E,N,K], ids i32[T,used])"""
+    x, w, ids = (v.type for v in node.inputs)
+    _check(x, w)
+    k = _inner(x)
+    args = (Run(), DimValue(x.shape[0]), DimValue(k), Operand(0), DimValue(w.shape[1]), Operand(1), DimValue(ids.shape[1]),
+            Operand(2), Result(), Scratch())  # fmt: skip
+    scratch = _terms_bytes([w.dtype], x.shape[0], k) + THREADS * 128
+    return Call(_expert_kernel(x.dtype, w.dtype, target.name), args, scratch)
+
+
+def _quantize_kernel(dtype: DType) -> Kernel:
+    return Kernel(f"quantize_{dtype}", f"""\
+typedef struct {{ const float *x; uint8_t *y; int32_t k; }} quantize_{dtype}_args;
+
+static void quantize_{dtype}_rows(const void *args, int32_t begin, int32_t end, int32_t worker) {{
+  const quantize_{dtype}_args *a = args;
+  const int32_t k = a->k;
+  (void)worker;
+  for (int32_t i = begin; i < end; i++) store_row_{dtype}(a->x + (size_t)i * (size_t)k, k, a->y + (size_t)i * ({_x_row(dtype)}));
+}}
+
+/* x[rows][k] to rows of {dtype} */
+static void quantize_{dtype}(const run *r, int32_t rows, int32_t k, const float *x, uint8_t *y) {{
+  const quantize_{dtype}_args args = {{x, y, k}};
+  parallel(r, rows, 1 + 16384 / k, quantize_{dtype}_rows, &args);
+}}
+""", (STORE_ROW[dtype.name],))  # fmt: skip
+
+
+def quantize(node: Node, target: Target) -> Call:
+    """quantize(x[..., K]; dtype)"""
+    x = node.inputs[0].type
+    args = (Run(), DimValue(prod(x.shape[:-1])), DimValue(_inner(x)), Operand(0), Result())
+    return Call(_quantize_kernel(node.attr("dtype")), args)
+
+
+LOWERINGS: Mapping[str, Callable[[Node, Target], Call]] = {
+    "linear": linear, "linear_add": linear_add, "linear_group": linear_group, "gated_linear": gated_linear,
+    "expert_linear": expert_linear, "quantize": quantize,
+}  # fmt: skip
