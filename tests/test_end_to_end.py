@@ -1,0 +1,126 @@
+"""Whole tiny models: generated C equals the interpreter bit for bit, on every target, thread count and chunking."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from inferc.backends.c import target as c_target
+from inferc.backends.c import toolchain
+from inferc.compiler.driver import Plan, compile_model, plan_model
+from inferc.ir.interpret import interpret, prepare_weights
+from inferc.ir.types import evaluate, numpy_dtype
+from inferc.runtime.model import load
+
+from tests.tiny_models import CONTEXT, MODELS, VOCABULARY, WEIGHT_TYPES, write_model
+
+HOST = [name for name, t in c_target.TARGETS.items() if t.cpu_features <= c_target.native().cpu_features]
+IDS = np.random.default_rng(7).integers(3, VOCABULARY, 27).tolist()
+CHUNK = 16
+
+# A mix as K-quantised files have it, so that a layer's siblings differ in type and in activation groups.
+MIXED = {"attn_v": "q6_k", "ffn_down": "q5_k", "attn_k": "q5_0", "token_embd": "q6_k", "": "q4_k"}
+CASES = {name: (name, "q4_1") for name in MODELS}
+CASES |= {f"llama {dtype}": ("llama", dtype) for dtype in WEIGHT_TYPES}
+CASES |= {f"{name} mixed": (name, MIXED) for name in ("llama", "gemma3", "qwen2")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiler():
+    """Tests compile at -O1: optimisation must not change bits, and `test_full_optimisation` says so."""
+    flags = toolchain.FLAGS
+    toolchain.FLAGS = (*flags, "-O1")
+    yield flags
+    toolchain.FLAGS = flags
+
+
+def expected_logits(plan: Plan, ids: list[int]) -> np.ndarray:
+    """Logits f32[len(ids), V] by the interpreter, fed in pieces of the chunk."""
+    step = plan.module.entries["step"]
+    weights = {name: array for name, _, array in prepare_weights(plan.module)}
+    states = {}
+    for node in step.inputs_of("state"):
+        shape = [evaluate(d, {"S": 1}) for d in node.types[0].shape]
+        states[node.attr("name")] = np.zeros(shape, numpy_dtype(node.types[0].dtype))
+    rows = []
+    for start in range(0, len(ids), plan.chunk):
+        piece = ids[start : start + plan.chunk]
+        arguments = {
+            "tokens": np.array(piece, np.int32),
+            "sequence": np.zeros(len(piece), np.int32),
+            "position": np.arange(start, start + len(piece), dtype=np.int32),
+            "rows": np.arange(len(piece), dtype=np.int32),
+        }
+        results = interpret(step, arguments | weights | states)
+        rows.append(results["logits"])
+        states = {name: results[name] for name in states}
+    return np.concatenate(rows)
+
+
+def compiled_logits(artifact: Path, ids: list[int], *, threads: int = 1, pieces: int | None = None) -> np.ndarray:
+    """Logits f32[len(ids), V] of a compiled artifact, fed at once or in `pieces` tokens at a time."""
+    with load(artifact, threads) as model:
+        step = pieces or len(ids)
+        return np.concatenate([model.logits(ids[: i + step])[i:] for i in range(0, len(ids), step)])
+
+
+def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
+    assert actual.dtype == expected.dtype and actual.shape == expected.shape
+    different = actual.view(np.uint32) != expected.view(np.uint32)
+    assert not different.any(), f"{different.sum()} of {different.size} differ, by up to {np.abs(actual - expected).max()}"
+
+
+def build(tmp_path: Path, model: str, types, target: str) -> tuple[Plan, Path]:
+    path = write_model(tmp_path / "tiny.gguf", model, types, tokenizer="bpe")
+    artifact = tmp_path / f"{target}.inferc"
+    compile_model(str(path), artifact, target=target, chunk=CHUNK)
+    return plan_model(path, target=target, chunk=CHUNK), artifact
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_c_equals_interpreter(case, tmp_path):
+    model, types = CASES[case]
+    plan, artifact = build(tmp_path, model, types, HOST[-1])
+    expected = expected_logits(plan, IDS)
+    assert np.isfinite(expected).all() and expected.std() > 1e-3
+    assert_same_bits(compiled_logits(artifact, IDS), expected)
+
+
+@pytest.mark.parametrize("model, types", [("llama", MIXED), ("gemma3", "q4_0"), ("llama", "bf16"), ("qwen3", "f16")])
+def test_bits_do_not_depend_on_target_threads_or_chunking(model, types, tmp_path):
+    path = write_model(tmp_path / "tiny.gguf", model, types, tokenizer="bpe")
+    seen = []
+    for target in HOST:
+        artifact = tmp_path / f"{target}.inferc"
+        compile_model(str(path), artifact, target=target, chunk=CHUNK)
+        for threads, pieces in ((1, None), (2, None), (3, 1), (1, 5), (2, 1)):
+            seen.append(compiled_logits(artifact, IDS, threads=threads, pieces=pieces))
+    for other in seen[1:]:
+        assert_same_bits(other, seen[0])
+
+
+def test_full_optimisation(quick_compiler, monkeypatch, tmp_path):
+    monkeypatch.setattr(toolchain, "FLAGS", quick_compiler)
+    plan, artifact = build(tmp_path, "llama", MIXED, HOST[-1])
+    assert_same_bits(compiled_logits(artifact, IDS, threads=2), expected_logits(plan, IDS))
+
+
+def test_long_context_over_several_cache_pages(tmp_path):
+    """More than one page of 256 positions, and rings that wrap, against the same ids fed one at a time."""
+    metadata = {"context_length": 1024}
+    path = write_model(tmp_path / "tiny.gguf", "gemma3", "q8_0", tokenizer="bpe", metadata=metadata)
+    artifact = tmp_path / "tiny.inferc"
+    compile_model(str(path), artifact, chunk=64)
+    ids = np.random.default_rng(3).integers(3, VOCABULARY, 700).tolist()
+    whole = compiled_logits(artifact, ids, threads=2)
+    assert_same_bits(compiled_logits(artifact, ids, pieces=50), whole)
+    with load(artifact, 1) as model:
+        last = [model.logits(ids[: i + 1])[i] for i in range(640, 700)]
+    assert_same_bits(np.stack(last), whole[640:])
+
+
+def test_context_is_a_limit(tmp_path):
+    _, artifact = build(tmp_path, "llama", "q8_0", "generic")
+    ids = (IDS * 8)[:CONTEXT]
+    assert compiled_logits(artifact, ids).shape == (CONTEXT, VOCABULARY)
