@@ -363,7 +363,7 @@ class _Writer:
                     lines += [f"for (int l = (int)({dim_c(size)} - {p}); l && l < 16; l++) {fill};"]
         else:
             head.append("int count = 0;")
-            lines = self._nest([update("lane[count++ & 15]", loop.body)])
+            lines = self._nest([update("lane[count & 15]", loop.body), "count++;"])
             if fill:
                 lines.append(f"for (int l = count & 15; l && l < 16; l++) {fill};")
         return head, lines, f"fold_{monoid}_{computed}(lane)"

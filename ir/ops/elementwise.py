@@ -86,15 +86,15 @@ def _remainder(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(b == 0, a, np.fmod(a, safe))
 
 
-def _shift(function: Callable[..., np.ndarray], unsigned: bool = False, sign: bool = False) -> Callable[..., Any]:
-    """A shift by any amount: `bits` and more give zero, or the sign where it is arithmetic."""
+def _shift(function: Callable[..., np.ndarray], kind: str, keeps_sign: bool = False) -> Callable[..., Any]:
+    """A shift of `x` seen as integers of `kind` "u" or "i", by any amount: `bits` and more give zero, or the sign."""
 
     def shift(x: np.ndarray, amount: np.ndarray) -> np.ndarray:
         bits = x.dtype.itemsize * 8
         outside = (amount < 0) | (amount >= bits)
-        view = x.view(f"u{x.dtype.itemsize}") if unsigned else x
-        shifted = function(view, np.where(outside, 0, amount).astype(view.dtype)).view(x.dtype)
-        return np.where(outside, function(x, np.array(bits - 1, x.dtype)) if sign else np.array(0, x.dtype), shifted)
+        view = x.view(f"{kind}{x.dtype.itemsize}")
+        shifted = function(view, np.where(outside, 0, amount).astype(view.dtype))
+        return np.where(outside, function(view, view.dtype.type(bits - 1)) if keeps_sign else 0, shifted).view(x.dtype)
 
     return shift
 
@@ -154,7 +154,7 @@ ELEMENTWISE = (
     _op("pow", 2, FLOAT, _numeric("pow", np.power)),
     _op("neg", 1, NUMBER, np.negative),
     _op("abs", 1, NUMBER, np.abs),
-    _op("sign", 1, NUMBER, np.sign),
+    _op("sign", 1, NUMBER, lambda x: np.where(x == 0, x, np.sign(x))),
     _op("floor", 1, FLOAT, np.floor),
     _op("ceil", 1, FLOAT, np.ceil),
     Op("round", _infer_round, in_f32(_round), attributes=(("mode", "even"),)),
@@ -173,9 +173,9 @@ ELEMENTWISE = (
     _op("and", 2, BITS, np.bitwise_and, commutative=True),
     _op("or", 2, BITS, np.bitwise_or, commutative=True),
     _op("xor", 2, BITS, np.bitwise_xor, commutative=True),
-    _op("shift_left", 2, INT, _shift(np.left_shift)),
-    _op("shift_right_logical", 2, INT, _shift(np.right_shift, unsigned=True)),
-    _op("shift_right_arithmetic", 2, INT, _shift(np.right_shift, sign=True)),
+    _op("shift_left", 2, INT, _shift(np.left_shift, "u")),
+    _op("shift_right_logical", 2, INT, _shift(np.right_shift, "u")),
+    _op("shift_right_arithmetic", 2, INT, _shift(np.right_shift, "i", keeps_sign=True)),
     _op("clamp", 3, NUMBER, lambda low, x, high: minimum(maximum(x, low), high)),
     Op("compare", _infer_compare, _compare, attributes=(("direction", REQUIRED),)),
     Op("select", _infer_select, _select),

@@ -58,7 +58,7 @@ UNSIGNED(u64, uint64_t, int64_t, uint64_t, 64)
   static inline type max_##t(type a, type b) { return a > b ? a : b; }                                        \
   static inline type min_##t(type a, type b) { return a < b ? a : b; }                                        \
   static inline bool above_##t(type a, type b) { return a > b || (a != a && b == b); } /* NaN is the greatest */ \
-  static inline type sign_##t(type a) { return a > 0 ? 1 : a < 0 ? -1 : a == 0 ? 0 : a; }                                    \
+  static inline type sign_##t(type a) { return a > 0 ? 1 : a < 0 ? -1 : a; }                                    \
   static inline int8_t convert_##t##_i8(type a) { return (int8_t)(a != a ? 0 : a <= -128 ? -128 : a >= 127 ? 127 : a); } \
   static inline int16_t convert_##t##_i16(type a) {                                                           \
     return (int16_t)(a != a ? 0 : a <= -32768 ? -32768 : a >= 32767 ? 32767 : a);                             \
