@@ -213,7 +213,7 @@ class Artifact:
         for name in self._members:
             self.read(name)
         weights = self.manifest["weights"]
-        if hashlib.sha256(self.view(weights["file"])).hexdigest() != weights["sha256"]:
+        if hashlib.sha256(self.view(weights["file"]).data).hexdigest() != weights["sha256"]:
             raise self._unusable("has damaged weights", "compile the model again")
 
     def _unusable(self, what: str, remedy: str) -> InfercError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
@@ -32,7 +33,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         bounds = (
-            ("temperature", self.temperature >= 0, "0 or more"),
+            ("temperature", 0 <= self.temperature < inf, "0 or more"),
             ("top_k", self.top_k >= 0, "0 (all) or more"),
             ("top_p", 0 <= self.top_p <= 1, "between 0 and 1"),
             ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
@@ -73,7 +74,8 @@ class Sampler:
             kept = kept[: max(1, int(np.count_nonzero(before < how.top_p)))]
         if how.min_p > 0:
             kept = kept[kept >= kept[0] + np.log(how.min_p)]
-        cumulative = np.cumsum(_softmax(kept / how.temperature))
+        with np.errstate(over="ignore"):  # a tiny temperature leaves only the likeliest
+            cumulative = np.cumsum(_softmax((kept - kept[0]) / how.temperature))
         draw = self._random.random() * cumulative[-1]
         return int(ids[min(np.searchsorted(cumulative, draw, side="right"), len(kept) - 1)])
 

@@ -88,7 +88,8 @@ class Tokenizer:
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         begin = self.add_bos if add_bos is None else add_bos
         end = self.add_eos if add_eos is None else add_eos
-        return [self.bos_id] * (begin and self.bos_id is not None) + ids + list(self.eos_ids[:1]) * end
+        before = [self.bos_id] if begin and self.bos_id is not None else []
+        return before + ids + list(self.eos_ids[:1] if end else ())
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that token `id` stands for, perhaps part of a character; empty for an id outside the vocabulary."""

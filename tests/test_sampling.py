@@ -44,6 +44,7 @@ def test_greedy_ignores_the_filters():
         ({"min_p": 0.49, "temperature": 100.0}, {1, 3, 4}),
         ({"top_p": 0.41, "temperature": 100.0}, {1, 3}),
         ({"temperature": 0.01}, {1}),
+        ({"temperature": 5e-324}, {1}),
     ],
 )
 def test_filters(how, kept):
@@ -99,7 +100,8 @@ def test_logits_that_are_no_numbers(bad):
 @pytest.mark.parametrize(
     "how",
     [{"temperature": -1}, {"top_k": -1}, {"top_p": 1.1}, {"min_p": -0.1}, {"repetition_penalty": 0}, {"seed": -1},
-     {"temperature": float("nan")}],
+     {"temperature": float("nan")},
+        {"temperature": float("inf")}],
 )  # fmt: skip
 def test_settings_out_of_range(how):
     with pytest.raises(InfercError, match=f"{next(iter(how))} must be"):
