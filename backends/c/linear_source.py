@@ -34,8 +34,8 @@ class Tile:
 
 
 # By target: what fits the registers, for integer and for float dot products.
-BLOCK_TILES = {"generic": Tile(1, (1, 2, 4)), "avx2": Tile(1, (1, 2, 3)), "avx512vnni": Tile(2, (1, 2, 3, 4, 6))}
-DENSE_TILES = {"generic": Tile(1, (1, 2, 4)), "avx2": Tile(2, (1, 2, 3)), "avx512vnni": Tile(2, (1, 2, 3, 4, 6))}
+BLOCK_TILES = {"generic": Tile(1, (1, 4)), "avx2": Tile(1, (1, 2, 3)), "avx512vnni": Tile(2, (1, 2, 3, 4, 6))}
+DENSE_TILES = {"generic": Tile(1, (1, 4)), "avx2": Tile(2, (1, 2, 3)), "avx512vnni": Tile(2, (1, 2, 3, 4, 6))}
 
 JOB = Kernel("linear_job", """\
 /* ---- Linear products: y[token][row] = sum over k of x[token][k] * w[row][k], w in panels of 16 rows ---- */

@@ -13,9 +13,9 @@
 #error "bit-exact results need IEEE arithmetic: compile without -ffast-math"
 #endif
 #ifdef __clang__
-#define UNROLL _Pragma("unroll")
+#define UNROLL
 #else
-#define UNROLL _Pragma("GCC unroll 32")
+#define UNROLL _Pragma("GCC unroll 1") /* here loops over lanes are what compilers should work on */
 #endif
 #define INLINE static inline __attribute__((always_inline))
 #define LANES_(i) for (int i = 0; i < 16; i++)
