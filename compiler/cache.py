@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from pathlib import Path
 
 from . import hub
@@ -31,8 +30,11 @@ def artifact_path(model: Path, **options: object) -> Path:
 
 
 def is_artifact(path: Path) -> bool:
-    """Whether the file is a compiled artifact rather than a model: artifacts are zip files."""
-    return path.is_file() and zipfile.is_zipfile(path)
+    """Whether the file is meant as a compiled artifact rather than a model, by its name or its first bytes."""
+    if path.suffix == ".inferc":
+        return True
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def compiled(name: str, progress: hub.Progress, **options) -> Path:

@@ -93,7 +93,7 @@ def compile_model(source: str, output: Path, *, target: str = "native", context:
         library = Path(scratch) / f"lib{PREFIX}.so"
         compiling = pool.submit(toolchain.compile_program, program, plan.target, library)
         hashing = pool.submit(_sha256, path)
-        tokenizer = gguf_tokenizer.convert(plan.source.metadata)
+        tokenizer = _tokenizer(plan.source)
         weights_sha256 = artifact.write_stream("weights", program.weight_bytes, _packed(plan, report))
         compiler = compiling.result()
         for name, text in program.sources.items():
@@ -110,6 +110,13 @@ def compile_model(source: str, output: Path, *, target: str = "native", context:
         }
         artifact.write_manifest(manifest)
     return Report(Path(output), plan.target.name, time.monotonic() - started, tuple(manifest["notes"]))
+
+
+def _tokenizer(source: gguf.Source) -> dict[str, Any] | None:
+    try:
+        return gguf_tokenizer.convert(source.metadata)
+    except InfercError as error:
+        raise InfercError(f"{source.path}: {error}") from error
 
 
 def _packed(plan: Plan, progress: hub.Progress) -> Iterator[tuple[int, np.ndarray]]:
