@@ -16,103 +16,39 @@ from .scalar import literal
 _BLOCK = 256  # keys; one page of the cache
 
 
-def _tile(d: int, dv: int) -> Kernel:
-    """Rows against one block. `values_of` reads the last, narrower part of a value row without running over it."""
-    name = f"attend_{d}" + (f"_{dv}" if dv != d else "")
-    load = "f32_load_f16(v)" if dv % 16 == 0 else "value_part(v, count)"
-    part = "" if dv % 16 == 0 else f"""\
-INLINE vf32 {name}_part(const uint16_t *v, int count) {{
-  uint16_t part[16] = {{0}};
-  memcpy(part, v, (size_t)count * sizeof *v);
-  return f32_load_f16(part);
-}}
+_ROWS = Kernel("attention_rows", """\
+/* Query rows that share a load of K or V, and K panels that a row is multiplied with at a time. */
+enum { TILE_ROWS = REGISTERS >= 32 ? 8 : REGISTERS >= 8 ? 4 : 2, TILE_PANELS = REGISTERS >= 32 ? 2 : 1 };
 
-"""
-    load = load.replace("value_part", f"{name}_part")
-    return Kernel(name, f"""\
-{part}/* Adds p * v of keys [from, to) to the rows' 16 values; `some`: only of the keys that a row sees. */
-INLINE void {name}_values(const int rows, const int some, const uint16_t *v, int32_t from, int32_t to, int count,
-    float (*p)[256], const int32_t *low, const int32_t *high, vf32 *o) {{
-  (void)count;
-  v += (size_t)from * {dv};
-  for (int32_t key = from; key < to; key++, v += {dv}) {{
-    const vf32 value = {load};
-    UNROLL for (int i = 0; i < rows; i++)
-      if (!some || (key >= low[i] && key <= high[i])) o[i] = f32_add(o[i], f32_mul(f32_splat(p[i][key]), value));
-  }}
-}}
+/* How many rows a tile of `count` is computed as: the sizes that code is unrolled for. */
+static inline int tile_rows(int32_t count) { return count > 4 ? TILE_ROWS : count; }
 
-/* Scores of `panels` panels of 16 keys against the rows, scaled and capped; q is [{d}][rows]. */
-INLINE void {name}_scores(const int rows, const int panels, const float *q, const uint16_t *k, float scale, float cap,
-    float (*p)[256], int32_t key) {{
-  vf32 s[TILE_ROWS][2];
-  UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < panels; j++) s[i][j] = f32_zero();
-  for (int d = 0; d < {d}; d++)
-    UNROLL for (int j = 0; j < panels; j++) {{
-      const vf32 keys = f32_load_f16(k + (size_t)key * {d} + j * {16 * d} + d * 16);
-      UNROLL for (int i = 0; i < rows; i++) s[i][j] = f32_add(s[i][j], f32_mul(f32_splat(q[d * rows + i]), keys));
-    }}
-  UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < panels; j++) {{
-    vf32 score = f32_mul(s[i][j], f32_splat(scale));
-    if (cap != 0.0f) score = f32_softcap(score, f32_splat(cap));
-    f32_store(p[i] + key + j * 16, score);
-  }}
-}}
-
-/* Row i of the tile sees keys low[i] to high[i] of the block, none if low > high. Gives each row's m, l and o. */
-INLINE void {name}_block(const int rows, const float *q, const uint16_t *k, const uint16_t *v, const int32_t *low,
-    const int32_t *high, float scale, float cap, float *m, float *l, float (*o)[{dv}]) {{
-  float p[TILE_ROWS][256];
-  int32_t first = 256, last = -1, all_low = 0, all_high = 255; /* keys that some row sees, and that all do */
-  for (int i = 0; i < rows; i++) {{
-    if (low[i] <= high[i] && low[i] < first) first = low[i];
-    if (low[i] <= high[i] && high[i] > last) last = high[i];
-    if (low[i] > all_low) all_low = low[i];
-    if (high[i] < all_high) all_high = high[i];
-  }}
-  if (all_low > all_high) all_low = last + 1, all_high = last;
-  const int32_t end = (last & ~15) + 16;
-  int32_t key = first & ~15;
-  for (; key + 32 <= end; key += 32) {name}_scores(rows, 2, q, k, scale, cap, p, key);
-  if (key < end) {name}_scores(rows, 1, q, k, scale, cap, p, key);
-
-  static const float LANE[16] = {{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}};
+/* One row's scores p[from .. to), multiples of 16, to exp(score - m), zero outside of keys low .. high; gives m and l. */
+static void attention_softmax(float *p, int32_t from, int32_t to, int32_t low, int32_t high, float scale, float cap,
+    float *m, float *l) {
+  static const float LANE[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const vf32 lane = f32_load(LANE), none = f32_splat(-INFINITY);
-  for (int i = 0; i < rows; i++) {{
-    const vf32 before = f32_splat((float)(low[i] - 1)), after = f32_splat((float)(high[i] + 1));
-    vf32 largest = none, sum = f32_zero();
-    for (key = first & ~15; key < end; key += 16) {{
-      const vf32 at = f32_add(lane, f32_splat((float)key));
-      const vf32 seen = f32_select_gt(at, before, f32_select_gt(after, at, f32_load(p[i] + key), none), none);
-      f32_store(p[i] + key, seen);
-      largest = f32_max(largest, seen);
-    }}
-    m[i] = f32_hmax(largest);
-    for (key = first & ~15; key < end; key += 16) {{
-      const vf32 e = f32_exp(f32_sub(f32_load(p[i] + key), f32_splat(m[i])));
-      f32_store(p[i] + key, e);
-      sum = f32_add(sum, e);
-    }}
-    l[i] = f32_sum(sum);
-  }}
-  for (int d = 0; d < {dv}; d += 16) {{
-    const int count = {dv} - d < 16 ? {dv} - d : 16;
-    vf32 sum[TILE_ROWS];
-    UNROLL for (int i = 0; i < rows; i++) sum[i] = f32_zero();
-    {name}_values(rows, 1, v + d, first, all_low, count, p, low, high, sum);
-    {name}_values(rows, 0, v + d, all_low, all_high + 1, count, p, low, high, sum);
-    {name}_values(rows, 1, v + d, all_high + 1, last + 1, count, p, low, high, sum);
-    UNROLL for (int i = 0; i < rows; i++) f32_store_n(o[i] + d, sum[i], count);
-  }}
-}}
-""", (_MERGE,))  # fmt: skip
-
-
-_MERGE = Kernel("merge_partials", """\
-enum { TILE_ROWS = REGISTERS >= 32 ? 8 : REGISTERS >= 8 ? 4 : 2 }; /* query rows that share a load of K or V */
+  const vf32 before = f32_splat((float)(low - 1)), after = f32_splat((float)(high + 1));
+  vf32 largest = none, sum = f32_zero();
+  for (int32_t key = from; key < to; key += 16) {
+    const vf32 at = f32_add(lane, f32_splat((float)key));
+    vf32 score = f32_mul(f32_load(p + key), f32_splat(scale));
+    if (cap != 0.0f) score = f32_softcap(score, f32_splat(cap));
+    score = f32_select_gt(at, before, f32_select_gt(after, at, score, none), none);
+    f32_store(p + key, score);
+    largest = f32_max(largest, score);
+  }
+  *m = f32_hmax(largest);
+  for (int32_t key = from; key < to; key += 16) {
+    const vf32 e = f32_exp(f32_sub(f32_load(p + key), f32_splat(*m)));
+    f32_store(p + key, e);
+    sum = f32_add(sum, e);
+  }
+  *l = f32_sum(sum);
+}
 
 /* (m, l, o) of the keys of both partials, into the first */
-static inline void merge_partials(float *m, float *l, float *o, float m2, float l2, const float *o2, int32_t size) {
+static void merge_partials(float *m, float *l, float *o, float m2, float l2, const float *o2, int32_t size) {
   const float largest = max_f32(*m, m2), scale = m_exp(*m - largest), scale2 = m_exp(m2 - largest);
   *m = largest;
   *l = *l * scale + l2 * scale2;
@@ -121,9 +57,99 @@ static inline void merge_partials(float *m, float *l, float *o, float m2, float 
 """)
 
 
+def _block_kernel(d: int, dv: int) -> Kernel:
+    """Up to TILE_ROWS query rows against one block of keys of size `d` and values of size `dv`."""
+    name = f"attend_{d}" + (f"_{dv}" if dv != d else "")
+    part, load = "", "f32_load_f16(v)"
+    if dv % 16:
+        load = f"{name}_part(v, {dv} - at < 16 ? {dv} - at : 16)"
+        part = f"""\
+/* The first values of a row's end, which may be the end of the memory. */
+INLINE vf32 {name}_part(const uint16_t *v, int count) {{
+  uint16_t part[16] = {{0}};
+  memcpy(part, v, (size_t)count * sizeof *v);
+  return f32_load_f16(part);
+}}
+
+"""
+    return Kernel(name, f"""\
+/* p[rows][256] at `key`: products of q [{d}][rows] with TILE_PANELS panels of 16 keys, each a chain over the {d} values. */
+INLINE void {name}_scores(const int rows, const float *q, const uint16_t *k, float (*p)[256], int32_t key) {{
+  vf32 s[TILE_ROWS][TILE_PANELS];
+  UNROLL for (int i = 0; i < rows; i++)
+    UNROLL for (int j = 0; j < TILE_PANELS; j++) s[i][j] = f32_zero();
+  for (int d = 0; d < {d}; d++)
+    UNROLL for (int j = 0; j < TILE_PANELS; j++) {{
+      const vf32 keys = f32_load_f16(k + (key + 16 * j) * {d} + 16 * d);
+      UNROLL for (int i = 0; i < rows; i++) s[i][j] = f32_add(s[i][j], f32_mul(f32_splat(q[d * rows + i]), keys));
+    }}
+  UNROLL for (int i = 0; i < rows; i++)
+    UNROLL for (int j = 0; j < TILE_PANELS; j++) f32_store(p[i] + key + 16 * j, s[i][j]);
+}}
+
+{part}/* o[rows][{dv}] += p * v of keys from .. to, 16 values at a time, each a chain over the keys. */
+INLINE void {name}_values(const int rows, float (*p)[256], const uint16_t *values, int32_t from, int32_t to,
+    float (*o)[{dv}]) {{
+  for (int at = 0; at < {dv}; at += 16) {{
+    const uint16_t *v = values + from * {dv} + at;
+    vf32 sum[TILE_ROWS];
+    UNROLL for (int i = 0; i < rows; i++) sum[i] = {_lanes("f32_load", dv, "o[i] + at")};
+    for (int32_t key = from; key < to; key++, v += {dv}) {{
+      const vf32 value = {load};
+      UNROLL for (int i = 0; i < rows; i++) sum[i] = f32_add(sum[i], f32_mul(f32_splat(p[i][key]), value));
+    }}
+    UNROLL for (int i = 0; i < rows; i++) {_lanes("f32_store", dv, "o[i] + at, sum[i]")};
+  }}
+}}
+
+/* One function for each number of rows, so that their sums stay in registers. */
+static void {name}_all_scores(int rows, const float *q, const uint16_t *k, float (*p)[256], int32_t from, int32_t to) {{
+  for (int32_t key = from; key < to; key += 16 * TILE_PANELS)
+    if (rows == TILE_ROWS) {name}_scores(TILE_ROWS, q, k, p, key);
+    else if (TILE_ROWS > 4 && rows == 4) {name}_scores(4, q, k, p, key);
+    else if (TILE_ROWS > 3 && rows == 3) {name}_scores(3, q, k, p, key);
+    else if (TILE_ROWS > 2 && rows == 2) {name}_scores(2, q, k, p, key);
+    else {name}_scores(1, q, k, p, key);
+}}
+
+static void {name}_all_values(int rows, float (*p)[256], const uint16_t *v, int32_t from, int32_t to, float (*o)[{dv}]) {{
+  if (from >= to) return;
+  if (rows == TILE_ROWS) {name}_values(TILE_ROWS, p, v, from, to, o);
+  else if (TILE_ROWS > 4 && rows == 4) {name}_values(4, p, v, from, to, o);
+  else if (TILE_ROWS > 3 && rows == 3) {name}_values(3, p, v, from, to, o);
+  else if (TILE_ROWS > 2 && rows == 2) {name}_values(2, p, v, from, to, o);
+  else {name}_values(1, p, v, from, to, o);
+}}
+
+/* The partial (m, l, o) of each row over a block, where row i sees keys low[i] .. high[i], none if low > high. */
+static void {name}(int rows, const float *q, const uint16_t *k, const uint16_t *v, const int32_t *low,
+    const int32_t *high, float scale, float cap, float *m, float *l, float (*o)[{dv}]) {{
+  float p[TILE_ROWS][256];
+  int32_t from = 256, to = 0, shared_from = 0, shared_to = 256; /* keys that some row sees, and that every row sees */
+  for (int i = 0; i < rows; i++) {{
+    if (low[i] <= high[i]) from = int_min(from, low[i]), to = int_max(to, high[i] + 1);
+    shared_from = int_max(shared_from, low[i]), shared_to = int_min(shared_to, high[i] + 1);
+  }}
+  if (shared_from >= shared_to) shared_from = shared_to = to;
+  const int32_t step = 16 * TILE_PANELS, first = from / step * step, end = (to + step - 1) / step * step;
+  {name}_all_scores(rows, q, k, p, first, end);
+  for (int i = 0; i < rows; i++) attention_softmax(p[i], first, end, low[i], high[i], scale, cap, &m[i], &l[i]);
+  memset(o, 0, (size_t)rows * sizeof *o);
+  for (int i = 0; i < rows; i++) {name}_all_values(1, p + i, v, low[i], int_min(shared_from, high[i] + 1), o + i);
+  {name}_all_values(rows, p, v, shared_from, shared_to, o);
+  for (int i = 0; i < rows; i++) {name}_all_values(1, p + i, v, shared_to, high[i] + 1, o + i);
+}}
+""", (_ROWS,))  # fmt: skip
+
+
+def _lanes(word: str, size: int, args: str) -> str:
+    """`word` on 16 lanes of a row of `size` values at offset `at`, or on those that are left at its end."""
+    return f"{word}({args})" if size % 16 == 0 else f"{word}_n({args}, {size} - at < 16 ? {size} - at : 16)"
+
+
 def _attention(group: int, d: int, dv: int) -> Kernel:
     """The kernel for `group` query heads a key head, key size `d` and value size `dv`."""
-    tile = _tile(d, dv)
+    block = _block_kernel(d, dv)
     name = f"cached_attention_{group}x{d}" + (f"_{dv}" if dv != d else "")
     return Kernel(name, f"""\
 typedef struct {{
@@ -141,7 +167,7 @@ static inline int32_t {name}_first(const {name}_args *a, int32_t t) {{ /* positi
 }}
 
 /* Rows [row, row + count) of a tile against block b: row i is head i % {group} of the key head, of token t + i / {group}. */
-INLINE void {name}_rows(const int rows, const {name}_args *a, int32_t t, int32_t head, int32_t row, int32_t count,
+static void {name}_rows(int rows, const {name}_args *a, int32_t t, int32_t head, int32_t row, int32_t count,
     const float *q, int32_t b, float *m, float *l, float (*o)[{dv}], int32_t *low, int32_t *high) {{
   char *session = a->r->sessions[a->sequence[t]];
   const void *k = cache_page(session, a->k, b), *v = cache_page(session, a->v, b);
@@ -152,12 +178,12 @@ INLINE void {name}_rows(const int rows, const {name}_args *a, int32_t t, int32_t
     if (low[i] < 0) low[i] = 0;
     if (high[i] > 255) high[i] = 255;
   }}
-  {tile.symbol}_block(rows, q, (const uint16_t *)k + (size_t)head * {256 * d}, (const uint16_t *)v + (size_t)head * {256 * dv},
+  {block.symbol}(rows, q, (const uint16_t *)k + (size_t)head * {256 * d}, (const uint16_t *)v + (size_t)head * {256 * dv},
       low, high, a->scale, a->cap, m, l, o);
 }}
 
 /* q of a tile's rows, transposed: [{d}][rows] */
-INLINE void {name}_queries(const int rows, const {name}_args *a, int32_t t, int32_t head, int32_t row, int32_t count,
+static void {name}_queries(int rows, const {name}_args *a, int32_t t, int32_t head, int32_t row, int32_t count,
     float *q) {{
   for (int i = 0; i < rows; i++) {{
     const int32_t at = row + (i < count ? i : count - 1);
@@ -167,7 +193,8 @@ INLINE void {name}_queries(const int rows, const {name}_args *a, int32_t t, int3
 }}
 
 /* One tile over all its blocks. */
-INLINE void {name}_tile(const int rows, const {name}_args *a, int32_t t, int32_t head, int32_t row, int32_t count) {{
+static void {name}_tile(const {name}_args *a, int32_t t, int32_t head, int32_t row, int32_t count) {{
+  const int rows = tile_rows(count);
   float q[{d} * TILE_ROWS], m[TILE_ROWS] = {{0}}, l[TILE_ROWS] = {{0}};
   float m2[TILE_ROWS], l2[TILE_ROWS], o2[TILE_ROWS][{dv}];
   int32_t low[TILE_ROWS], high[TILE_ROWS], seen[TILE_ROWS] = {{0}};
@@ -210,11 +237,8 @@ static void {name}_tiles(const void *args, int32_t begin, int32_t end, int32_t w
       while (next < to && a->sequence[next] == a->sequence[t] && a->position[next] == a->position[next - 1] + 1) next++;
       const int32_t rows = (next - t) * {group};
       for (int32_t row = 0; row < rows; row += TILE_ROWS) {{
-        const int32_t count = rows - row < TILE_ROWS ? rows - row : TILE_ROWS;
-        if (count > 4) {name}_tile(TILE_ROWS, a, t, head, row, count);
-        else if (count > 2) {name}_tile(TILE_ROWS < 4 ? TILE_ROWS : 4, a, t, head, row, count);
-        else if (count > 1) {name}_tile(2, a, t, head, row, count);
-        else {name}_tile(1, a, t, head, row, count);
+        const int32_t count = int_min(rows - row, TILE_ROWS);
+        {name}_tile(a, t, head, row, count);
       }}
     }}
   }}
@@ -223,7 +247,6 @@ static void {name}_tiles(const void *args, int32_t begin, int32_t end, int32_t w
 /* Jobs: blocks of (token, key head) pairs, to partials. */
 static void {name}_blocks(const void *args, int32_t begin, int32_t end, int32_t worker) {{
   const {name}_args *a = args;
-  enum {{ ROWS = {group} < TILE_ROWS ? {group} : TILE_ROWS }};
   (void)worker;
   for (int32_t job = begin; job < end; job++) {{
     const int32_t pair = job / a->blocks, t = pair / a->kv_heads, head = pair % a->kv_heads;
@@ -233,10 +256,10 @@ static void {name}_blocks(const void *args, int32_t begin, int32_t end, int32_t 
     float *m = a->partials + (size_t)job * {group * (dv + 2)}, *l = m + {group}, *o = l + {group};
     float q[{d} * TILE_ROWS], m2[TILE_ROWS], l2[TILE_ROWS], o2[TILE_ROWS][{dv}];
     int32_t low[TILE_ROWS], high[TILE_ROWS];
-    for (int32_t row = 0; row < {group}; row += ROWS) {{
-      const int32_t count = {group} - row < ROWS ? {group} - row : ROWS;
-      {name}_queries(ROWS, a, t, head, row, count, q);
-      {name}_rows(ROWS, a, t, head, row, count, q, b, m2, l2, o2, low, high);
+    for (int32_t row = 0; row < {group}; row += TILE_ROWS) {{
+      const int32_t count = int_min({group} - row, TILE_ROWS), rows = tile_rows(count);
+      {name}_queries(rows, a, t, head, row, count, q);
+      {name}_rows(rows, a, t, head, row, count, q, b, m2, l2, o2, low, high);
       memcpy(m + row, m2, (size_t)count * sizeof *m);
       memcpy(l + row, l2, (size_t)count * sizeof *l);
       memcpy(o + (size_t)row * {dv}, o2, (size_t)count * sizeof *o2);
@@ -285,7 +308,7 @@ static void {name}(const run *r, int32_t tokens, int32_t kv_heads, int32_t max_b
   args.tile = share < 1 ? 1 : share > 16 ? 16 : share;
   parallel(r, (tokens + args.tile - 1) / args.tile * kv_heads, 1, {name}_tiles, &args);
 }}
-""", (_MERGE, tile))  # fmt: skip
+""", (_ROWS, block))  # fmt: skip
 
 
 def cached_attention(node: Node, target: Target) -> Call:
