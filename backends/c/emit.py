@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from ...ir.graph import Graph, IRError, Node, Value
 from ...ir.types import Dim, Sym, Type, substitute, symbols
 from .kernels import THREADS, Arg, DimValue, Literal, Operand, Result, Run, Scratch
-from .lower import Function, Line
+from .lower import CONTEXT, Function, Line
 from .memory import storage_bytes
 from .state import Region
 from .text import Names, aligned, c_type, constant_array, dim_c
 
-SESSIONS, CONTEXT = "S", "C"  # symbols that are no parameters: the run's session count, and a constant
+SESSIONS = "S"  # a symbol that is no parameter, as CONTEXT: the run's session count
+THREADS_NAME = str(THREADS)
 
 
 @dataclass(frozen=True)
@@ -198,9 +199,6 @@ class Emitter:
 
     def constant_definitions(self) -> list[str]:
         return [constant_array(name, raw, type) for (raw, type), name in self.constants.items()]
-
-
-THREADS_NAME = str(THREADS)
 
 
 class _FunctionText:

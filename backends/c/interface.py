@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...ir.graph import Graph, IRError
-from ...ir.types import Dim, Type, i32, substitute
-from .emit import CONTEXT, Emitter, Parameter
+from ...ir.types import Type, i32
+from .emit import Emitter, Parameter
 from .state import HEADER_BYTES, SessionLayout
 from .target import CTarget
 from .text import runtime_text
@@ -64,10 +64,6 @@ class Facts:
     def functions(self) -> dict[str, Graph]:
         """Entries that become a function of their own."""
         return {name: graph for name, graph in self.entries.items() if name != "step"}
-
-    def constant(self, dim: Dim) -> Dim:
-        """`dim` with the context put in."""
-        return substitute(dim, {CONTEXT: self.context})
 
     def prefixed(self, text: str) -> str:
         """Hand-written C with this module's prefix in the place of `model`."""

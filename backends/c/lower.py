@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from ...ir.graph import Graph, IRError, Module, Node, subgraphs
 from ...ir.target import Target
-from ...ir.types import Dim
+from ...ir.types import Dim, substitute
 from . import attention, cache, embedding, linear, loop, norm, rope
 from .kernels import Call
 from .memory import GraphPlan, plan_graph, view_of
 
+CONTEXT = "C"  # the symbol of a state's positions
 Lowering = Callable[[Node, Target], Call]
 FAMILIES = (loop, embedding, linear, norm, rope, cache, attention)  # a later family's kernel replaces an earlier one's
 LOWERINGS: Mapping[str, Lowering] = {op: rule for family in FAMILIES for op, rule in family.LOWERINGS.items()}
@@ -64,8 +65,12 @@ def lower_node(node: Node, target: Target, lowerings: Mapping[str, Lowering] = L
         raise IRError(f"{where}({operands}): {error}") from error
 
 
-def lower_module(module: Module, target: Target, lowerings: Mapping[str, Lowering] = LOWERINGS) -> dict[Graph, Function]:
-    """A function for every distinct graph that the entries reach, callees before callers."""
+def lower_module(module: Module, target: Target, context: int,
+                 lowerings: Mapping[str, Lowering] = LOWERINGS) -> dict[Graph, Function]:  # fmt: skip
+    """A function for every distinct graph that the entries reach, callees before callers.
+
+    `context` is what the symbol C stands for in the sizes of scratch.
+    """
     functions: dict[Graph, Function] = {}
 
     def visit(graph: Graph, entry: str = "") -> None:
@@ -77,12 +82,15 @@ def lower_module(module: Module, target: Target, lowerings: Mapping[str, Lowerin
         late = _needs_rows(graph) if entry == "step" else frozenset()
         nodes = [n for n in graph.nodes() if not is_silent(n)]
         ordered = [n for n in nodes if n not in late] + [n for n in nodes if n in late]
-        lines = tuple(
-            Line(n, callee=functions[n.attr("graph")]) if n.op.name == "call" else Line(n, lower_node(n, target, lowerings))
-            for n in ordered
-        )
+        lines = tuple(map(line, ordered))
         optional = len(nodes) - sum(n in late for n in nodes) if late else None
         functions[graph] = Function(graph, lines, plan_graph(graph, lines), optional)
+
+    def line(node: Node) -> Line:
+        if node.op.name == "call":
+            return Line(node, callee=functions[node.attr("graph")])
+        call = lower_node(node, target, lowerings)
+        return Line(node, replace(call, scratch=substitute(call.scratch, {CONTEXT: context})))
 
     for name, graph in module.entries.items():
         visit(graph, name)
@@ -96,9 +104,3 @@ def _needs_rows(graph: Graph) -> frozenset[Node]:
         if any(v.node in found for v in node.inputs):
             found.add(node)
     return frozenset(found)
-
-
-def kernels_of(functions: Mapping[Graph, Function]) -> Iterator[Call]:
-    """Every kernel call of a program, in the order of its text."""
-    for function in functions.values():
-        yield from (line.call for line in function.lines if line.call)

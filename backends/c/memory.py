@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING
 
 from ...ir.graph import Graph, Node, Value
 from ...ir.ops.cache import STATE_USES
 from ...ir.quant.panels import packed_bytes
-from ...ir.types import Dim, Expr, dim_max, evaluate, floordiv, symbols
+from ...ir.types import Atom, Dim, DimCall, bounds, dim_max, evaluate, floordiv, symbols
 
 if TYPE_CHECKING:
     from .lower import Line
@@ -54,11 +55,28 @@ class Plan:
         return {b.key: slot.offset for slot in self.slots for b in slot.buffers}
 
 
+def _is_aligned(size: Dim) -> bool:
+    if isinstance(size, int):
+        return size % ALIGNMENT == 0
+    return all(c % ALIGNMENT == 0 or any(_is_aligned_atom(a) for a, _ in monomial) for monomial, c in size.terms)
+
+
+def _is_aligned_atom(atom: Atom) -> bool:
+    return isinstance(atom, DimCall) and atom.op in ("max", "min") and all(map(_is_aligned, atom.args))
+
+
 def align(size: Dim) -> Dim:
-    """`size` rounded up to the alignment; as it is where every coefficient is already a multiple of it."""
-    if isinstance(size, Expr) and all(c % ALIGNMENT == 0 for _, c in size.terms):
-        return size
-    return floordiv(size + (ALIGNMENT - 1), ALIGNMENT) * ALIGNMENT
+    """`size` rounded up to the alignment; as it is where that is known to change nothing."""
+    return size if _is_aligned(size) else floordiv(size + (ALIGNMENT - 1), ALIGNMENT) * ALIGNMENT
+
+
+def largest(sizes: Iterable[Dim]) -> Dim:
+    """The largest size for any value of the symbols: a maximum of those that none other is known to cover."""
+    kept: list[Dim] = []
+    for size in sizes:
+        if not any(bounds(other - size)[0] >= 0 for other in kept):
+            kept = [other for other in kept if bounds(size - other)[0] < 0] + [size]
+    return reduce(dim_max, kept, 0)
 
 
 def typical(size: Dim) -> int:
@@ -78,9 +96,7 @@ def assign(buffers: Iterable[Buffer]) -> Plan:
     slots: list[Slot] = []
     offset: Dim = 0
     for members in shared:
-        size: Dim = 0
-        for buffer in members:
-            size = dim_max(size, align(buffer.bytes)) if size != 0 else align(buffer.bytes)
+        size = largest(align(buffer.bytes) for buffer in members)
         slots.append(Slot(offset, size, tuple(members)))
         offset = offset + size
     return Plan(tuple(slots), offset)

@@ -74,7 +74,7 @@ def build(module: Module, target: CTarget, *, prefix: str = "model", context: in
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", prefix):
         raise IRError(f"the prefix {prefix!r} is no C identifier")
-    functions = lower_module(module, target.ir, lowerings)
+    functions = lower_module(module, target.ir, context, lowerings)
     layout = session_layout(module.entries, context, chunk)
     order, weight_bytes = _weight_order(module)
     emitter = Emitter(
@@ -171,7 +171,7 @@ def _model(facts: interface.Facts, functions: Mapping[Graph, Function], memory: 
 
 
 def _arena_bytes(facts: interface.Facts, name: str, size: Dim, graph: Graph) -> str:
-    expression = dim_c(facts.constant(size), wide=True)
+    expression = dim_c(size, wide=True)
     dims = [s.name for s in facts.emitter.dimensions(graph)]
     voids = "".join(f"(void){d}; " for d in ("threads", *dims) if not re.search(rf"\b{d}\b", expression))
     parameters = ", ".join(f"int32_t {d}" for d in ("threads", *dims))

@@ -71,7 +71,8 @@ def dim_c(dim: Dim, names: Mapping[str, str] | None = None, *, wide: bool = Fals
         left, right = (dim_c(x, names, wide=wide) for x in a.args)
         if a.op in ("min", "max"):
             return f"{'size' if wide else 'int'}_{a.op}({left}, {right})"
-        return f"(({left}) {'/' if a.op == 'floordiv' else '%'} ({right}))"
+        left, right = (text if isinstance(x, int) else f"({text})" for x, text in zip(a.args, (left, right)))
+        return f"({left} {'/' if a.op == 'floordiv' else '%'} {right})"
 
     text = ""
     for monomial, coefficient in dim.terms:

@@ -10,7 +10,7 @@ struct model_session {
   int32_t taken;    /* by an eval that is being checked */
 };
 
-enum { PAGE = 256, MOST_POSITIONS = INT32_MAX - PAGE };
+enum { PAGE = 256 };
 
 static bool is_session(const model_session *session) {
   return session && is_aligned(session) && session->fingerprint == MODEL_FINGERPRINT;
@@ -23,9 +23,10 @@ size_t model_session_bytes(int32_t positions) {
 
 /* The positions that fit, given that `bytes` is enough for one. */
 static int32_t capacity_of(size_t bytes) {
-  const size_t page = MODEL_SESSION_PAGE_BYTES;
-  const size_t pages = page ? (bytes - MODEL_SESSION_FIXED_BYTES) / page : MOST_POSITIONS / PAGE;
-  return pages < MODEL_MAX_POSITIONS / PAGE + 1 ? int_min((int32_t)pages * PAGE, MODEL_MAX_POSITIONS) : MODEL_MAX_POSITIONS;
+  const size_t page = MODEL_SESSION_PAGE_BYTES; /* 0 where every layer has a ring */
+  const size_t pages = (bytes - MODEL_SESSION_FIXED_BYTES) / size_max(page, 1);
+  if (page == 0 || pages > MODEL_MAX_POSITIONS / PAGE) return MODEL_MAX_POSITIONS;
+  return int_min((int32_t)pages * PAGE, MODEL_MAX_POSITIONS);
 }
 
 model_status model_session_init(model_model *model, void *memory, size_t bytes, model_session **out_session) {
