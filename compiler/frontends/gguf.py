@@ -25,7 +25,7 @@ from ..models import ARCHITECTURES
 from ..models.architecture import MAX_SIZE, Architecture, Config, Tensor
 from ..models.blocks import state_rows
 from ..tracing import Input, trace
-from .gguf_check import ARRAY, Entry, check, read_value
+from .gguf_check import ARRAY, Entry, check, read_value, shorten
 
 MAX_SLOTS = 1 << 16
 FLOATS = ("f32", "f16", "bf16")
@@ -53,7 +53,7 @@ class Metadata(Mapping[str, Any]):
         return len(self._entries)
 
     def error(self, problem: str) -> InfercError:
-        return InfercError(f"{self.path}: {problem}")
+        return InfercError(f"{self.path}: {shorten(problem)}")
 
     def _scalar(self, key: str, default: Any, kinds: tuple[type, ...], what: str) -> Any:
         value = self.get(key, default)
@@ -62,7 +62,7 @@ class Metadata(Mapping[str, Any]):
         if value is None:
             raise self.error(f"the metadata key {key} is missing; convert the model again with a current converter")
         if not isinstance(value, kinds) or isinstance(value, bool):
-            raise self.error(f"the metadata key {key} must be {what}, not {_shown(value)}; convert the model again")
+            raise self.error(f"the metadata key {key} must be {what}, not {shorten(repr(value), 40)}; convert the model again")
         return value
 
     def integer(self, key: str, default: int | None = None, low: int = 0, high: int = MAX_SIZE) -> int:
@@ -90,11 +90,6 @@ class Metadata(Mapping[str, Any]):
         if len(value) != count or any(v not in (0, 1) for v in value):
             raise self.error(f"the metadata key {key} must be one number or {count} flags; convert the model again")
         return tuple(map(bool, value))
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 class _Reader(GGUFReader):
@@ -144,7 +139,7 @@ def load(path: Path | str) -> Source:
     name = metadata.text("general.architecture")
     if name not in ARCHITECTURES:
         raise metadata.error(
-            f"the architecture {name!r} is not supported; these are: {', '.join(sorted(ARCHITECTURES))}"
+            f"the architecture {shorten(repr(name), 40)} is not supported; these are: {', '.join(sorted(ARCHITECTURES))}"
         )
     tensors = {t.name: t for t in _Reader(path, entries).tensors}
     config = _read_config(metadata, name, tensors)

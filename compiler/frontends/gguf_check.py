@@ -30,6 +30,11 @@ SMALLEST_TENSOR = 8 + 4 + 8 + 4 + 8
 DOWNLOAD = "download or convert the file again"
 
 
+def shorten(text: str, limit: int = 300) -> str:
+    """What a file says may be long; a message may not."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 class Cursor:
     """A place in the file that never reads past its end."""
 
@@ -37,7 +42,7 @@ class Cursor:
         self.path, self.data, self.at = path, data, 0
 
     def fail(self, problem: str, remedy: str = DOWNLOAD) -> NoReturn:
-        raise InfercError(f"{self.path}: {problem}; {remedy}")
+        raise InfercError(f"{self.path}: {shorten(problem)}; {remedy}")
 
     def skip(self, count: int, what: str) -> int:
         """Moves past `count` bytes and returns where they begin."""

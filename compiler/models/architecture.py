@@ -149,7 +149,7 @@ def _read_rope(metadata: Metadata, config: Config, rope_factors: np.ndarray | No
     base = metadata.number(f"{name}.rope.freq_base", 10000.0, 1.0)
     kind = metadata.text(f"{name}.rope.scaling.type", "linear")
     if kind not in ("none", "linear", "yarn"):
-        raise metadata.error(f"{name}.rope.scaling.type {kind!r} is not supported; none, linear and yarn are")
+        raise metadata.error(f"{name}.rope.scaling.type {kind!r:.40} is not supported; none, linear and yarn are")
     factor = metadata.number(f"{name}.rope.scaling.factor", metadata.number(f"{name}.rope.scale_linear", 1.0, 0.0), 0.0)
     factor = 1.0 if kind == "none" or factor == 0.0 else factor
     frequencies = rope_frequencies(count, base)
@@ -166,6 +166,8 @@ def _read_rope(metadata: Metadata, config: Config, rope_factors: np.ndarray | No
         scale *= 1.0 + 0.1 * math.log(max(factor, 1.0))
     else:
         frequencies = frequencies / factor
+    if not np.all(frequencies < 1e6):
+        raise metadata.error("rope's scaling makes frequencies that are not finite; convert the model again")
     return make_rope(frequencies, config.rope.style, scale)
 
 
