@@ -30,9 +30,8 @@ def interpret(program: Graph | Module, inputs: Mapping[str, Any], dims: Dims | N
     sees every node evaluated, those of called graphs too. Raises IRError for missing or unknown inputs, shapes that
     contradict the types, and symbols without a value or outside their bounds.
     """
-    graph = program
+    graph = program.entries[entry] if isinstance(program, Module) else program
     if isinstance(program, Module):
-        graph = program.entries[entry]
         wanted = {n.attr("name") for n in graph.inputs_of("weight")} - set(inputs)
         inputs = {**inputs, **{name: array for name, _, array in prepare_weights(program, wanted)}}
     names = [n.attr("name") for n in graph.inputs]

@@ -243,7 +243,7 @@ class _Parser:
         text = line.until(",", ")", "]")
         sign, word = (-1, text[2:]) if text.startswith("- ") else (1, text)
         if word in _CONSTANTS:
-            return -_CONSTANTS[word] if sign < 0 else _CONSTANTS[word]
+            return sign * float("inf") if word == "inf" else _CONSTANTS[word]
         if re.fullmatch(r"\d+(\.\d*)?(e[+-]?\d+)?", word) and not word.isdigit():
             return sign * float(word)
         return parse_dim(text, self.symbols)

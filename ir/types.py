@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import reduce
 from math import prod
 
 import numpy as np
@@ -183,7 +182,7 @@ def substitute(dim: Dim, values: Mapping[str, Dim]) -> Dim:
 
     total: Dim = 0
     for monomial, coefficient in dim.terms:
-        total = total + reduce(lambda x, y: x * y, (atom(a) for a, p in monomial for _ in range(p)), coefficient)
+        total = total + coefficient * prod(atom(a) for a, p in monomial for _ in range(p))
     return total
 
 
@@ -256,7 +255,7 @@ def parse_dim(text: str, known: Mapping[str, Sym]) -> Dim:
             case ast.BinOp(left=left, op=ast.Mult(), right=right):
                 return walk(left) * walk(right)
             case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(power))):
-                return reduce(lambda x, y: x * y, [walk(left)] * power, 1)
+                return prod([walk(left)] * power)
             case ast.Call(func=ast.Name(id=name), args=[a, b]) if name in CALLS:
                 return CALLS[name](walk(a), walk(b))
         raise ValueError(f"cannot read the dimension {text!r}: {ast.unparse(node)!r} is not understood")
@@ -345,6 +344,14 @@ class Type:
         return len(self.shape)
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape of a type without symbols. Raises TypeError for one that has some."""
+        found = tuple(d for d in self.shape if isinstance(d, int))
+        if len(found) < len(self.shape):
+            raise TypeError(f"{self} has no fixed size")
+        return found
+
+    @property
     def elements(self) -> Dim:
         return prod(self.shape)
 
@@ -363,8 +370,8 @@ class Type:
 def array_shape(t: Type) -> tuple[int, ...]:
     """The shape of the array that holds a value of a type without symbols: for blocks, the bytes of each row, last."""
     if not t.dtype.is_block:
-        return t.shape
-    return (*t.shape[:-1], t.shape[-1] // t.dtype.block * t.dtype.block_bytes)
+        return t.sizes
+    return (*t.sizes[:-1], t.sizes[-1] // t.dtype.block * t.dtype.block_bytes)
 
 
 def array_dtype(t: Type) -> np.dtype:

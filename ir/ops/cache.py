@@ -54,7 +54,8 @@ def _cache_write(types: Types, cache: np.ndarray, x: np.ndarray, sequence: np.nd
 
 def _infer_rope_cache_write(cache: Type, x: Type, cos: Type, sin: Type, sequence: Type, position: Type, *, style: str,
                             window: int) -> Types:  # fmt: skip
-    return _infer_cache_write(cache, *infer_rope(x, cos, sin, style=style), sequence, position, window=window)
+    (turned,) = infer_rope(x, cos, sin, style=style)
+    return _infer_cache_write(cache, turned, sequence, position, window=window)
 
 
 def _rope_cache_write(types: Types, cache: np.ndarray, x: np.ndarray, cos: np.ndarray, sin: np.ndarray,

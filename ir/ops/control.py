@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
@@ -10,7 +10,14 @@ from ..graph import REQUIRED, Graph, Op
 from ..types import Dim, Type, array_dtype, array_shape, boolean, i32
 from .common import Arrays, Types, expect
 
-Run = Callable[..., Arrays]  # `interpret.Function`: it has the graph's `output_types` too
+
+class Run(Protocol):
+    """A graph as the references see it: `interpret.Function`."""
+
+    def __call__(self, *arrays: np.ndarray) -> Arrays: ...
+
+    @property
+    def output_types(self) -> Types: ...
 
 
 def _takes(graph: Graph, types: Types) -> None:
@@ -76,8 +83,8 @@ def _scan(types: Types, *arrays: np.ndarray, body: Run, length: int, consts: int
         state = results[:carry]
         made.append(results[carry:])
     if not made:
-        rows = (np.zeros(array_shape(Type((0, *t.shape), t.dtype)), array_dtype(t)) for t in body.output_types[carry:])
-        return (*state, *rows)
+        none = (Type((0, *t.shape), t.dtype) for t in body.output_types[carry:])
+        return (*state, *(np.zeros(array_shape(t), array_dtype(t)) for t in none))
     return (*state, *(np.stack(column) for column in zip(*(made[::-1] if reverse else made))))
 
 

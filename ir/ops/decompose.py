@@ -11,9 +11,10 @@ import numpy as np
 
 from .. import ops
 from ..graph import Value, make
-from ..types import Dim, DType, Type, boolean, f32, i32, numpy_dtype
+from ..types import Dim, DType, Type, boolean, f32, floordiv, i32, numpy_dtype
 
 Values = tuple[Value, ...]
+LOWEST, TINY = (float(x) for x in (np.finfo(np.float32).min, np.finfo(np.float32).tiny))
 
 
 def emit(name: str, *operands: Value, **attrs: Any) -> Value:
@@ -135,7 +136,7 @@ def rope_angles(position: Value, inv_freq: Value, *, scale: float) -> Values:
     return tuple(mul(emit(f, angle), _like(scale, angle)) for f in ("cos", "sin"))
 
 
-def _columns(x: Value, start: int, limit: Dim, stride: int = 1) -> Value:
+def _columns(x: Value, start: Dim, limit: Dim, stride: int = 1) -> Value:
     """x[..., start:limit:stride]."""
     *lead, _ = x.shape
     none = (0,) * len(lead)
@@ -239,10 +240,10 @@ def attention(q: Value, k: Value, v: Value, *mask: Value, scale: float, causal: 
                      batch=((0, 1), (0, 1))),)  # fmt: skip
     seen = visible[0] if len(visible) == 1 else emit("and", *visible)
     # A query that sees nothing gives zeros, so the softmax is written out, with 0/1 made 0/max(0, tiny).
-    lowest = emit("select", seen, score, _like(np.finfo(np.float32).min, score))
+    lowest = emit("select", seen, score, _like(LOWEST, score))
     highest = emit("reduce", lowest, kind="max", axes=(3,))
     e = emit("select", seen, emit("exp", sub(lowest, _over_last(highest, score))), _like(0, score))
-    total = emit("max", emit("reduce", e, kind="sum", axes=(3,)), constant(np.finfo(np.float32).tiny, full[:3]))
+    total = emit("max", emit("reduce", e, kind="sum", axes=(3,)), constant(TINY, full[:3]))
     p = div(e, _over_last(total, e))
     return (emit("dot_general", p, v, contracting=((3,), (2,)), batch=((0, 1), (0, 1))),)
 
@@ -252,7 +253,7 @@ def _repeat_heads(x: Value, heads: Dim) -> Value:
     batch, own, tokens, width = x.shape
     if own == heads:
         return x
-    shape = (batch, own, heads // own, tokens, width)
+    shape = (batch, own, floordiv(heads, own), tokens, width)
     return emit("reshape", _spread(x, shape, 0, 1, 3, 4), shape=(batch, heads, tokens, width))
 
 

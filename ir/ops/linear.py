@@ -172,7 +172,7 @@ def _expert_linear(types: Types, x: np.ndarray, w: np.ndarray, ids: np.ndarray) 
 
 
 def _embedding(types: Types, table: np.ndarray, ids: np.ndarray) -> Arrays:
-    count, width = types[0].shape
+    count, width = types[0].sizes
     expect(not ids.size or 0 <= ids.min() <= ids.max() < count, f"an id is outside 0..{count - 1}")
     rows = (quant.unpack(types[0], table) if types[0].layout else table)[ids]
     return (quant.dequantize(types[0].dtype, rows, (len(ids), width)),)
@@ -183,11 +183,11 @@ def _dequantize(types: Types, w: np.ndarray) -> Arrays:
     if kind_of(t.dtype) == "activation":
         x = quant.decode_activation(t.dtype, w)
         return (x.q.astype(np.float32) * np.repeat(x.d, t.dtype.block, axis=-1),)
-    return (quant.dequantize(t.dtype, quant.unpack(t, w) if t.layout else w, t.shape),)
+    return (quant.dequantize(t.dtype, quant.unpack(t, w) if t.layout else w, t.sizes),)
 
 
 def _requantize(types: Types, w: np.ndarray, *, dtype: DType) -> Arrays:
-    converted, _ = quant.requantize(types[0].dtype, w, types[0].shape)
+    converted, _ = quant.requantize(types[0].dtype, w, types[0].sizes)
     return (converted.reshape(array_shape(Type(types[0].shape, dtype))),)
 
 

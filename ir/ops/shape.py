@@ -34,14 +34,13 @@ CONSTANT_BYTES = 1024  # larger ones are weights
 
 def _infer_constant(*, value: bytes, type: Type) -> Types:
     plain(type)
-    size = type.bytes
-    expect(isinstance(size, int) and len(value) == size, f"{len(value)} bytes cannot be a {type}")
-    expect(size <= CONSTANT_BYTES, f"{type} has {size} bytes; above {CONSTANT_BYTES} a constant is a weight")
+    expect(len(value) == type.bytes, f"{len(value)} bytes cannot be a {type}")
+    expect(len(value) <= CONSTANT_BYTES, f"{type} has {type.bytes} bytes; above {CONSTANT_BYTES} it must be a weight")
     return (type,)
 
 
 def _constant(types: Types, *, value: bytes, type: Type) -> Arrays:
-    return (np.frombuffer(value, numpy_dtype(type.dtype)).reshape(type.shape),)
+    return (np.frombuffer(value, numpy_dtype(type.dtype)).reshape(type.sizes),)
 
 
 def _infer_iota(*, type: Type, dim: int) -> Types:
@@ -52,9 +51,9 @@ def _infer_iota(*, type: Type, dim: int) -> Types:
 
 
 def _iota(types: Types, *, type: Type, dim: int) -> Arrays:
-    count = np.arange(type.shape[dim], dtype=np.int64).reshape([-1 if i == dim else 1 for i in range(type.rank)])
+    count = np.arange(type.sizes[dim], dtype=np.int64).reshape([-1 if i == dim else 1 for i in range(type.rank)])
     dtype = np.float32 if type.dtype.is_float and type.dtype.name != "f64" else numpy_dtype(type.dtype)
-    return (narrow(np.broadcast_to(count.astype(dtype), type.shape), type.dtype),)
+    return (narrow(np.broadcast_to(count.astype(dtype), type.sizes), type.dtype),)
 
 
 # --- Views ---
@@ -98,7 +97,7 @@ def _infer_slice(x: Type, *, start: tuple[Dim, ...], limit: tuple[Dim, ...], str
     expect(len(start) == len(limit) == len(stride) == x.rank, f"start, limit and stride need {x.rank} entries each")
     for low, high, step, size in zip(start, limit, stride, x.shape):
         expect(step >= 1, f"stride {step} must be positive")
-        if all(isinstance(d, int) for d in (low, high, size)):
+        if isinstance(low, int) and isinstance(high, int) and isinstance(size, int):
             expect(0 <= low <= high <= size, f"{low}:{high} lies outside an axis of {size}")
     return (Type(tuple(floordiv(h - l + (s - 1), s) for l, h, s in zip(start, limit, stride)), x.dtype),)
 
@@ -247,9 +246,10 @@ def _sort(types: Types, *arrays: np.ndarray, axis: int, keys: int) -> Arrays:
 Axes = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-def _free_axes(a: Type, b: Type, contracting: Axes, batch: Axes) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return tuple(tuple(i for i in range(t.rank) if i not in c and i not in n)
-                 for t, c, n in zip((a, b), contracting, batch))  # fmt: skip
+def _free_axes(a: int, b: int, contracting: Axes, batch: Axes) -> Axes:
+    """The axes of operands of ranks `a` and `b` that are neither."""
+    return (tuple(i for i in range(a) if i not in (*contracting[0], *batch[0])),
+            tuple(i for i in range(b) if i not in (*contracting[1], *batch[1])))  # fmt: skip
 
 
 def _infer_dot_general(a: Type, b: Type, *, contracting: Axes, batch: Axes, dtype: DType | None) -> Types:
@@ -262,7 +262,7 @@ def _infer_dot_general(a: Type, b: Type, *, contracting: Axes, batch: Axes, dtyp
             expect(a.shape[i] == b.shape[j], f"{what} axes of {a.shape[i]} and {b.shape[j]} do not pair")
     distinct_axes((*contracting[0], *batch[0]), a.rank)
     distinct_axes((*contracting[1], *batch[1]), b.rank)
-    free = _free_axes(a, b, contracting, batch)
+    free = _free_axes(a.rank, b.rank, contracting, batch)
     shape = (*(a.shape[i] for i in batch[0]), *(a.shape[i] for i in free[0]), *(b.shape[i] for i in free[1]))
     return (Type(shape, dtype or a.dtype),)
 
@@ -270,7 +270,7 @@ def _infer_dot_general(a: Type, b: Type, *, contracting: Axes, batch: Axes, dtyp
 def _dot_general(types: Types, a: np.ndarray, b: np.ndarray, *, contracting: Axes, batch: Axes,
                  dtype: DType | None) -> Arrays:  # fmt: skip
     """Per output one chain over the contracted axes in the order given; floats up to 32 bits as dense linear does."""
-    free = _free_axes(*types, contracting, batch)
+    free = _free_axes(a.ndim, b.ndim, contracting, batch)
     result = dtype or types[0].dtype
     lead = [a.shape[i] for i in batch[0]]
     inner = prod(a.shape[i] for i in contracting[0])
