@@ -1,7 +1,7 @@
 """One form for what can be written in several: views and identities go, common ops of models are recognised.
 
-`EXACT` keeps every bit. `RECOGNISED` replaces chains by the named op whose meaning they have in exact arithmetic; a named
-op has its own order of rounding, so the result may move by a few units in the last place.
+`EXACT` keeps every bit. `RECOGNISED` replaces chains by the named op that means the same in exact arithmetic; a named
+op has its own order of rounding, so the result may move by a unit or two in the last place.
 """
 
 from __future__ import annotations

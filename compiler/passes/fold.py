@@ -11,7 +11,7 @@ from ...ir.ops.elementwise import ELEMENTWISE
 from ...ir.rewrite import splat
 from ...ir.target import Target
 from ...ir.types import Type
-from .hoist import EXPANDING, LARGEST_CONSTANT, hoist, is_symbolic
+from .hoist import EXPANDING, LARGEST_CONSTANT, hoist, is_symbolic, size
 
 LARGEST_OPERAND = 1 << 20  # bytes; folding reads no larger arrays
 
@@ -30,8 +30,8 @@ def _fold(node: Node, operands: tuple[Value, ...]) -> tuple[Value, ...] | None:
         (result,) = _evaluate(make(node.op, *scalars, origin=node.origin, **dict(node.attrs)))
         shape = node.types[0].shape
         return (make(OPS["broadcast"], result, origin=node.origin, shape=shape, dims=())[0],) if shape else (result,)
-    small = not is_symbolic(node) and all(t.bytes <= LARGEST_CONSTANT and not t.dtype.is_block for t in node.types)
-    if small and all(map(_is_constant, operands)):
+    fits = not is_symbolic(node) and all(size(v) <= LARGEST_CONSTANT and not v.dtype.is_block for v in node.values)
+    if fits and all(map(_is_constant, operands)):
         return _evaluate(make(node.op, *operands, origin=node.origin, **dict(node.attrs)))
     return None
 
@@ -39,8 +39,8 @@ def _fold(node: Node, operands: tuple[Value, ...]) -> tuple[Value, ...] | None:
 def _is_constant(value: Value) -> bool:
     """A constant, or one that is expanded to an array of moderate size."""
     node = value.node
-    return (node.op.name in EXPANDING and not is_symbolic(node) and value.type.bytes <= LARGEST_OPERAND
-            and all(map(_is_constant, node.inputs)))  # fmt: skip
+    expanded = node.op.name in EXPANDING and not is_symbolic(node) and size(value) <= LARGEST_OPERAND
+    return expanded and all(map(_is_constant, node.inputs))
 
 
 def _evaluate(node: Node) -> tuple[Value, ...]:

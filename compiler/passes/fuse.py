@@ -1,7 +1,7 @@
 """Ops that one kernel computes better together. Every fused op has the bits of the ops that it stands for.
 
-What is a tree is a rule; linears that share an operand are no tree, and a pass over the graph. A target allows fusions by
-name: that of a rule, or "linear_group".
+What is a tree is a rule; linears that share an operand are no tree, and joined by a pass over the graph. A target
+allows fusions by name: that of a rule, or "linear_group".
 """
 
 from __future__ import annotations

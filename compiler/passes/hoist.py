@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from ...ir import rewrite
 from ...ir.graph import Graph, Module, Node, Value, make_input, rebuild
-from ...ir.types import Expr
+from ...ir.types import Expr, evaluate
 from .calls import Resigned, resign, sources, transplant
 
 # Results that are cheaper to make again than to store and read: never lifted themselves, their operands are.
@@ -32,6 +32,7 @@ def hoist(module: Module) -> Module:
 
 def _lift(graph: Graph, is_entry: bool) -> Resigned:
     """The graph with weight inputs in place of the values that it computed from weights alone."""
+    graph = rewrite.cse(graph)  # what a call passes may be what the graph computes too
     lifted = _worth_lifting(graph)
     reached = _reached(graph.outputs, lifted)
     kept = [n for n in graph.inputs if n.attr("role") != "weight" or n in reached]
@@ -70,7 +71,7 @@ def _worth_lifting(graph: Graph) -> list[Value]:
         node = value.node
         if node not in fixed or node.op.name == "input":
             continue
-        if node.op.name in EXPANDING or not (fixed[node] or value.type.bytes > LARGEST_CONSTANT):
+        if node.op.name in EXPANDING or not (fixed[node] or size(value) > LARGEST_CONSTANT):
             read += node.inputs
         else:
             lifted.add(value)
@@ -80,6 +81,11 @@ def _worth_lifting(graph: Graph) -> list[Value]:
 def is_symbolic(node: Node) -> bool:
     """Whether the size of a result is known only at run time."""
     return any(isinstance(d, Expr) for t in node.types for d in t.shape)
+
+
+def size(value: Value) -> int:
+    """Bytes of a value whose node is not symbolic."""
+    return evaluate(value.type.bytes, {})
 
 
 def _reached(outputs: Iterable[Value], given: Iterable[Value]) -> set[Node]:
@@ -116,12 +122,19 @@ def _prepare(module: Module, entries: Mapping[str, Resigned]) -> Module:
     values = rewrite.cse(Graph("prepare", sources(values), values)).outputs
     named = {v: v.node.attr("name") for v in values if v.node.op.name == "input"}
     unchanged = len(named) == len(set(values))
-    taken = set(named.values())
+    others = {n.attr("name") for r in entries.values() for n in r.graph.inputs if n not in wanted}
+    taken = others | set(named.values())
     for value in values:
         if value not in named:
             named[value] = _unused_name(value, taken)
-    renamed = {n: make_input(named[v], "weight", v.type) for n, v in zip(wanted, values)}
-    graphs = {name: rebuild(r.graph, lambda node, operands: None, renamed) for name, r in entries.items()}
-    order = tuple(dict.fromkeys(values))
-    prepare = Graph("prepare", sources(order), order, tuple(named[v] for v in order))
+    inputs = {v: make_input(named[v], "weight", v.type) for v in values}
+    renamed = {n: inputs[v] for n, v in zip(wanted, values)}
+    graphs = {name: _with_inputs(r.graph, renamed) for name, r in entries.items()}
+    prepare = Graph("prepare", sources(inputs), tuple(inputs), tuple(named[v] for v in inputs))
     return replace(module, entries=graphs, prepare=None if unchanged else prepare)
+
+
+def _with_inputs(graph: Graph, inputs: Mapping[Node, Node]) -> Graph:
+    """The graph with inputs replaced; several may become one."""
+    new = rebuild(graph, lambda node, operands: None, inputs)
+    return replace(new, inputs=tuple(dict.fromkeys(new.inputs)))

@@ -23,7 +23,7 @@ def run(module: Module, target: Target) -> Module:
 
     @cache
     def caches(graph: Graph) -> frozenset[Node]:
-        """The inputs that are caches: what an op of STATE_USES reads or writes as a state, here or in a called graph."""
+        """The inputs that are caches: what ops of STATE_USES read or write as a state, here or in a called graph."""
         states: set[Value] = set()
         for node in graph.nodes():
             if node.op.name == "call":
@@ -56,5 +56,5 @@ def _converted(node: Node, operands: tuple[Value, ...], target: Target) -> tuple
             new[i] = make(OPS["requantize"], weight, origin=weight.node.origin, dtype=stored)[0]
         activation = target.activation(stored)
         if node.op.name in QUANTISED and activation and operands[0].dtype == f32:
-            new[0] = make(OPS["quantize"], operands[0], origin=node.origin, dtype=activation)[0]
+            new[0] = make(OPS["quantize"], operands[0], origin=operands[0].node.origin, dtype=activation)[0]
     return tuple(new)
