@@ -149,7 +149,9 @@ class _Body:
             return self.constant(np.asarray(atom.val, atom.aval.dtype)) if hasattr(atom, "val") else environment[atom]
 
         for eqn in jaxpr.eqns:
-            scope = str(eqn.source_info.name_stack).replace("/", ".")
+            scope = (
+                re.sub(r"\w+\(|\)", "", str(eqn.source_info.name_stack)).replace("/", ".").strip(".")
+            )  # no vmap(...)
             sources = frozenset(filter(None, [_location(eqn)])) or outer.sources
             self.origin = Origin(".".join(filter(None, (outer.path, scope))), sources)
             environment |= zip(eqn.outvars, self.apply(eqn, [read(v) for v in eqn.invars]), strict=True)
@@ -175,7 +177,7 @@ class _Body:
         elif name in PRIMITIVES:
             types = [self.trace.type(v.aval) for v in eqn.outvars]
             plain = [self.as_traced(v, var.aval) for v, var in zip(operands, eqn.invars)]
-            results = PRIMITIVES[name](self, params, plain, types)
+            results = PRIMITIVES[name](self, _plain_integers(params), plain, types)
         else:
             raise InfercError(
                 f"the JAX operation {name!r} is not supported (used at {_location(eqn, full=True) or ', '.join(origin.sources)}); "
@@ -233,6 +235,18 @@ class _Body:
         return graphs, self.capture(tuple(union.values()))
 
 
+def _plain_integers(params: Any) -> Any:
+    """Parameters with Python integers: vmap leaves NumPy's, which the IR does not take for dimensions."""
+    match params:
+        case np.integer():
+            return int(params)
+        case dict():
+            return {k: _plain_integers(v) for k, v in params.items()}
+        case tuple() if type(params) is tuple:
+            return tuple(map(_plain_integers, params))
+    return params
+
+
 def _location(eqn: Any, full: bool = False) -> str:
     """The user's line that made an equation, as file:line; "" where JAX kept none."""
     traceback = eqn.source_info.traceback
@@ -259,10 +273,10 @@ Lowering = Callable[[_Body, Mapping[str, Any], list[Value], list[Type]], Sequenc
 
 
 def _to_shape(body: _Body, value: Value, shape: tuple[Dim, ...]) -> Value:
-    """JAX lets a scalar stand beside an array in elementwise operations; the IR broadcasts it."""
-    if value.shape == shape or value.shape:
+    """JAX lets scalars and axes of 1 stand beside an array in elementwise operations; the IR broadcasts them."""
+    if value.shape == shape:
         return value
-    return body.make("broadcast", value, shape=shape, dims=())[0]
+    return body.make("broadcast", value, shape=shape, dims=tuple(range(len(value.shape))))[0]
 
 
 def _elementwise(op: str, **attrs: Any) -> Lowering:
@@ -474,7 +488,7 @@ PRIMITIVES: dict[str, Lowering] = {
     **{name: _elementwise("compare", direction=name) for name in "eq ne lt le gt ge".split()},
     **{f"reduce_{kind}": _reduce(kind) for kind in "sum max min prod and or".split()},
     **{f"scatter{end}": _scatter(kind) for kind in ("add", "mul", "min", "max") for end in (f"-{kind}", f"_{kind}")},
-    **{name: _identity for name in "copy copy_p optimization_barrier sharding_constraint".split()},
+    **{name: _identity for name in "copy copy_p optimization_barrier sharding_constraint stop_gradient".split()},
     "add_any": _elementwise("add"),
     "pow": _pow,
     "integer_pow": _integer_pow,
