@@ -41,21 +41,21 @@ class Product:
         parts = [f"int32_t n{i}", f"const uint8_t *w{i}", *(text for has, text in optional if has), f"float *y{i}"]
         return ", ".join(parts)
 
-    def job(self, x_block: int) -> str:
-        """The initialiser of its linear_job."""
-        i, name = self.index, self.dtype.name
-        words = terms_per_block(name)
-        fields = {"x": "x", "x_row": "x_row", "tokens": "tokens", "k": "k", "n": f"n{i}", "w": f"w{i}",
-                  "panel_bytes": _panel_bytes(self.dtype), "panels": f"{name}_panels", "y": f"y{i}"}  # fmt: skip
-        if words:
-            fields |= {"terms": f"terms_{name}", "term_row": _blocks("k", x_block, words)}
+    @property
+    def job(self) -> str:
+        """C for its linear_job."""
+        i = self.index
+        epilogue = {"bias": f"bias{i}"} if self.bias else {}
+        epilogue |= {"residual": f"residual{i}"} if self.residual else {}
         if self.up:
-            fields |= {"w_up": f"up{i}", "up_panel_bytes": _panel_bytes(self.up), "up_panels": f"{self.up}_panels",
-                       "gate": f"gate_{self.activation}"}  # fmt: skip
-        if self.bias:
-            fields["bias"] = f"bias{i}"
-        if self.residual:
-            fields["residual"] = f"residual{i}"
+            epilogue |= {"up": f"&(const linear_job){self._fields(self.up, f'up{i}', {})}", "gate": f"gate_{self.activation}"}
+        return self._fields(self.dtype, f"w{i}", epilogue | {"y": f"y{i}"})
+
+    def _fields(self, dtype: DType, w: str, more: Mapping[str, str]) -> str:
+        words = terms_per_block(dtype.name)
+        terms = {"terms": f"terms_{dtype}", "term_row": _blocks("k", dtype.block, words)} if words else {}
+        fields = {"x": "x", "x_row": "x_row", **terms, "tokens": "tokens", "k": "k", "n": f"n{self.index}", "w": w,
+                  "panel_bytes": _panel_bytes(dtype), "panels": f"{dtype}_panels", **more}  # fmt: skip
         return "{" + ", ".join(f".{k} = {v}" for k, v in fields.items()) + "}"
 
     @property
@@ -126,7 +126,7 @@ def _kernel(op: str, x: DType, products: Sequence[Product], target: str) -> Kern
     terms, needs = _terms(dtypes, x.block)
     panels = tuple(panels_function(d.name, target) for d in dict.fromkeys(dtypes))
     gates = tuple(GATES[p.activation] for p in products if p.activation)
-    jobs = ",\n".join(f"    {p.job(x.block)}" for p in products)
+    jobs = ",\n".join(f"    {p.job}" for p in products)
     text = f"""\
 /* {op} of x[tokens][k] in {x} and {', '.join(map(str, dtypes))} */
 static void {symbol}(const run *r, int32_t tokens, int32_t k, const uint8_t *x,
@@ -230,7 +230,7 @@ static void expert_{w}_body(const void *args, int32_t begin, int32_t end, int32_
 static void expert_linear_{w}(const run *r, int32_t tokens, int32_t k, const uint8_t *x, int32_t n0, const uint8_t *w0,
     int32_t used, const int32_t *ids, float *y0, char *scratch) {{
   const size_t x_row = {_x_row(x)};
-{terms}  const linear_job job = {product.job(x.block)};
+{terms}  const linear_job job = {product.job};
   const int32_t pairs = linear_pairs(n0);
   const expert_{w}_args args = {{job, ids, used, pairs, (size_t)((n0 + 15) / 16) * job.panel_bytes, (void *)scratch}};
   parallel(r, tokens * used * pairs, (pairs + 3) / 4, expert_{w}_body, &args);

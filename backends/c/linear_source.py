@@ -20,7 +20,7 @@ class Tile:
     """The micro-kernel's shape: `panels` (1 or 2) by each of `tokens`, ascending from 1."""
 
     panels: int
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...]  # one number: any number up to it, as a variable
 
     def plan(self) -> list[int]:
         """The next tile for each number of tokens left below twice the largest: fewest steps, a tile of t tokens costing
@@ -34,8 +34,8 @@ class Tile:
 
 
 # By target: what fits the registers, for integer and for float dot products.
-BLOCK_TILES = {"generic": Tile(1, (1, 4)), "avx2": Tile(1, (1, 2, 3)), "avx512vnni": Tile(2, (1, 2, 3, 4, 6))}
-DENSE_TILES = {"generic": Tile(1, (1, 4)), "avx2": Tile(2, (1, 2, 3)), "avx512vnni": Tile(2, (1, 2, 3, 4, 6))}
+BLOCK_TILES = {"generic": Tile(1, (4,)), "avx2": Tile(1, (1, 2, 3)), "avx512vnni": Tile(2, (1, 2, 3, 4, 6))}
+DENSE_TILES = {"generic": Tile(1, (4,)), "avx2": Tile(2, (1, 2, 3)), "avx512vnni": Tile(2, (1, 2, 3, 4, 6))}
 
 JOB = Kernel("linear_job", """\
 /* ---- Linear products: y[token][row] = sum over k of x[token][k] * w[row][k], w in panels of 16 rows ---- */
@@ -46,16 +46,17 @@ typedef void linear_panels(const linear_job *job, const uint8_t *w, size_t panel
 typedef void linear_gate(float *gate, const float *up, int32_t tokens);
 
 struct linear_job {
-  const uint8_t *x;  /* rows of activations */
-  size_t x_row;      /* bytes from a row to the next */
+  const uint8_t *x;     /* rows of activations */
+  size_t x_row;         /* bytes from a row to the next */
   const int32_t *terms; /* what a row gives to products beside its dots, term_row a token; see FORMAT_terms */
   int32_t term_row, tokens, k, n;
-  const uint8_t *w, *w_up;               /* w_up and gate: only in gated products */
-  size_t panel_bytes, up_panel_bytes;
-  linear_panels *panels, *up_panels;
+  const uint8_t *w;
+  size_t panel_bytes;
+  linear_panels *panels;
+  const linear_job *up;         /* of a gated product: what is multiplied with gate's activation of this one */
   linear_gate *gate;
-  const float *bias, *residual;          /* [n] and [tokens][n], or null */
-  float *y;                              /* [tokens][n] */
+  const float *bias, *residual; /* [n] and [tokens][n], or null */
+  float *y;                     /* [tokens][n] */
 };
 
 typedef struct {
@@ -83,14 +84,17 @@ static inline void linear_finish(const linear_job *job, int32_t panel, const flo
   }
 }
 
+static inline void linear_two(const linear_job *job, int32_t pair, int count, float *acc) {
+  job->panels(job, job->w + 2 * (size_t)pair * job->panel_bytes, count == 2 ? job->panel_bytes : 0, acc);
+}
+
 /* One pair of panels; of the last pair there may be only one, which is then computed twice. */
 static void linear_pair(const linear_job *job, int32_t pair, float *acc) {
   const int32_t panels = (job->n + 15) / 16, count = panels - 2 * pair < 2 ? 1 : 2;
-  const size_t first = 2 * (size_t)pair;
-  job->panels(job, job->w + first * job->panel_bytes, count == 2 ? job->panel_bytes : 0, acc);
-  if (job->gate) {
-    float *up = acc + (size_t)job->tokens * 32;
-    job->up_panels(job, job->w_up + first * job->up_panel_bytes, count == 2 ? job->up_panel_bytes : 0, up);
+  float *up = acc + (size_t)job->tokens * 32;
+  linear_two(job, pair, count, acc);
+  if (job->up) {
+    linear_two(job->up, pair, count, up);
     job->gate(acc, up, job->tokens);
   }
   for (int p = 0; p < count; p++) linear_finish(job, 2 * pair + p, acc + 16 * p);
@@ -125,14 +129,14 @@ static inline void linear_prepare(const run *r, linear_terms *terms, const uint8
 }
 
 /* All jobs in one region. A chunk streams at least 256 KB, unless the workers would not all have one. */
-static void linear_run(const run *r, const linear_job *jobs, int32_t count, char *scratch, size_t worker_bytes) {
+static inline void linear_run(const run *r, const linear_job *jobs, int32_t count, char *scratch, size_t worker_bytes) {
   const linear_region region = {jobs, count, scratch, worker_bytes};
   int32_t pairs = 0;
   size_t bytes = 0;
   for (int32_t j = 0; j < count; j++) {
     const int32_t more = linear_pairs(jobs[j].n);
     pairs += more;
-    bytes += (size_t)more * 2 * (jobs[j].panel_bytes + (jobs[j].gate ? jobs[j].up_panel_bytes : 0));
+    bytes += (size_t)more * 2 * (jobs[j].panel_bytes + (jobs[j].up ? jobs[j].up->panel_bytes : 0));
   }
   const int32_t stream = (int32_t)(((size_t)1 << 18) * (size_t)pairs / (bytes + 1)) + 1;
   const int32_t share = (pairs + r->threads - 1) / r->threads;
@@ -210,10 +214,16 @@ def terms_per_block(dtype: str) -> int:
     return 1 if fmt.block == 32 else fmt.groups // 2
 
 
-def _tiles(dtype: str, tile: Tile, call: str) -> str:
-    """The loop over tokens: full tiles, and a table for the last ones."""
-    plan = tile.plan()
+def _tiles(tile: Tile, call: str) -> str:
+    """The loop over tokens: full tiles, and a table for the last ones. `call` is C with the place {T}."""
     largest = tile.tokens[-1]
+    if len(tile.tokens) == 1:
+        return f"""\
+      for (int32_t t = 0, n; t < job->tokens; t += n) {{
+        n = job->tokens - t < {largest} ? job->tokens - t : {largest};
+        {call.format(T="n")}
+      }}"""
+    plan = tile.plan()
     cases = "\n".join(f"          case {t}: {call.format(T=t)} break;" for t in tile.tokens)
     return f"""\
       for (int32_t t = 0, n; t < job->tokens; t += n) {{
@@ -429,7 +439,7 @@ static void {dtype}_panels(const linear_job *job, const uint8_t *w, size_t panel
     for (int32_t b = 0, count; b < blocks; b += count) {{
       count = blocks - b < step ? blocks - b : step;
       {dtype}_unpack(w + (size_t)p * panel_bytes + (size_t)b * {block_bytes}, panel_bytes, count, &u);
-{_tiles(dtype, tile, call)}
+{_tiles(tile, call)}
     }}
 }}
 """
@@ -502,7 +512,7 @@ static void {dtype}_panels(const linear_job *job, const uint8_t *first, size_t p
         const uint8_t *w = first + (size_t)(p + q) * panel_bytes + (size_t)l * {d.line};
         for (int32_t i = 0; i < count; i++, w += {d.line}) {word}_store(u[i][q], {d.load});
       }}
-{_tiles(dtype, tile, call)}
+{_tiles(tile, call)}
     }}
 }}
 """
