@@ -182,7 +182,8 @@ class Session:
         return np.concatenate(pieces)
 
 
-def build(module: Module, target_name: str, *, context: int = 512, chunk: int = 64, prefix: str = "model") -> program.Program:
+def build(module: Module, target_name: str, *, context: int = 512, chunk: int = 64,
+          prefix: str = "model") -> program.Program:  # fmt: skip
     return program.build(module, target.get(target_name), prefix=prefix, context=context, chunk=chunk, name="toy")
 
 

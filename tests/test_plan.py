@@ -13,14 +13,16 @@ from inferc.backends.c.kernels import THREADS, Call, Kernel
 from inferc.backends.c.lower import Line, is_silent
 from inferc.backends.c.memory import ALIGNMENT, Buffer, align, assign, plan_graph, storage_bytes
 from inferc.backends.c.state import PAGE, session_layout
-from inferc.backends.c.text import dim_c
+from inferc.backends.c.text import dim_c, literals
 from inferc.ir.graph import Graph, IRError, Node, Value, make, make_input
 from inferc.ir.ops import OPS
 from inferc.ir.types import Dim, Type, dim_max, dim_min, evaluate, f16, f32, floordiv, i32, mod, symbol
 
 T, R, S, C = symbol("T", 1, 64), symbol("R", 1, 64), symbol("S", 1, 16), symbol("C", 1, 4096)
-SIZES: tuple[Dim, ...] = (1, 64, 100, 4096, T, 4 * T, 64 * T, 8 * R, 100 * R, T * R, 3 * T + 5, THREADS * 48, floordiv(T, 3) + 1)
-symbol_values = st.fixed_dictionaries({name: st.integers(1, 64) for name in ("T", "R")} | {"threads": st.integers(1, 8)})
+SIZES: tuple[Dim, ...] = (
+    1, 64, 100, 4096, T, 4 * T, 64 * T, 8 * R, 100 * R, T * R, 3 * T + 5, THREADS * 48, floordiv(T, 3) + 1,
+)  # fmt: skip
+symbol_values = st.fixed_dictionaries({"T": st.integers(1, 64), "R": st.integers(1, 64), "threads": st.integers(1, 8)})
 
 
 @st.composite
@@ -52,7 +54,7 @@ def test_a_plan_wastes_no_more_than_every_buffer_alone(buffers: list[Buffer]) ->
 
 @st.composite
 def programs(draw: st.DrawFn) -> tuple[Graph, list[Line]]:
-    """A random graph of elementwise ops and views over several sizes, and lines that permit writing in place at random."""
+    """A random graph of elementwise ops and views over several sizes, whose lines may permit writing in place."""
     shapes = ((T, 8), (T, 16), (R, 8), (24,))
     inputs = tuple(make_input(f"x{i}", "arg", Type(shape, f32)) for i, shape in enumerate(shapes))
     values: list[Value] = [n[0] for n in inputs]
@@ -166,3 +168,12 @@ def test_nodes_of_the_plan_are_the_graphs() -> None:
     y: Node = make(OPS["exp"], x[0])
     plan = plan_graph(Graph("g", (x,), (y[0], y[0], x[0])), [Line(y, Call(Kernel("k", ""), ()))])
     assert plan.results == {y[0]: 0} and plan.copies == (1, 2) and plan.plan.bytes == 0
+
+
+@given(st.lists(st.floats(width=32) | st.sampled_from([-0.0, 1e-45, 3.4028235e38, 1e7, 0.1]), min_size=1))
+def test_float_literals_give_the_bits_back(values: list[float]) -> None:
+    array = np.array(values, np.float32)
+    special = {"NAN": np.nan, "INFINITY": np.inf, "-INFINITY": -np.inf, "-NAN": np.nan}
+    read = [special[t] if t in special else np.float32(t.removesuffix("f")) for t in literals(array.tobytes(), f32)]
+    assert np.array_equal(np.array(read, np.float32), array, equal_nan=True)
+    assert all(np.signbit(r) == np.signbit(a) for r, a in zip(read, array) if not np.isnan(a))

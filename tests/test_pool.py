@@ -37,8 +37,10 @@ static int rounds_to_nearest(void) {
 
 static void body(const void *args, int32_t begin, int32_t end, int32_t worker) {
   const job *j = args;
-  if (begin < 0 || end > j->count || begin >= end || worker < 0 || worker >= j->threads) atomic_fetch_add(j->failures, 1);
-  if (j->count > j->grain && j->threads > 1 && (begin % j->grain || end - begin > j->grain)) atomic_fetch_add(j->failures, 1);
+  const bool shared = j->count > j->grain && j->threads > 1;
+  if (begin < 0 || end > j->count || begin >= end) atomic_fetch_add(j->failures, 1);
+  if (shared && (begin % j->grain || end - begin > j->grain)) atomic_fetch_add(j->failures, 1);
+  if (worker < 0 || worker >= j->threads) atomic_fetch_add(j->failures, 1);
   if (atomic_fetch_add(&j->busy[worker], 1)) atomic_fetch_add(j->failures, 1);
   if (!rounds_to_nearest()) atomic_fetch_add(j->failures, 1);
   for (int32_t i = begin; i < end; i++) atomic_fetch_add(&j->touched[i], 1);
@@ -56,7 +58,7 @@ static void rest(long milliseconds) {
   nanosleep(&t, NULL);
 }
 
-/* threads regions pause_every: that many regions of changing size, now and then a pause in which helpers go to sleep. */
+/* threads regions pause_every: regions of changing size, now and then a pause in which helpers go to sleep. */
 int main(int argc, char **argv) {
   if (argc < 4) return 2;
   const int32_t threads = atoi(argv[1]), regions = atoi(argv[2]), pause_every = atoi(argv[3]);

@@ -63,7 +63,7 @@ class Emitter:
         for function in self.functions.values():
             for line in function.lines:
                 if line.callee and line.callee.graph in self.entries:
-                    raise IRError(f"call at {line.node.origin}: {line.callee.graph.name} is an entry and cannot be called")
+                    raise IRError(f"call at {line.node.origin}: {line.callee.graph.name} is an entry itself")
                 if line.call:
                     self.names.taken.update(k.symbol for k in line.call.kernel.closure())
         for graph, function in self.functions.items():
@@ -104,18 +104,18 @@ class Emitter:
     # ---- parameters -------------------------------------------------------------------------------------------------
 
     def dimensions(self, graph: Graph) -> list[Sym]:
-        """The symbols that a graph's function takes, those of its inputs."""
+        """The symbols that a graph's function takes: all of its values' types, T first."""
         found = {s for n in graph.nodes() for t in n.types for d in t.shape for s in symbols(d)}
-        return sorted((s for s in found if s.name not in (SESSIONS, CONTEXT, THREADS_NAME)), key=lambda s: (s.name != "T", s.name))
+        taken = [s for s in found if s.name not in (SESSIONS, CONTEXT)]
+        return sorted(taken, key=lambda s: (s.name != "T", s.name))
 
     def parameters(self, graph: Graph) -> list[Parameter]:
         """Dimensions, arguments and results of a graph's function, in the order of its C parameters."""
-        names = Names(self.names.taken)
-        for symbol in self.dimensions(graph):
-            names.taken.add(symbol.name)
         found = [Parameter(s.name) for s in self.dimensions(graph)]
+        names = Names(self.names.taken.union(p.name for p in found))
         found += [Parameter(names.new(n.attr("name"), "x"), n.types[0], True) for n in graph.inputs_of("arg")]
-        found += [Parameter(names.new(self._output_name(graph, i), "out"), graph.outputs[i].type) for i in self.results(graph)]
+        for i in self.results(graph):
+            found.append(Parameter(names.new(self._output_name(graph, i), "out"), graph.outputs[i].type))
         return found
 
     def results(self, graph: Graph) -> list[int]:
@@ -190,9 +190,10 @@ class Emitter:
             if node.attr("role") == "arg":
                 continue
             if of[value].node not in bound:
+                what, maker = f"{node.attr('role')} {node.attr('name')}", value.node.op.name
                 raise IRError(
-                    f"call of {callee.name} at {call.origin}: its {node.attr('role')} {node.attr('name')} is computed by "
-                    f"{value.node.op.name} in {graph.name}; weights are computed in Module.prepare only"
+                    f"call of {callee.name} at {call.origin}: its {what} is computed by {maker} in {graph.name}; "
+                    "weights are computed in Module.prepare only"
                 )
             inner[node] = bound[of[value].node]
         return inner
@@ -317,7 +318,8 @@ class _FunctionText:
         body = aligned(rows)
         if self.function.optional is not None:
             wanted = " || ".join(f"!{p.name}" for p in self.output.values())
-            body.insert(self.function.optional, f"  if ({wanted}) return; /* a chunk whose logits nobody wants ends here */")
+            early = f"  if ({wanted}) return; /* a chunk whose logits nobody wants ends here */"
+            body.insert(self.function.optional, early)
         name = self.emitter.function_names[self.graph]
         head = []
         if self.graph in self.emitter.entries and self.emitter.parts[self.graph]:
@@ -330,7 +332,8 @@ class _FunctionText:
         inside = "\n".join(head + body + copies)
         unused = [n for n in (s.split()[-1].lstrip("*") for s in signature) if not re.search(rf"\b{n}\b", inside)]
         voids = [f"  (void){name};" for name in unused]
-        return "\n".join([self._comment(), self._head(signature), *voids, *head, *([""] if head else []), *body, *copies, "}"])
+        head += [""] if head else []
+        return "\n".join([self._comment(), self._head(signature), *voids, *head, *body, *copies, "}"])
 
     def _slot_bytes(self, index: int) -> str:
         return self.dim(self.function.plan.plan.slots[index].bytes, wide=True)

@@ -44,7 +44,7 @@ class Facts:
         outputs = [graph.outputs[i].type for i in self.emitter.results(graph)]
         if tuple(arguments) != STEP_INPUTS or any(t.dtype != i32 or t.rank != 1 for t in arguments.values()):
             found = ", ".join(f"{n} {t}" for n, t in arguments.items())
-            raise IRError(f"entry step: its arguments are tokens, sequence, position i32[T] and rows i32[R], not {found}")
+            raise IRError(f"entry step: it takes tokens, sequence and position i32[T] and rows i32[R], not {found}")
         if dims != ["T", "R"] or len(outputs) != 1 or outputs[0].rank != 2 or not isinstance(outputs[0].shape[1], int):
             raise IRError(f"entry step: it gives logits f32[R, vocabulary] over T and R, not {outputs} over {dims}")
         if self.emitter.functions[graph].optional is None:
@@ -79,12 +79,14 @@ def comment_text(text: str) -> str:
 
 def c_string(text: str) -> str:
     """A C string literal of any text, as UTF-8."""
-    return '"' + "".join(chr(b) if 32 <= b < 127 and chr(b) not in '"\\?' else f"\\{b:03o}" for b in text.encode()) + '"'
+    plain = set(range(32, 127)) - set(b'"\\?')
+    return '"' + "".join(chr(b) if b in plain else f"\\{b:03o}" for b in text.encode()) + '"'
 
 
 def header(facts: Facts, memory: Mapping[str, Any]) -> str:
     """PREFIX.h."""
-    text = runtime_text("abi.h").replace("@TITLE@", comment_text(f"{facts.name}, compiled by inferc for {facts.target.name}."))
+    title = comment_text(f"{facts.name}, compiled by inferc for {facts.target.name}.")
+    text = runtime_text("abi.h").replace("@TITLE@", title)
     constants = []
     if facts.vocab_size:
         constants = [f"MODEL_VOCAB_SIZE = {facts.vocab_size},",

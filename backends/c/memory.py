@@ -76,7 +76,7 @@ def largest(sizes: Iterable[Dim]) -> Dim:
     for size in sizes:
         if not any(bounds(other - size)[0] >= 0 for other in kept):
             kept = [other for other in kept if bounds(size - other)[0] < 0] + [size]
-    return reduce(dim_max, kept, 0)
+    return reduce(dim_max, kept) if kept else 0
 
 
 def typical(size: Dim) -> int:
@@ -141,9 +141,9 @@ class GraphPlan:
     """The arena of one graph.
 
     `storage` is `storage(graph)`; `hosts` gives for each value stored in the arena the value whose buffer it uses (its
-    own, or the operand's that it overwrites), and `plan` is keyed by hosts and by ("scratch", line index). `results` gives
-    for each value that the function writes through a pointer of its own the output's index; an output whose bytes are
-    elsewhere (an input, or another output) is in `copies` by index, to be copied last.
+    own, or the operand's that it overwrites), and `plan` is keyed by hosts and by ("scratch", line index). `results`
+    gives for each value that the function writes through a pointer of its own the output's index; an output whose bytes
+    are elsewhere (an input, or another output) is in `copies` by index, to be copied last.
     """
 
     storage: Mapping[Value, Value]
@@ -194,8 +194,10 @@ def plan_graph(graph: Graph, lines: Sequence[Line]) -> GraphPlan:
     return GraphPlan(of, hosts, assign(buffers), results, tuple(copies))
 
 
-def _operand_to_reuse(line: Line, result: int, at: int, of: Mapping[Value, Value], last: Mapping[Value, int],
-                      joined: Mapping[Value, Value], spans: Mapping[Value, tuple[int, int]]) -> Value | None:  # fmt: skip
+def _operand_to_reuse(
+    line: Line, result: int, at: int, of: Mapping[Value, Value], last: Mapping[Value, int],
+    joined: Mapping[Value, Value], spans: Mapping[Value, tuple[int, int]],
+) -> Value | None:  # fmt: skip
     """The buffer that a result may overwrite: its operand's, if that ends here and is read in no other way."""
     permitted = {operand for r, operand in line.in_place if r == result}
     for i in sorted(permitted):

@@ -69,8 +69,8 @@ def build(module: Module, target: CTarget, *, prefix: str = "model", context: in
 
     An entry named `step` becomes the language model's sessions and eval; any other entry, which may have no states,
     becomes a function PREFIX_ENTRY of its dimensions, arguments and results. `context` is the most positions of a
-    session, `chunk` the most tokens of one eval. Raises IRError for an op without a kernel, a state that is not a cache,
-    or a step without its inputs.
+    session, `chunk` the most tokens of one eval. Raises IRError for an op without a kernel, a state that is not a
+    cache, or a step without its inputs.
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", prefix):
         raise IRError(f"the prefix {prefix!r} is no C identifier")
@@ -156,8 +156,8 @@ def _model(facts: interface.Facts, functions: Mapping[Graph, Function], memory: 
     types = [text for graph in functions if (text := emitter.parts_type(graph))]
     if types:
         sections.append(
-            "/* What a function is given once for all runs: offsets of weights in the weights file, cache regions in a\n"
-            " * session. */\n" + "\n\n".join(types)
+            "/* What a function is given once for all runs: where its weights lie in the weights file, and its cache\n"
+            " * regions in a session. */\n" + "\n\n".join(types)
         )
     for graph in facts.entries.values():
         if emitter.parts[graph]:

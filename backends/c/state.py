@@ -35,7 +35,7 @@ class Region:
 
 @dataclass(frozen=True)
 class SessionLayout:
-    """`rewind` is how far back of its furthest position a session can always be taken; None where it is any position."""
+    """`rewind` is how far back of its furthest position a session can always be taken; None: to any position."""
 
     regions: Mapping[str, Region]
     fixed_bytes: int
@@ -48,7 +48,7 @@ class SessionLayout:
 
 
 def window_of(graph: Graph, state: Value) -> int:
-    """The window of the layer that a state belongs to, 0 for none. Raises IRError if its readers and writers disagree."""
+    """The window of the layer that a state belongs to, 0 for none. Raises IRError if its uses disagree."""
     found: set[int] = set()
     of = storage(graph)
     for node in graph.nodes():
@@ -61,7 +61,7 @@ def window_of(graph: Graph, state: Value) -> int:
             elif i in STATE_USES.get(node.op.name, {}):
                 found.add(node.attr("window"))
             else:
-                raise IRError(f"{node.op.name} at {node.origin}: a state is read only by cached_attention and cache writes")
+                raise IRError(f"{node.op.name} at {node.origin}: only cached_attention and cache writes take a state")
     if len(found) > 1:
         raise IRError(f"state {state.node.attr('name')}: its uses have different windows, {sorted(found)}")
     return found.pop() if found else 0
@@ -70,10 +70,10 @@ def window_of(graph: Graph, state: Value) -> int:
 def _position_bytes(state: Node) -> int:
     """Bytes of one position in one session: [S, heads, C, D] without S and C."""
     shape = state.types[0].shape
-    dims = (shape[1], shape[3]) if len(shape) == 4 else ()
-    if not dims or not all(isinstance(d, int) for d in dims):
-        raise IRError(f"state {state.attr('name')}: a state is [sessions, heads, context, head size], not {state.types[0]}")
-    return dims[0] * dims[1] * state.types[0].dtype.block_bytes
+    if len(shape) == 4 and isinstance(shape[1], int) and isinstance(shape[3], int):
+        return shape[1] * shape[3] * state.types[0].dtype.block_bytes
+    name, found = state.attr("name"), state.types[0]
+    raise IRError(f"state {name}: a state is [sessions, heads, context, head size], not {found}")
 
 
 def session_layout(entries: Mapping[str, Graph], context: int, chunk: int) -> SessionLayout:

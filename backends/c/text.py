@@ -16,8 +16,8 @@ HERE = Path(__file__).resolve().parent
 # Keywords, and names that the emitted functions and headers use themselves.
 RESERVED = frozenset(
     "auto break case char const continue default do double else enum extern float for goto if inline int long register "
-    "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while bool true false "
-    "r at arena threads run weight parallel cache_region cache_page size_max size_min main memcpy T R S C "
+    "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while bool true "
+    "false r at arena threads run weight parallel cache_region cache_page size_max size_min main memcpy T R S C "
     "exp log sin cos erf pow floor ceil round".split()
 )
 
@@ -84,26 +84,24 @@ def dim_c(dim: Dim, names: Mapping[str, str] | None = None, *, wide: bool = Fals
     return text
 
 
-def _float_literal(bits: int, value: np.float32 | np.float64) -> str:
-    suffix = "f" if value.dtype == np.float32 else ""
-    if np.isnan(value):
+def _float_literal(value: np.floating, negative: bool) -> str:
+    """The shortest literal that is read as `value` again, in its own precision."""
+    size = abs(float(value))
+    if np.isnan(size):
         return "NAN"
-    if np.isinf(value):
-        return "-INFINITY" if value < 0 else "INFINITY"
-    text = np.format_float_scientific(value, trim="0") if not 1e-4 <= abs(value) < 1e7 else repr(value.item())
-    if value.dtype == np.float32 and 1e-4 <= abs(value) < 1e7:
-        text = np.format_float_positional(value, unique=True, trim="0")
-    if value == 0:
-        text = "-0.0" if bits else "0.0"
-    return text + suffix
+    if np.isinf(size):
+        text = "INFINITY"
+    else:
+        write = np.format_float_positional if size == 0 or 1e-4 <= size < 1e7 else np.format_float_scientific
+        text = write(abs(value), unique=True, trim="0") + "f" * (value.dtype == np.float32)
+    return "-" * negative + text
 
 
 def literals(raw: bytes, dtype: DType) -> list[str]:
     """The elements of a constant as C literals that give back the same bits (NaNs as NAN)."""
     if dtype.name in ("f32", "f64"):
         values = np.frombuffer(raw, dtype.numpy)
-        bits = np.frombuffer(raw, f"uint{dtype.block_bytes * 8}")
-        return [_float_literal(int(b), v) for b, v in zip(bits, values)]
+        return [_float_literal(v, negative) for v, negative in zip(values, np.signbit(values).tolist())]
     kind = c_type(dtype)
     integers = np.frombuffer(raw, np.dtype(kind.removesuffix("_t")))
     suffix = "" if kind not in ("int64_t", "uint64_t") else "LL" if kind == "int64_t" else "ULL"

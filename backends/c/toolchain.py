@@ -17,17 +17,19 @@ from ...errors import InfercError
 from .program import Program
 from .target import CTarget
 
-FLAGS = ("-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-fPIC")
+FLAGS = (
+    "-std=c11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
+)  # fmt: skip
 WARNINGS = ("-Wall", "-Wextra", "-pedantic")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-fno-omit-frame-pointer")
 LIBRARIES = ("-lm", "-pthread")
 
 
 def find_compiler() -> list[str]:
-    """The command that compiles C: $CC, else cc, gcc or clang, else the ziglang package's. Raises InfercError if none."""
+    """The command that compiles C: $CC, else cc, gcc or clang, else ziglang's. Raises InfercError if there is none."""
     if chosen := shlex.split(os.environ.get("CC", "")):
         if not shutil.which(chosen[0]):
-            raise InfercError(f"the compiler that CC names, {chosen[0]}, is not there: set CC to a C compiler or unset it")
+            raise InfercError(f"there is no compiler {chosen[0]}, which CC names: set CC to a C compiler or unset it")
         return chosen
     for name in ("cc", "gcc", "clang"):
         if found := shutil.which(name):
@@ -45,7 +47,7 @@ def version(compiler: Sequence[str]) -> str:
 def _run(command: Sequence[str], folder: Path) -> str:
     """Runs a compiler command; raises InfercError with the first line that says what is wrong."""
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     except OSError as error:
         raise InfercError(f"cannot run the C compiler {command[0]}: {error.strerror}") from error
     if done.returncode != 0:
