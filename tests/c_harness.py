@@ -20,7 +20,8 @@ from inferc.ir.types import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 ISA, RUNTIME = ROOT / "backends/c/isa", ROOT / "runtime/c"
-FLAGS = "-std=c11 -D_GNU_SOURCE -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror -pedantic".split()
+FLAGS = ("-std=c11 -D_GNU_SOURCE -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math "
+         "-Wall -Wextra -Werror -pedantic").split()  # fmt: skip
 TARGETS = {
     "generic": "",
     "avx2": "-mavx2 -mfma -mf16c",
@@ -105,8 +106,8 @@ class Calls:
         cases = ""
         for n, call in enumerate(calls):
             cases += f"    case {n}: {call.kernel.symbol}({_arguments(call.args)}); break;\n"
-        signature = """int call(int which, void *const *operands, void *const *results, const int32_t *dims, void *scratch,
-         int32_t threads, char *const *sessions, int32_t session_count)"""
+        signature = """int call(int which, void *const *operands, void *const *results, const int32_t *dims,
+         void *scratch, int32_t threads, char *const *sessions, int32_t session_count)"""
         self.library = build("\n".join(kernels.values()) + f"""
 {signature};
 {signature} {{
@@ -126,7 +127,7 @@ class Calls:
 
     def run(self, which: int, operands: Sequence[object], results: Sequence[object], symbols: Mapping[str, int],
             threads: int = 1, sessions: Sequence[np.ndarray] = ()) -> None:  # fmt: skip
-        """Runs one of the calls: reads `operands` and writes `results`, arrays or `Region`s, with the dims of `symbols`."""
+        """Runs one call: reads `operands` and writes `results`, arrays or `Region`s, with the dims of `symbols`."""
         values = {**symbols, "threads": threads}
         size = evaluate(self.calls[which].scratch, values)
         scratch = np.full(size + 64, 0xFF, np.uint8)  # NaNs: a kernel may not read what it did not write

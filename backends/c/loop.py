@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...ir.graph import IRError, Node, Value
 from ...ir.ops.common import drop, put
+from ...ir.target import Target
 from ...ir.types import DType, f32, symbol
 from . import named_kernels
 from .kernels import Arg, Call, DimValue, Operand, Result, Run, Scratch
 from .loop_emit import Emitted, emit, kernel_name
-from .loop_model import (Affine, Apply, Axis, Body, Constant, Guard, Loop, Lookup, Position, Quotient, Read, Within,
-                         axes, index_of, window_starts)  # fmt: skip
-
-if TYPE_CHECKING:
-    from ...ir.target import Target
+from .loop_model import (
+    Affine,
+    Apply,
+    Axis,
+    Body,
+    Constant,
+    Guard,
+    Lookup,
+    Loop,
+    Position,
+    Quotient,
+    Read,
+    Within,
+    axes,  # fmt: skip
+    index_of,
+    window_starts,
+)
 
 Rule = Callable[[Node], Loop]
 
@@ -84,7 +97,8 @@ def reshape(node: Node) -> Loop:
 
 def transpose(node: Node) -> Loop:
     permutation = node.attr("permutation")
-    return loop(node, read(node.inputs[0], tuple(index_of(Axis(permutation.index(d))) for d in range(len(permutation)))))
+    index = tuple(index_of(Axis(permutation.index(d))) for d in range(len(permutation)))
+    return loop(node, read(node.inputs[0], index))
 
 
 def reverse(node: Node) -> Loop:
@@ -113,7 +127,9 @@ def pad(node: Node) -> Loop:
 
 def concatenate(node: Node) -> Loop:
     """The operand whose range the axis is in: each but the last is guarded by its end alone."""
-    axis, body, end = node.attr("axis"), None, node.types[0].shape[node.attr("axis")]
+    axis = node.attr("axis")
+    body: Body | None = None
+    end = node.types[0].shape[axis]
     whole = axes(node.types[0].rank)
     for value in reversed(node.inputs):
         size = value.shape[axis]
@@ -144,7 +160,8 @@ def dynamic_update_slice(node: Node) -> Loop:
 
 def gather(node: Node) -> Loop:
     x, indices = node.inputs
-    offset_dims, dropped = node.attr("offset_dims"), (*node.attr("collapsed_slice_dims"), *node.attr("operand_batching_dims"))
+    offset_dims = node.attr("offset_dims")
+    dropped = (*node.attr("collapsed_slice_dims"), *node.attr("operand_batching_dims"))
     whole = axes(node.types[0].rank)
     batch = drop(whole, offset_dims)
     starts, guards = window_starts(
@@ -206,8 +223,9 @@ def dot_general(node: Node) -> Loop:
 # ---- the tables -----------------------------------------------------------------------------------------------------
 
 SAME_NAME = (
-    "add sub mul div rem max min pow neg abs sign floor ceil sqrt rsqrt exp expm1 log log1p tanh logistic erf sin cos not "
-    "and or xor shift_left shift_right_logical shift_right_arithmetic select is_finite convert bitcast silu gelu_tanh gelu"
+    "add sub mul div rem max min pow neg abs sign floor ceil sqrt rsqrt exp expm1 log log1p tanh logistic erf sin cos "
+    "not and or xor shift_left shift_right_logical shift_right_arithmetic select is_finite convert bitcast "
+    "silu gelu_tanh gelu"
 ).split()
 
 LOOPS: Mapping[str, Rule] = {
@@ -234,12 +252,7 @@ def loop_of(node: Node) -> Loop:
 def lower_loop(node: Node, target: Target) -> Call:
     """A node of `LOOPS` as one kernel."""
     made = loop_of(node)
-    try:
-        emitted = emit(made, kernel_name(node.op.name, node.types[0]), operand_names(node, made.operands))
-    except KeyError as error:
-        dtypes = ", ".join(str(v.dtype) for v in node.inputs)
-        raise IRError(f"C has no scalar {error} for {dtypes}; convert to f32 first") from error
-    return call(node, emitted)
+    return call(node, emit(made, kernel_name(node.op.name, node.types[0]), operand_names(node, made.operands)))
 
 
 def call(node: Node, emitted: Emitted) -> Call:
@@ -261,7 +274,8 @@ def operand_names(node: Node, operands: tuple[Value, ...]) -> list[str]:
         elif p.kind == p.VAR_POSITIONAL and p.name != "types":
             names += [f"{p.name.removesuffix('s')}{n}" for n in range(len(node.inputs) - len(names))]
     if len(names) < len(node.inputs):
-        names = ["x"] if len(node.inputs) == 1 else [chr(ord("a") + n) if n < 8 else f"x{n}" for n in range(len(node.inputs))]
+        count = len(node.inputs)
+        names = ["x"] if count == 1 else [chr(ord("a") + n) if n < 8 else f"x{n}" for n in range(count)]
     return [names[node.inputs.index(v)] for v in operands]
 
 

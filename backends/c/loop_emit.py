@@ -15,14 +15,33 @@ from ...ir.graph import Value
 from ...ir.ops.common import narrow
 from ...ir.types import Dim, DType, Expr, Sym, Type, bounds, f32, symbols
 from .kernels import Kernel
-from .loop_model import (Affine, Apply, Axis, Body, Constant, Guard, Loop, Lookup, Position, Read, Within, axes,
-                         children, collapse, flatten, index_of, move, parts)  # fmt: skip
+from .loop_model import (
+    Affine,
+    Apply,
+    Axis,
+    Body,
+    Constant,
+    Guard,
+    Lookup,
+    Loop,
+    Part,
+    Position,
+    Read,
+    Within,
+    axes,
+    children,  # fmt: skip
+    collapse,
+    flatten,
+    index_of,
+    move,
+    parts,
+)
 from .scalar import HALVES, VALUE_TYPES, enclosed, expression, literal, load, rounded, store
 from .text import C_TYPES, Names, dim_c, identifier, indented
 
 GRAIN = 1 << 14  # evaluations of a body that are worth handing to a worker
 OUTER_NAMES, REDUCED_NAMES = "ijkmno", "pquvw"
-LOCALS = ("args", "g", "begin", "end", "worker", "l", "lane", "count", "total", "most", "best")  # names that the lines use themselves
+LOCALS = ("args", "g", "begin", "end", "worker", "l", "lane", "count", "total")  # what the lines name themselves
 
 # monoid → (identity for floats, for integers and bool as a C expression of the type's name, combining operation)
 MONOIDS = {
@@ -76,7 +95,7 @@ def finish(lines: Sequence[str], given: Parameters, name: str) -> Emitted:
     """Puts a head on the lines of a function's body: a plain function, or a part and the function that splits it."""
     pointers = [(f"const {C_TYPES[v.dtype.name]} *", n) for n, v in given.operands]
     pointers += [(f"{C_TYPES[t.dtype.name]} *", n) for n, t in given.results]
-    dims = [("int32_t ", s.name) for s in given.dims]
+    dims = [("int32_t ", size_name(s)) for s in given.dims]
     split = is_parallel(given.count, given.work)
     if split:
         text = _split_function(lines, given, pointers)
@@ -92,13 +111,14 @@ def finish(lines: Sequence[str], given: Parameters, name: str) -> Emitted:
 
 def _split_function(lines: Sequence[str], given: Parameters, pointers: list[tuple[str, str]]) -> str:
     used = "\n".join(lines)
-    dims = [("int64_t ", s.name) for s in given.dims if re.search(rf"\b{s.name}\b", used)]
+    names = [size_name(s) for s in given.dims]
+    dims = [("int64_t ", n) for n in names if re.search(rf"\b{n}\b", used)]
     fields = "".join(f" {t}{n};" for t, n in dims + pointers)
     values = ", ".join(n for _, n in dims + pointers)
     unpack = [f"const {t}{n} = g->{n};" for t, n in dims] + [f"{t}restrict {n} = g->{n};" for t, n in pointers]
-    work = dim_c(given.work)
+    work = dim_text(given.work)
     grain = str(max(1, GRAIN // given.work)) if isinstance(given.work, int) else f"1 + {GRAIN} / (1 + {work})"
-    signature = ", ".join(["const run *r", *(f"int32_t {s.name}" for s in given.dims), *(t + n for t, n in pointers)])
+    signature = ", ".join(["const run *r", *(f"int32_t {n}" for n in names), *(t + n for t, n in pointers)])
     return "\n".join([
         f"typedef struct {{{fields} }} @_args;",
         "",
@@ -110,7 +130,7 @@ def _split_function(lines: Sequence[str], given: Parameters, pointers: list[tupl
         "}",
         "",
         f"static void @({signature}) {{",
-        f"  parallel(r, {dim_c(given.count)}, {grain}, @_part, &(@_args){{{values}}});",
+        f"  parallel(r, {dim_text(given.count)}, {grain}, @_part, &(@_args){{{values}}});",
         "}",
     ])  # fmt: skip
 
@@ -119,12 +139,22 @@ def wrapped(line: str, width: int = 116) -> str:
     """A line of C broken where an operand or argument begins, as often as the width asks."""
     if len(line) <= width:
         return line
-    breaks = [m.start() for m in re.finditer(r"(?<=, )(?=\S)|(?<= )(?=(&&|\|\||\?|:) )|(?<=; )(?=\S)", line[: width + 1])]
+    breaks = [m.start() for m in re.finditer(r"(?<=[,;] )(?=\S)|(?<= )(?=(&&|\|\||\?|:) )", line[: width + 1])]
     begin = len(line) - len(line.lstrip())
     at = max((b for b in breaks if b > begin + 8), default=None)
     if at is None:
         return line
     return line[:at].rstrip() + "\n" + wrapped(" " * (begin + 4) + line[at:], width)
+
+
+def size_name(s: Sym) -> str:
+    """The parameter that holds a symbol; names in lower case are kept apart from the counters and arrays of a kernel."""
+    return s.name if s.name[0].isupper() else f"{s.name}_size"
+
+
+def dim_text(dim: Dim, wide: bool = False) -> str:
+    """A dimension in C, to be bracketed before it is multiplied."""
+    return dim_c(dim, {s.name: size_name(s) for s in symbols(dim)}, wide=wide)
 
 
 def symbols_of(*dims: Dim) -> tuple[Sym, ...]:
@@ -163,7 +193,7 @@ class Scope:
             text += (f" {'-' if negative else '+'} " if text else "-" * negative) + scaled
         if index.offset == 0 and text:
             return text
-        offset = dim_c(index.offset)
+        offset = dim_text(index.offset)
         if not text:
             return offset
         return f"{offset} {text[0]} {text[1:]}" if text[0] == "-" else f"{text} + {offset}".replace("+ -", "- ")
@@ -172,7 +202,7 @@ class Scope:
         element = self.body(atom.read)
         if atom.clamp is None:
             return f"(int64_t){element}"
-        return f"clamp_index({element}, {dim_c(atom.clamp[0])}, {dim_c(atom.clamp[1])})"
+        return f"clamp_index({element}, {dim_text(atom.clamp[0])}, {dim_text(atom.clamp[1])})"
 
     def guards(self, guards: Sequence[Guard]) -> str:
         tests = []
@@ -182,7 +212,7 @@ class Scope:
                 tests.append(f"{index} >= 0")
             if guard.divisor > 1:
                 tests.append(f"({index}) % {guard.divisor} == 0")
-            tests.append(f"{index} < {dim_c(guard.limit)}")
+            tests.append(f"{index} < {dim_text(guard.limit)}")
         return " && ".join(tests)
 
     def body(self, body: Body) -> str:
@@ -222,7 +252,7 @@ def _always(body: Body) -> Iterator[Body]:
     yield body
 
 
-def _unguarded_lookups(part: Body | Affine | Guard | Lookup) -> Iterator[Lookup]:
+def _unguarded_lookups(part: Part) -> Iterator[Lookup]:
     """The looked-up indices that are evaluated whatever the guards say, innermost first."""
     for inside in part.guards if isinstance(part, Within) else children(part):
         yield from _unguarded_lookups(inside)
@@ -236,13 +266,13 @@ def _never_negative(index: Affine) -> bool:
 
 
 def bracketed(dim: Dim) -> str:
-    text = dim_c(dim)
+    text = dim_text(dim)
     return f"({text})" if isinstance(dim, Expr) and len(dim.terms) > 1 else text
 
 
 def half_bits(value: float, dtype: DType) -> int:
     """A number as the bits of a half float."""
-    return int(narrow(np.float32(value), dtype).view(np.uint16))
+    return int(narrow(np.array(value, np.float32), dtype).view(np.uint16))
 
 
 # ---- loops ----------------------------------------------------------------------------------------------------------
@@ -259,7 +289,7 @@ class _Writer:
         found += [g.limit for g in parts(loop.body) if isinstance(g, Guard)]
         found += [d for a in parts(loop.body) if isinstance(a, Lookup) and a.clamp for d in a.clamp]
         self.dims = symbols_of(*sizes, *found)
-        names = Names([*(s.name for s in self.dims), *LOCALS])
+        names = Names([*map(size_name, self.dims), *LOCALS])
         wished = list(operand_names) or list("abcdefgh"[: len(loop.operands)])
         wished += [f"x{n}" for n in range(len(wished), len(loop.operands))]
         self.operand = {v: names.new(n) for v, n in zip(loop.operands, wished)}
@@ -285,7 +315,7 @@ class _Writer:
         inside = [*found[self.rank], *inside]
         for n in reversed(range(self.rank)):
             split = n == 0 and is_parallel(loop.shape[0], self.context().work)
-            low, high = ("begin", "end") if split else ("0", dim_c(loop.shape[n]))
+            low, high = ("begin", "end") if split else ("0", dim_text(loop.shape[n]))
             inside = [*found[n], *counted(self.scope.axis[n], low, high, inside)]
         return inside
 
@@ -322,7 +352,7 @@ class _Writer:
     def _nest(self, inside: list[str], skip: int = 0) -> list[str]:
         """The lines inside loops over the reduced axes but the last `skip`."""
         for n in reversed(range(len(self.loop.reduced) - skip)):
-            inside = counted(self.scope.axis[self.rank + n], "0", dim_c(self.loop.reduced[n]), inside)
+            inside = counted(self.scope.axis[self.rank + n], "0", dim_text(self.loop.reduced[n]), inside)
         return inside
 
     def _dot(self) -> tuple[list[str], list[str], str]:
@@ -356,11 +386,11 @@ class _Writer:
             whole = isinstance(size, int) and size % 16 == 0
             lines = [f"int64_t {p} = 0;"] if not whole else []
             first = f"int64_t {p} = 0" if whole else ""
-            lines += [f"for ({first}; {p} + 16 <= {dim_c(size)}; {p} += 16)", f"  for (int l = 0; l < 16; l++) {step}"]
+            lines += [f"for ({first}; {p} + 16 <= {dim_text(size)}; {p} += 16)", f"  for (int l = 0; l < 16; l++) {step}"]
             if not whole:
-                lines += [f"for (int l = 0; {p} + l < {dim_c(size)}; l++) {step}"]
+                lines += [f"for (int l = 0; {p} + l < {dim_text(size)}; l++) {step}"]
                 if fill:
-                    lines += [f"for (int l = (int)({dim_c(size)} - {p}); l && l < 16; l++) {fill};"]
+                    lines += [f"for (int l = (int)({dim_text(size)} - {p}); l && l < 16; l++) {fill};"]
         else:
             head.append("int count = 0;")
             lines = self._nest([update("lane[count & 15]", loop.body), "count++;"])

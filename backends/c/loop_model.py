@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ...ir.graph import Value
 from ...ir.types import Dim, DType, bounds
@@ -90,7 +90,7 @@ def flatten(index: Sequence[Affine], shape: Sequence[Dim]) -> Affine:
 
 @dataclass(frozen=True)
 class Read:
-    """An element of `source`. `shape` is what the index counts in: the source's own or any other view of its elements."""
+    """An element of `source`; `shape` is what the index counts in, the source's own or another view of its elements."""
 
     source: Value
     index: tuple[Affine, ...]
@@ -196,7 +196,7 @@ def children(part: Part) -> tuple[Part, ...]:
     return ()
 
 
-def _with_children(part: Part, new: tuple) -> Part:
+def _with_children(part: Part, new: tuple[Any, ...]) -> Part:
     match part:
         case Affine():
             moved = (Affine(0, ((atom, c),)) for atom, (_, c) in zip(new, part.terms))
@@ -222,10 +222,14 @@ def parts(part: Part) -> Iterator[Part]:
 
 
 def rewrite(part: P, change: Callable[[Part], Part]) -> P:
-    """The part with every part in it, innermost first, replaced by `change` of it."""
-    inside = children(part)
-    new = tuple(rewrite(child, change) for child in inside)
-    return change(part if new == inside else _with_children(part, new))  # type: ignore[return-value]
+    """The part with every part in it, innermost first, replaced by `change` of it, which keeps the kind of part."""
+
+    def visit(p: Part) -> Part:
+        inside = children(p)
+        new = tuple(map(visit, inside))
+        return change(p if new == inside else _with_children(p, new))
+
+    return visit(part)  # type: ignore[return-value]
 
 
 def move(part: Body, new: Sequence[Affine]) -> Body:

@@ -11,10 +11,21 @@ from math import prod
 
 from ...ir.graph import IRError, Node
 from ...ir.types import Dim, DType
-from .loop_emit import Emitted, Parameters, Scope, bracketed, counted, finish, is_parallel, kernel_name, symbols_of
-from .loop_model import Affine, Read, axes, flat_reads, flatten, window_starts
+from .loop_emit import (
+    Emitted,
+    Parameters,
+    Scope,
+    bracketed,
+    counted,
+    dim_text,
+    finish,
+    is_parallel,
+    kernel_name,
+    symbols_of,
+)
+from .loop_model import Read, axes, flat_reads, flatten, window_starts
 from .scalar import HALVES, VALUE_TYPES, expression, load, store
-from .text import C_TYPES, dim_c
+from .text import C_TYPES
 
 
 @dataclass(frozen=True)
@@ -53,14 +64,14 @@ class Lines:
         outer, n, inner = self.sizes
         work = n * inner
         split = not scratch and is_parallel(outer, work)
-        body = inside if inner == 1 else counted("j", "0", dim_c(inner), inside)
+        body = inside if inner == 1 else counted("j", "0", dim_text(inner), inside)
         if outer != 1:
-            body = counted("i", *(("begin", "end") if split else ("0", dim_c(outer))), body)
+            body = counted("i", *(("begin", "end") if split else ("0", dim_text(outer))), body)
         inputs = self.node.inputs
         names = ["x"] if len(inputs) == 1 else [f"x{k}" for k in range(len(inputs))]
-        given = Parameters(
-            symbols_of(outer, n, inner), tuple(zip(names, inputs)), tuple(zip(results, self.node.types)),
-            outer if split else 1, work, comment=f"lines along axis {self.axis} of {inputs[0].type}", scratch=scratch)  # fmt: skip
+        comment = f"lines along axis {self.axis} of {inputs[0].type}"
+        given = Parameters(symbols_of(outer, n, inner), tuple(zip(names, inputs)), tuple(zip(results, self.node.types)),
+                           outer if split else 1, work, comment, scratch)  # fmt: skip
         return finish(body, given, kernel_name(self.node.op.name, self.node.types[0]))
 
 
@@ -134,7 +145,8 @@ def sort(node: Node) -> Emitted:
     for k in reversed(range(node.attr("keys"))):
         dtype = node.inputs[k].dtype
         a, b = (load(f"line{k}[{lines.at(f'from[{side}]')}]", dtype) for side in ("left", "right"))
-        test = above(a, b, dtype) if test == "false" else f"{above(a, b, dtype)} || (!({above(b, a, dtype)}) && ({test}))"
+        later = "" if test == "false" else f" || (!({above(b, a, dtype)}) && ({test}))"
+        test = above(a, b, dtype) + later
     outs = ("out",) if n == 1 else tuple(f"out{k}" for k in range(n))
     return lines.kernel([
         *pointers,
@@ -142,7 +154,8 @@ def sort(node: Node) -> Emitted:
         f"for (int32_t k = 0; k < {lines.n}; k++) from[k] = k;",
         f"for (int64_t width = 1; width < {lines.n}; width *= 2) {{",
         f"  for (int64_t low = 0; low < {lines.n}; low += 2 * width) {{",
-        f"    const int64_t middle = clamp_index(low + width, 0, {lines.n}), high = clamp_index(middle + width, 0, {lines.n});",
+        f"    const int64_t middle = clamp_index(low + width, 0, {lines.n});",
+        f"    const int64_t high = clamp_index(middle + width, 0, {lines.n});",
         "    int64_t left = low, right = middle;",
         "    for (int64_t k = low; k < high; k++) {",
         f"      const bool swapped = left == middle || (right < high && ({test}));",
@@ -153,7 +166,8 @@ def sort(node: Node) -> Emitted:
         "  from = to, to = other;",
         "}",
         f"for (int64_t k = 0; k < {lines.n}; k++) {{",
-        *(f"  {out}[{lines.first()} + {lines.at('k')}] = line{k}[{lines.at('from[k]')}];" for k, out in enumerate(outs)),
+        *(f"  {out}[{lines.first()} + {lines.at('k')}] = line{k}[{lines.at('from[k]')}];"
+          for k, out in enumerate(outs)),
         "}",
     ], outs, scratch="order")  # fmt: skip
 
@@ -196,8 +210,8 @@ def scatter(node: Node) -> Emitted:
     if guards:
         inside = [f"if ({scope.guards([flat_reads(g) for g in guards])})", f"  {inside[0]}"]
     for n in reversed(range(rank)):
-        inside = counted(names[n], "0", dim_c(updates.shape[order[n]]), inside)
-    copy = f"memcpy(out, x, sizeof *out * ({dim_c(x.type.elements, wide=True)}));"
+        inside = counted(names[n], "0", dim_text(updates.shape[order[n]]), inside)
+    copy = f"memcpy(out, x, sizeof *out * ({dim_text(x.type.elements, wide=True)}));"
     dims = symbols_of(*x.shape, *updates.shape, *indices.shape)
     given = Parameters(dims, (("x", x), ("indices", indices), ("updates", updates)), (("out", node.types[0]),),
                        comment=f"{kind} {updates.type} at {indices.type} into {x.type}")  # fmt: skip

@@ -10,6 +10,7 @@ import re
 
 import numpy as np
 
+from ...ir.graph import IRError
 from ...ir.ops.common import kind_of
 from ...ir.types import DType, f32
 from .text import C_TYPES, literals
@@ -17,7 +18,7 @@ from .text import C_TYPES, literals
 HALVES = ("f16", "bf16")
 VALUE_TYPES = C_TYPES | {"f16": "float", "bf16": "float", "bool": "bool"}  # of expressions; C_TYPES is of memory
 
-# op → C for each kind of the first operand; {t} is the dtype's name. A function of `scalar.h` and `math.h` carries it.
+# op → C for each kind of operand; {t} is the dtype's name. Functions are those of scalar.h, elementary.h and math.h.
 SCALARS: dict[str, dict[str, str]] = {
     "add": {"float": "{0} + {1}", "int": "add_{t}({0}, {1})"},
     "sub": {"float": "{0} - {1}", "int": "sub_{t}({0}, {1})"},
@@ -55,12 +56,14 @@ EXACT = ("neg", "abs", "max", "min", "select")  # they give a half float that ne
 
 
 def expression(op: str, args: list[str], operand: DType, result: DType) -> str:
-    """C text of `op` applied to operand texts of dtype `operand`. Raises KeyError where C does not have the op for it."""
+    """C text of `op` applied to operand texts of dtype `operand`. Raises IRError where C has no such op."""
     if op in ("convert", "bitcast"):
         return CASTS[op](args[0], operand, result)
     forms = SCALARS[op]
     computed = "f32" if operand.name in HALVES else operand.name
-    form = forms.get(computed) or forms.get(kind_of(operand)) or forms["any"]
+    form = forms.get(computed) or forms.get(kind_of(operand)) or forms.get("any")
+    if form is None:
+        raise IRError(f"C has no {op} of {operand}; convert it first")
     text = form.format(*map(enclosed, args), t=computed, c=VALUE_TYPES[operand.name])
     return rounded(text, result) if operand == result and op not in EXACT else text
 
