@@ -1,8 +1,8 @@
 """The ops that models are written in: each one JAX function that a trace keeps whole.
 
-`named` wraps a plain `jax.numpy` function in `jax.lax.composite`, so that a jaxpr holds one equation "inferc.<name>" with
-the attributes, and `compiler.tracing` reads it as the op `<name>` of `ir.ops`. The function below it is the op's meaning
-in plain JAX: it is what runs when a model is run by JAX, and what tests compare the op's reference with.
+`named` wraps a plain `jax.numpy` function in `jax.lax.composite`, so that a jaxpr holds one equation "inferc.<name>"
+with the attributes, and `compiler.tracing` reads it as the op `<name>` of `ir.ops`. The function below it is the op's
+meaning in plain JAX: it is what runs when a model is run by JAX, and what tests compare the op's reference with.
 
 Sizes in the docstrings: T tokens, R wanted rows, K inner, N rows of a weight, V vocabulary, H heads, D head dimension,
 S cache slots, C cache rows. Every array is f32 unless said otherwise; ids, sequences, positions and rows are i32.
@@ -152,8 +152,8 @@ def attention(
 ) -> Array:
     """Dense attention: `q` [B, Hq, Tq, D], `k` [B, Hkv, Tk, D], `v` [B, Hkv, Tk, Dv] -> [B, Hq, Tq, Dv].
 
-    Query head h reads key head h // (Hq / Hkv). `mask` [B or 1, Hq or 1, Tq or 1, Tk or 1] is bool, true where a key is seen,
-    or f32, added to the scaled and capped scores. `causal` hides key j from query i where j > i + Tk - Tq.
+    Query head h reads key head h // (Hq / Hkv). `mask` [B or 1, Hq or 1, Tq or 1, Tk or 1] is bool, true where a key is
+    seen, or f32, added to the scaled and capped scores. `causal` hides key j from query i where j > i + Tk - Tq.
     """
     batch, heads, queries, depth = q.shape
     groups, keys = k.shape[1], k.shape[2]
@@ -188,8 +188,8 @@ def cached_attention(
     """Each token of `q` [T, Hq, D] attends to the cache of its own slot up to its own position -> [T, Hq, Dv].
 
     A token of slot S (padding) gives zeros.
-    `k_cache` [S, Hkv, C, D], `v_cache` [S, Hkv, C, Dv]. With a window only positions > position - window are seen, and the
-    caches are rings of C >= window + (tokens in one call) - 1 rows, or of as many rows as there are positions.
+    `k_cache` [S, Hkv, C, D], `v_cache` [S, Hkv, C, Dv]. With a window only positions > position - window are seen, and
+    the caches are rings of C >= window + (tokens in one call) - 1 rows, or of as many rows as there are positions.
     """
     tokens, heads, depth = q.shape
     groups, rows = k_cache.shape[1], k_cache.shape[2]

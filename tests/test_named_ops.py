@@ -63,7 +63,8 @@ CASES: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("cached_attention", (f(T, H, D), f(S, G, C, D), f(S, G, C, 6), SEQUENCE, POSITION), {"scale": 0.3}),
     ("cached_attention", (f(T, H, D), f(S, G, C, D), f(S, G, C, 6), SEQUENCE, POSITION),
      {"scale": 0.3, "softcap": 2.0, "window": 4}),
-    ("cached_attention", (f(T, H, D), f(S, G, C, D), f(S, G, C, 6), SEQUENCE, POSITION + 20), {"scale": 0.3, "window": 4}),
+    ("cached_attention", (f(T, H, D), f(S, G, C, D), f(S, G, C, 6), SEQUENCE, POSITION + 20),
+     {"scale": 0.3, "window": 4}),
 ]  # fmt: skip
 IDS = [f"{name}-{n}" for n, (name, _, _) in enumerate(CASES)]
 

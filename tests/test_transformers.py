@@ -1,4 +1,4 @@
-"""Models built by `transformers`, written to GGUF as llama.cpp's converter writes them, give the same logits by our path.
+"""Models built by `transformers`, written to GGUF as llama.cpp's converter does, give the same logits by our path.
 
 Names come from gguf's tensor name map. What the converter changes besides names: it permutes the rows of q and k of the
 Llama family, adds 1 to Gemma's norms, and writes Llama 3's rope scaling as a tensor of factors.

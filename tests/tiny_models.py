@@ -1,7 +1,7 @@
 """Tiny random GGUF models of every architecture and weight format, for tests: two layers, about 320 tokens.
 
-`write_model(path, "gemma3", "q4_k")` writes one. Weights are seeded, so that equal arguments give equal files. K-quants and
-other formats with blocks of 256 make the model 256 wide, all others 64.
+`write_model(path, "gemma3", "q4_k")` writes one. Weights are seeded, so that equal arguments give equal files.
+K-quants and other formats with blocks of 256 make the model 256 wide, all others 64.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def random_weight(rng: np.random.Generator, shape: tuple[int, int], type: str, d
     block, size = GGML_QUANT_SIZES[kind]
     raw = rng.integers(0, 256, (shape[0], shape[1] // block, size), np.uint8)
     if type == "nvfp4":
-        raw[..., :4] = rng.integers(0x0C, 0x1C, raw[..., :4].shape, np.uint8)  # four scales of 4 exponent, 3 mantissa bits
+        raw[..., :4] = rng.integers(0x0C, 0x1C, raw[..., :4].shape, np.uint8)  # four scales of 8 bits
     elif type == "iq1_m":
         raw[..., 49::2] = raw[..., 49::2] & 0x0F | np.array([0x00, 0x80, 0xB0, 0x10], np.uint8)  # nibbles of one f16
     else:
@@ -100,8 +100,8 @@ def write_model(path: Path, model: str = "llama", types: str | Mapping[str, str]
     heads, kv_heads, feed_forward = 4, 2, 2 * width
     length = width // heads * own.get("attention.key_length", 1)
     keys: dict[str, Any] = {
-        "block_count": layers, "context_length": CONTEXT, "embedding_length": width, "feed_forward_length": feed_forward,
-        "attention.head_count": heads, "attention.head_count_kv": kv_heads,
+        "block_count": layers, "context_length": CONTEXT, "embedding_length": width,
+        "feed_forward_length": feed_forward, "attention.head_count": heads, "attention.head_count_kv": kv_heads,
         "attention.layer_norm_rms_epsilon": 1e-5, "rope.freq_base": 10000.0,
         **own,
     }  # fmt: skip
@@ -126,7 +126,8 @@ def write_model(path: Path, model: str = "llama", types: str | Mapping[str, str]
     if not tied_head:
         shapes["output.weight"] = (VOCABULARY, width)
     for i in range(layers):
-        shapes |= {f"blk.{i}.{name}": shape for name, shape in _layer(architecture, width, feed_forward, length).items()}
+        layer = _layer(architecture, width, feed_forward, length)
+        shapes |= {f"blk.{i}.{name}": shape for name, shape in layer.items()}
     if model == "llama3":
         writer.add_tensor("rope_freqs.weight", np.geomspace(1.0, 8.0, length // 2).astype(np.float32))
     for name, shape in shapes.items():
@@ -138,7 +139,8 @@ def write_model(path: Path, model: str = "llama", types: str | Mapping[str, str]
             continue
         type = next((t for part, t in by_part.items() if part and part in name), by_part.get("", "f32"))
         deviation = 1.5 / np.sqrt(shape[1]) if tied_head or name != "token_embd.weight" else 1.0
-        writer.add_tensor(name, random_weight(rng, shape, type, deviation), raw_dtype=GGMLQuantizationType[type.upper()])
+        weight = random_weight(rng, shape, type, deviation)
+        writer.add_tensor(name, weight, raw_dtype=GGMLQuantizationType[type.upper()])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -197,7 +199,9 @@ def tokenizer_metadata(kind: str) -> dict[str, Any]:
         "tokenizer.chat_template": "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
         "{% if add_generation_prompt %}<s>assistant\n{% endif %}",
     }
-    return keys | ({"tokenizer.ggml.merges": merges} if kind == "bpe" else {"tokenizer.ggml.scores": scores + [-1e3] * spare})
+    if kind == "bpe":
+        return keys | {"tokenizer.ggml.merges": merges}
+    return keys | {"tokenizer.ggml.scores": scores + [-1e3] * spare}
 
 
 WORDS = ("the", "he", "and", "ing", "in", "on", "er", "an", "tion", "is")

@@ -35,8 +35,8 @@ ROPE_FACTORS = "rope_freqs.weight"
 class Metadata(Mapping[str, Any]):
     """The key-value pairs of a GGUF file as Python values, decoded when asked for, with typed and checked access.
 
-    The typed methods raise InfercError, naming file and key, for a missing key without default, another type, or a value
-    out of range.
+    The typed methods raise InfercError, naming file and key, for a missing key without default, another type, or a
+    value out of range.
     """
 
     def __init__(self, path: Path, data: np.ndarray, entries: Mapping[str, Entry]) -> None:
@@ -62,7 +62,8 @@ class Metadata(Mapping[str, Any]):
         if value is None:
             raise self.error(f"the metadata key {key} is missing; convert the model again with a current converter")
         if not isinstance(value, kinds) or isinstance(value, bool):
-            raise self.error(f"the metadata key {key} must be {what}, not {shorten(repr(value), 40)}; convert the model again")
+            shown = shorten(repr(value), 40)
+            raise self.error(f"the metadata key {key} must be {what}, not {shown}; convert the model again")
         return value
 
     def integer(self, key: str, default: int | None = None, low: int = 0, high: int = MAX_SIZE) -> int:
@@ -139,7 +140,8 @@ def load(path: Path | str) -> Source:
     name = metadata.text("general.architecture")
     if name not in ARCHITECTURES:
         raise metadata.error(
-            f"the architecture {shorten(repr(name), 40)} is not supported; these are: {', '.join(sorted(ARCHITECTURES))}"
+            f"the architecture {shorten(repr(name), 40)} is not supported; these are: "
+            f"{', '.join(sorted(ARCHITECTURES))}"
         )
     tensors = {t.name: t for t in _Reader(path, entries).tensors}
     config = _read_config(metadata, name, tensors)
@@ -200,12 +202,14 @@ def _read_weight(metadata: Metadata, tensor: ReaderTensor, expected: tuple[int, 
     shape = tuple(int(d) for d in reversed(tensor.shape))
     if shape != expected:
         raise metadata.error(
-            f"the tensor {tensor.name} is {list(shape)} but the metadata make it {list(expected)}; convert the model again"
+            f"the tensor {tensor.name} is {list(shape)} but the metadata make it {list(expected)}; "
+            "convert the model again"
         )
     dtype = DTYPES.get(tensor.tensor_type.name.lower())
     if dtype is None or not (dtype.is_block or dtype.name in FLOATS):
         raise metadata.error(
-            f"the tensor {tensor.name} has the type {tensor.tensor_type.name}, which no weight may have; quantise it again"
+            f"the tensor {tensor.name} has the type {tensor.tensor_type.name}, which no weight may have; "
+            "quantise it again"
         )
     return Weight(tensor.name, Type(shape, dtype), partial(_load, tensor, np.uint16 if dtype == bf16 else None))
 
@@ -219,8 +223,8 @@ def build_module(source: Source, context: int, chunk: int) -> Module:
     """The step of a model as a module, for at most `context` positions and `chunk` tokens in one call.
 
     Entry "step": tokens, sequence, position i32[T], rows i32[R], the weights, the caches "layers.<i>.k" and ".v"
-    f32[S, heads, rows, length] -> "logits" f32[R, vocabulary] and the new caches by their names. Weights keep their names
-    and types.
+    f32[S, heads, rows, length] -> "logits" f32[R, vocabulary] and the new caches by their names. Weights keep their
+    names and types.
     """
     config = source.config.within(context)
     tokens, wanted, slots = symbol("T", 1, chunk), symbol("R", 1, chunk), symbol("S", 1, MAX_SLOTS)

@@ -80,7 +80,8 @@ class Entry:
 def check(path: Any, data: np.ndarray) -> dict[str, Entry]:
     """Checks the header of a GGUF file held in `data` (uint8 [bytes]): keys, values, tensor names, shapes, extents.
 
-    Returns where each metadata value lies. Raises InfercError, naming the key or tensor, if anything is truncated, out of bounds, unknown, or said twice.
+    Returns where each metadata value lies. Raises InfercError, naming the key or tensor, if anything is truncated, out
+    of bounds, unknown, or said twice.
     """
     cursor = Cursor(path, data)
     if len(data) < 24 or data[:4].tobytes() != b"GGUF":

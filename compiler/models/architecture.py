@@ -16,7 +16,7 @@ MAX_SIZE = 1 << 24  # of one dimension: a bound that keeps a lying file from ask
 
 
 class Metadata(Protocol):
-    """How a frontend gives metadata. Each raises InfercError, naming file and key, for what is missing or out of range."""
+    """How a front end gives metadata. Each raises InfercError, with file and key, for what is missing or too large."""
 
     def integer(self, key: str, default: int | None = None, low: int = 0, high: int = MAX_SIZE) -> int: ...
     def number(self, key: str, default: float | None = None, low: float = -math.inf) -> float: ...
@@ -99,8 +99,8 @@ class Tensor:
 class Architecture:
     """A model architecture, named in `general.architecture`.
 
-    `configure(metadata, name, rope_factors, vocabulary)` reads a Config, `tensors` are the model's, `layer_tensors` each
-    layer's after "blk.<i>.", `step` is the model as a JAX function (`blocks.step`).
+    `configure(metadata, name, rope_factors, vocabulary)` reads a Config, `tensors` are the model's, `layer_tensors`
+    each layer's after "blk.<i>.", `step` is the model as a JAX function (`blocks.step`).
     """
 
     configure: Callable[..., Config]

@@ -112,9 +112,10 @@ def step(
 ) -> tuple[Array, dict[str, Array]]:  # fmt: skip
     """One step of a decoder: T tokens, each at a position of a sequence (a cache slot), logits for R of them.
 
-    tokens, sequence, position i32 [T], rows i32 [R] (indices into the tokens), state f32 caches [S, heads, C, length] named
-    "layers.<i>.k" and "layers.<i>.v"; returns logits f32 [R, vocabulary] and the new state. `layer(config, window, weights,
-    x, cos, sin, sequence, position, k, v)` is a jitted function, so that equal layers are traced once.
+    tokens, sequence, position i32 [T], rows i32 [R] (indices into the tokens), state f32 caches [S, heads, C, length]
+    named "layers.<i>.k" and "layers.<i>.v"; returns logits f32 [R, vocabulary] and the new state.
+    `layer(config, window, weights, x, cos, sin, sequence, position, k, v)` is a jitted function, so that equal layers
+    are traced once.
     """
     x = embedding(weights["token_embd.weight"], tokens)
     if config.embedding_scale != 1.0:
@@ -137,6 +138,6 @@ def step(
 
 
 def state_rows(config: Config, layer: int, context: int, chunk: int) -> int:
-    """Cache rows of a layer: `context`, or for a window a ring in which a chunk overwrites no key that it still needs."""
+    """Cache rows of a layer: `context`, or for a window a ring in which a chunk overwrites no key it still needs."""
     window = config.layer_window(layer)
     return min(context, window + chunk - 1) if window else context

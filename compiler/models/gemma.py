@@ -1,4 +1,4 @@
-"""The Gemma family: Gemma 2 (soft caps, alternating windows) and Gemma 3 (norms on q and k, five local layers to a global).
+"""The Gemma family: Gemma 2 (soft caps, alternating windows), Gemma 3 (norms on q and k, five local layers per global).
 
 GGUF files hold every norm weight with Gemma's 1 added. A layer norms both what enters and what leaves attention and
 feed-forward. The embedding is multiplied by sqrt(width). Local layers have their own rope base in Gemma 3.
@@ -53,7 +53,7 @@ def configure(metadata: Metadata, name: str, rope_factors: np.ndarray | None, vo
 
 @partial(jax.jit, static_argnames=("config", "window"))
 def layer(config, window, weights, x, cos, sin, sequence, position, k, v):
-    """One layer with norms on both sides of attention and feed-forward: x [T, width] and its caches in, the same out."""
+    """One layer, normed before and after attention and feed-forward: x [T, width] and its caches in, the same out."""
     h, k, v = blocks.attention(config, window, weights, x, cos, sin, sequence, position, k, v)
     x = x + blocks.norm(config, weights, "post_attention_norm", h)
     h = blocks.feed_forward(config, weights, x)
