@@ -28,7 +28,7 @@ class Origin:
 
     @staticmethod
     def merge(origins: Iterable[Origin]) -> Origin:
-        """The origin of a node that replaces several: their common path prefix, all their sources."""
+        """The origin of a node that replaces several: their common path and what follows it, a+b, and all sources."""
         unique = list(dict.fromkeys(origins))
         if len(unique) == 1:
             return unique[0]
@@ -38,7 +38,7 @@ class Origin:
             if len(set(names)) > 1:
                 break
             common.append(names[0])
-        last = sorted({p[len(common)] for p in parts if len(p) > len(common)})
+        last = list(dict.fromkeys(p[len(common)] for p in parts if len(p) > len(common)))
         path = ".".join(common + (["+".join(last)] if last else []))
         return Origin(path, frozenset().union(*(o.sources | ({o.path} if o.path else set()) for o in unique)))
 

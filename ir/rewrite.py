@@ -47,7 +47,7 @@ def P(op: str | tuple[str, ...], *inputs: Any, name: str = "", single_use: bool 
 
 @dataclass(frozen=True)
 class Match:
-    """What a pattern found: values by name, and the nodes it covers."""
+    """What a pattern found: values by name, and the nodes it covers, operands before users."""
 
     values: Mapping[str, Any] = field(default_factory=dict)
     nodes: tuple[Node, ...] = ()
@@ -58,7 +58,7 @@ class Match:
 
     @property
     def origin(self) -> Origin:
-        return Origin.merge(n.origin for n in reversed(self.nodes))
+        return Origin.merge(n.origin for n in self.nodes)
 
     def make(self, op: str, *operands: Value, **attrs: Any) -> Value:
         """The first result of a new node that comes from where the matched nodes did."""
@@ -114,12 +114,12 @@ def _match_node(pattern: Pat, value: Value, uses: Uses, found: Match) -> Iterato
     bound = _bind(found, pattern.name, value)
     if bound is None:
         return
-    bound = replace(bound, nodes=(*bound.nodes, node))
     orders = [node.inputs]
     if node.op.commutative and node.inputs[0] != node.inputs[1]:
         orders.append(node.inputs[::-1])
     for operands in orders:
-        yield from _match_all(pattern.inputs, operands, uses, bound)
+        for whole in _match_all(pattern.inputs, operands, uses, bound):
+            yield replace(whole, nodes=(*whole.nodes, node))
 
 
 def _match_all(patterns: tuple[Any, ...], operands: tuple[Value, ...], uses: Uses, found: Match) -> Iterator[Match]:

@@ -14,9 +14,10 @@
 
     entry step = mlp
 
-Values are named after their origins, which stand after `#`, with the sources of a fused op after `<-`. Attributes
-follow a semicolon, defaults are left out. Types are there for the reader: parsing infers them and refuses others.
-Weights are named, their data is elsewhere. A name that is no word is a JSON string.
+Values are named after their origins, or their ops where the origin is a scope that holds others. Origins stand
+after `#`, with the sources of a fused op after `<-`. Attributes follow a semicolon, defaults are left out. Types are
+there for the reader: parsing infers them and refuses others. Weights are named, their data is elsewhere. A name that is
+no word is a JSON string.
 """
 
 from __future__ import annotations
@@ -99,11 +100,12 @@ def _print_graph(graph: Graph, graphs: Mapping[Graph, str]) -> str:
     taken: set[str] = set()
     names = {n[0]: _unused(n.attr("name"), taken) for n in graph.inputs}
     lines = [f"input {_name(names[n[0]])}: {n.attr('role')} {n.types[0]}" for n in graph.inputs]
+    scopes = {n.origin.path[: dot.start()] for n in graph.nodes() for dot in re.finditer(r"\.", n.origin.path)}
     for node in graph.nodes():
         if node[0] in names:
             continue
-        for v in node.values:
-            names[v] = _unused(_base_name(node), taken)
+        for v, name in zip(node.values, _result_names(node, scopes)):
+            names[v] = _unused(name, taken)
         operands = ", ".join(_name(names[v]) for v in node.inputs)
         attrs = _print_attrs(node, graphs)
         results, types = ", ".join(_name(names[v]) for v in node.values), ", ".join(map(str, node.types))
@@ -126,10 +128,16 @@ def _unused(name: str, taken: set[str]) -> str:
     return candidate
 
 
-def _base_name(node: Node) -> str:
-    """The last part of the origin as a word, else the op's name."""
-    last = re.sub(r"\W", "_", node.origin.path.rpartition(".")[2])
-    return last if re.match(r"[A-Za-z_]", last) else f"_{last}" if last else node.op.name
+def _result_names(node: Node, scopes: set[str]) -> list[str]:
+    """The last part of the origin, or its parts a+b where there are as many results, as words; else the op's name."""
+    last = "" if node.origin.path in scopes else node.origin.path.rpartition(".")[2]
+    parts = last.split("+")
+    return [_word(p) or node.op.name for p in (parts if len(parts) == len(node.types) else [last] * len(node.types))]
+
+
+def _word(text: str) -> str:
+    text = re.sub(r"\W", "_", text)
+    return f"_{text}" if text[:1].isdigit() else text
 
 
 _WORD = re.compile(r"[A-Za-z_][\w.+\-/]*")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from inferc.ir import quant
 from inferc.ir.graph import Graph, Node, Origin, Value, make, make_input
 from inferc.ir.ops import OPS

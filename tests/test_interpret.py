@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from inferc.ir.graph import Graph, IRError, Module, Weight
 from inferc.ir.interpret import interpret, prepare_weights, to_array
 from inferc.ir.ops.decompose import constant
@@ -44,8 +45,9 @@ def test_wrong_inputs_are_named(given, message):
 
 def test_errors_of_references_say_where():
     table, ids = inputs(table="f32[3, 2]", ids="i32[T]")
+    g = graph(op("embedding", table, ids, at="model.embed"))
     with pytest.raises(IRError, match="embedding at model.embed: an id is outside 0..2"):
-        interpret(graph(op("embedding", table, ids, at="model.embed")), {"table": np.zeros((3, 2), np.float32), "ids": [3]})
+        interpret(g, {"table": np.zeros((3, 2), np.float32), "ids": [3]})
 
 
 def test_the_observer_sees_every_node_and_those_of_calls():
@@ -54,7 +56,8 @@ def test_the_observer_sees_every_node_and_those_of_calls():
     (x,) = inputs(x="f32[T]")
     once = op("call", x, graph=twice)
     seen = []
-    interpret(graph(op("call", once, graph=twice)), {"x": ONES}, observer=lambda n, ins, outs: seen.append((n.op.name, outs[0][0])))
+    note = lambda node, operands, results: seen.append((node.op.name, results[0][0]))
+    interpret(graph(op("call", once, graph=twice)), {"x": ONES}, observer=note)
     assert seen == [("add", 2), ("call", 2), ("add", 4), ("call", 4)]
 
 
@@ -80,8 +83,8 @@ def test_scan(reverse, sums):
     total = op("add", carry, row)
     body = graph(total, op("mul", total, scale), order=(scale, carry, row))
     s, c, xs = inputs(s="f32[]", c="f32[]", xs="f32[T]")
-    scan = graph(*node("scan", s, c, xs, body=body, length=T, consts=1, carry=1, reverse=reverse).values, order=(s, c, xs))
-    last, rows = interpret(scan, {"s": 10.0, "c": 0.0, "xs": [1.0, 2.0, 3.0]})
+    scan = node("scan", s, c, xs, body=body, length=T, consts=1, carry=1, reverse=reverse)
+    last, rows = interpret(graph(*scan.values, order=(s, c, xs)), {"s": 10.0, "c": 0.0, "xs": [1.0, 2.0, 3.0]})
     assert last == 6 and rows.tolist() == [10 * x for x in sums]
 
 
@@ -90,7 +93,8 @@ def test_a_scan_of_nothing_gives_no_rows():
     body = graph(c, op("neg", row), order=(c, row))
     start, xs = inputs(start="f32[]", xs="f32[0, 2]")
     scan = node("scan", start, xs, body=body, length=0, carry=1)
-    assert interpret(graph(*scan.values, order=(start, xs)), {"start": 1.0, "xs": np.zeros((0, 2), np.float32)})[1].shape == (0, 2)
+    _, rows = interpret(graph(*scan.values, order=(start, xs)), {"start": 1.0, "xs": np.zeros((0, 2), np.float32)})
+    assert rows.shape == (0, 2)
 
 
 def test_a_result_that_is_not_as_inferred_is_an_error():

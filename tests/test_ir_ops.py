@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
+
 from inferc.ir.graph import IRError
 from inferc.ir.interpret import interpret
 from inferc.ir.ops import OPS, cache_row
@@ -13,7 +15,6 @@ from inferc.ir.ops.common import narrow
 from inferc.ir.rewrite import expand
 from inferc.ir.types import DTYPES, Type, bf16, f32, i32, numpy_dtype
 from inferc.ir.verify import verify
-from jax import lax
 
 from .ir_build import graph, inputs, node, op, sample, typed
 
@@ -50,7 +51,8 @@ BOOLS = RNG.random(7) < 0.5, RNG.random(7) < 0.5
 
 GATHERS = [
     # operand, indices, dimension numbers, slice sizes
-    ((7, 4), ints(5, 1, low=-3, high=10), dict(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,)), (1, 4)),
+    ((7, 4), ints(5, 1, low=-3, high=10), dict(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,)),
+     (1, 4)),
     ((7, 4), ints(2, 3, 2, low=-2, high=8), dict(offset_dims=(0, 2), collapsed_slice_dims=(), start_index_map=(1, 0)),
      (3, 2)),
     ((3, 7, 4), ints(3, 2, 1, low=-1, high=7),
@@ -65,8 +67,9 @@ AGAINST_JAX = [
     *((name, (A,), {}, getattr(lax, name)) for name in
       ("neg", "abs", "sign", "floor", "ceil", "exp", "expm1", "tanh", "logistic", "sin", "cos", "erf")),
     *((name, (POSITIVE,), {}, getattr(lax, name)) for name in ("sqrt", "rsqrt", "log", "log1p")),
-    ("round", (np.array([0.5, 1.5, -2.5, 3.49], np.float32),), {}, lambda x: lax.round(x, lax.RoundingMethod(1))),
-    ("round", (np.array([0.5, 1.5, -2.5, 3.49], np.float32),), dict(mode="away"), lambda x: lax.round(x, lax.RoundingMethod(0))),
+    *(("round", (np.array([0.5, 1.5, -2.5, 3.49], np.float32),), dict(mode=mode),
+       lambda x, method=method: lax.round(x, lax.RoundingMethod(method)))
+      for method, mode in enumerate(("away", "even"))),
     *((name, (I, J), {}, f) for name, f in
       (("add", lax.add), ("mul", lax.mul), ("and", lax.bitwise_and), ("or", lax.bitwise_or), ("xor", lax.bitwise_xor))),
     ("div", (LEFT, RIGHT), {}, lax.div),
@@ -90,7 +93,8 @@ AGAINST_JAX = [
     ("reshape", (A,), dict(shape=(5, 3)), lambda x: x.reshape(5, 3)),
     ("transpose", (normal(2, 3, 4),), dict(permutation=(2, 0, 1)), lambda x: lax.transpose(x, (2, 0, 1))),
     ("reverse", (A,), dict(axes=(1,)), lambda x: lax.rev(x, (1,))),
-    ("slice", (normal(7, 5),), dict(start=(1, 0), limit=(7, 4), stride=(2, 3)), lambda x: lax.slice(x, (1, 0), (7, 4), (2, 3))),
+    ("slice", (normal(7, 5),), dict(start=(1, 0), limit=(7, 4), stride=(2, 3)),
+     lambda x: lax.slice(x, (1, 0), (7, 4), (2, 3))),
     ("pad", (A, np.array(9, np.float32)), dict(low=(1, -2), high=(0, 3), interior=(2, 0)),
      lambda x, v: lax.pad(x, v, ((1, 0, 2), (-2, 3, 0)))),
     ("concatenate", (A, B), dict(axis=1), lambda *x: lax.concatenate(x, 1)),
@@ -115,16 +119,18 @@ AGAINST_JAX = [
      lambda x, u, i, j: lax.dynamic_update_slice(x, u, (i, j))),
     ("dot_general", (normal(2, 3, 4, 5), normal(5, 4, 6, 2)), dict(contracting=((3, 2), (0, 1)), batch=((0,), (3,))),
      lambda a, b: lax.dot_general(a, b, (((3, 2), (0, 1)), ((0,), (3,))), precision="highest")),
-    ("dot_general", (I, J), dict(contracting=((1,), (1,))), lambda a, b: lax.dot_general(a, b, (((1,), (1,)), ((), ())))),
+    ("dot_general", (I, J), dict(contracting=((1,), (1,))),
+     lambda a, b: lax.dot_general(a, b, (((1,), (1,)), ((), ())))),
     *(("gather", (normal(*shape), indices), dict(**dims, slice_sizes=sizes, mode=mode),
        lambda x, i, dims=dims, sizes=sizes, mode=mode: lax.gather(
            x, i, lax.GatherDimensionNumbers(**dims), sizes, mode=JAX_MODES[mode]))
       for shape, indices, dims, sizes in GATHERS for mode in JAX_MODES),
     *(("scatter", (ints(7, 4), np.array([[1], [5], [9], [1], [-1]], np.int32), ints(5, 4)),
-       dict(kind=kind, update_window_dims=(1,), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0,), mode=mode),
-       lambda x, i, u, f=f, mode=mode: f(x, i, u, lax.ScatterDimensionNumbers((1,), (0,), (0,)), mode=JAX_MODES[mode]))
-      for kind, f in (("add", lax.scatter_add), ("mul", lax.scatter_mul), ("max", lax.scatter_max), ("min", lax.scatter_min))
-      for mode in JAX_MODES),
+       dict(kind=kind, update_window_dims=(1,), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0,),
+            mode=mode),
+       lambda x, i, u, kind=kind, mode=mode: getattr(lax, f"scatter_{kind}")(
+           x, i, u, lax.ScatterDimensionNumbers((1,), (0,), (0,)), mode=JAX_MODES[mode]))
+      for kind in ("add", "mul", "max", "min") for mode in JAX_MODES),
     ("scatter", (normal(3, 7, 4), ints(3, 1, 1, low=0, high=5), normal(3, 1, 2, 4)),
      dict(kind="set", update_window_dims=(2, 3), scatter_dims_to_operand_dims=(1,), operand_batching_dims=(0,),
           scatter_indices_batching_dims=(0,)),
@@ -179,17 +185,20 @@ DECOMPOSED = [
     ("linear", ("a8g32[T, 64]", "q4_0[5, 64]", "f32[5]"), {}),
     ("linear", ("a8g256[T, 512]", "q4_k[5, 512]"), {}),
     ("linear", ("bf16[T, 64]", "bf16[5, 64]"), {}),
-    ("linear_group", ("f32[T, 32]", "q4_0[5, 32]", "f16[3, 32]", "f32[2, 32]", "f32[3]"), dict(biases=(False, True, False))),
+    ("linear_group", ("f32[T, 32]", "q4_0[5, 32]", "f16[3, 32]", "f32[2, 32]", "f32[3]"),
+     dict(biases=(False, True, False))),
     ("linear_add", ("f32[T, 32]", "q8_0[5, 32]", "f32[T, 5]", "f32[5]"), {}),
     ("gated_linear", ("f32[T, 32]", "q4_1[5, 32]", "q5_0[5, 32]"), dict(activation="silu")),
     ("expert_linear", ("f32[T, 32]", "q4_0[4, 6, 32]", "i32[T, 2]"), {}),
     ("embedding", ("q6_k[9, 256]", "i32[T]"), {}),
     ("embedding", ("bf16[9, 8]", "i32[T]"), {}),
     ("take_rows", ("f32[4, 8]", "i32[R]"), {}),
-    ("rope_cache_write", ("f32[S, 2, 8, 6]", "f32[T, 2, 6]", "f32[T, 3]", "f32[T, 3]", "i32[T]", "i32[T]"), dict(style="neox")),
+    ("rope_cache_write", ("f32[S, 2, 8, 6]", "f32[T, 2, 6]", "f32[T, 3]", "f32[T, 3]", "i32[T]", "i32[T]"),
+     dict(style="neox")),
     ("attention", ("f32[2, 4, T, 8]", "f32[2, 2, R, 8]", "f32[2, 2, R, 6]"), dict(scale=0.3)),
     ("attention", ("f32[2, 4, T, 8]", "f32[2, 2, R, 8]", "f32[2, 2, R, 6]"), dict(scale=0.3, causal=True, softcap=5.0)),
-    ("attention", ("f32[2, 4, T, 8]", "f32[2, 4, R, 8]", "f32[2, 4, R, 6]", "bool[1, 4, T, R]"), dict(scale=0.3, causal=True)),
+    ("attention", ("f32[2, 4, T, 8]", "f32[2, 4, R, 8]", "f32[2, 4, R, 6]", "bool[1, 4, T, R]"),
+     dict(scale=0.3, causal=True)),
     ("attention", ("f32[2, 4, T, 8]", "f32[2, 1, R, 8]", "f32[2, 1, R, 6]", "f32[2, 1, 1, R]"), dict(scale=0.3)),
 ]  # fmt: skip
 
@@ -252,8 +261,9 @@ def test_cached_attention_sees_its_own_sequence_up_to_its_position():
     written = [op("cache_write", cache, x, sequence, position) for cache, x in ((k, new_k), (v, new_v))]
     y = op("cached_attention", q, *written, sequence, position, scale=0.5)
     g = graph(y, *written, names=("y", "k", "v"))
-    arrays = dict(k=np.zeros((2, 1, 8, 4), np.float32), v=np.zeros((2, 1, 8, 3), np.float16), q=normal(5, 2, 4),
-                  new_k=normal(5, 1, 4), new_v=normal(5, 1, 3), sequence=[0, 0, 1, 2, 0], position=[0, 1, 0, 77, 2])  # fmt: skip
+    arrays = {"k": np.zeros((2, 1, 8, 4), np.float32), "v": np.zeros((2, 1, 8, 3), np.float16), "q": normal(5, 2, 4),
+              "new_k": normal(5, 1, 4), "new_v": normal(5, 1, 3), "sequence": [0, 0, 1, 2, 0],
+              "position": [0, 1, 0, 77, 2]}  # fmt: skip
     out = interpret(g, arrays)
     mine = [0, 1, 4]
     rows = arrays["new_v"][mine, 0].astype(np.float16).astype(np.float32)
@@ -261,7 +271,8 @@ def test_cached_attention_sees_its_own_sequence_up_to_its_position():
     p = np.asarray(jax.nn.softmax(score, axis=-1))
     np.testing.assert_allclose(out["y"][4], p @ rows, rtol=1e-5)
     np.testing.assert_allclose(out["y"][2], np.repeat(arrays["new_v"][2].astype(np.float16), 2, 0), rtol=1e-3)
-    assert not out["y"][3].any() and (out["k"][0, 0, :3] == arrays["new_k"][mine, 0]).all() and not out["k"][1, 0, 1:].any()
+    assert not out["y"][3].any()
+    assert (out["k"][0, 0, :3] == arrays["new_k"][mine, 0]).all() and not out["k"][1, 0, 1:].any()
 
 
 def test_a_ring_serves_a_window_as_a_whole_cache_does():
@@ -270,8 +281,9 @@ def test_a_ring_serves_a_window_as_a_whole_cache_does():
 
     def outputs(rows: int, chunk: int) -> np.ndarray:
         caches = {name: np.zeros((1, 1, rows, width), np.float32) for name in ("ck", "cv")}
-        ck, cv, q, k, v, seq, pos = inputs(ck=f"state f32[1, 1, {rows}, {width}]", cv=f"state f32[1, 1, {rows}, {width}]",
-                                           **{n: f"f32[T, 1, {width}]" for n in "qkv"}, seq="i32[T]", pos="i32[T]")  # fmt: skip
+        cache = f"state f32[1, 1, {rows}, {width}]"
+        ck, cv, seq, pos, q, k, v = inputs(ck=cache, cv=cache, seq="i32[T]", pos="i32[T]",
+                                           **{n: f"f32[T, 1, {width}]" for n in "qkv"})  # fmt: skip
         nk, nv = (op("cache_write", c, x, seq, pos, window=window) for c, x in ((ck, k), (cv, v)))
         y = op("cached_attention", q, nk, nv, seq, pos, scale=1.0, window=window)
         g, found = graph(y, nk, nv, names=("y", "ck", "cv")), []

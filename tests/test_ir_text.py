@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from inferc.ir.graph import Graph, IRError, Module, Node, Origin, Weight, make
 from inferc.ir.interpret import interpret
 from inferc.ir.ops import OPS
@@ -66,7 +67,8 @@ def everything() -> Graph:
     halves = op("constant", type=Type((2,), bf16), value=b"\x80\x3f\x00\x40")
     scaled = op("rms_norm", op("add", x, chosen), odd, eps=1e-6, dtype=bf16)
     filled = op("gather", x, op("slice", count, start=(0, 0), limit=(2 * n, 1), stride=(1, 1)), offset_dims=(1,),
-                start_index_map=(0,), collapsed_slice_dims=(0,), slice_sizes=(1, 8), fill_value=float("-inf"))  # fmt: skip
+                start_index_map=(0,), collapsed_slice_dims=(0,), slice_sizes=(1, 8),
+                fill_value=float("-inf"))  # fmt: skip
     odd_nan = op("constant", type=Type((), f32), value=b"\1\0\xc0\x7f")
     return graph(indices, count, padded, table, halves, scaled, filled, odd_nan, order=(x, odd), name="every thing")
 
@@ -101,7 +103,12 @@ def test_names_come_from_origins_and_do_not_clash():
     y = op("exp", x)
     z = op("exp", op("add", y, y, at="blk.3.attn-q"), at="blk.3.attn-q")
     text = print_graph(graph(z, op("neg", z, at="blk.0")))
-    assert [line.split(" = ")[0].strip() for line in text.splitlines() if " = " in line] == ["exp_2", "attn_q", "attn_q_2", "_0"]
+    left = [line.split(" = ")[0].strip() for line in text.splitlines() if " = " in line]
+    assert left == ["exp_2", "attn_q", "attn_q_2", "_0"]
+    x, w = inputs(x="f32[T, 4]", w="f32[3, 4]")
+    group = node("linear_group", x, w, w, biases=(False, False), at="attention.q+k")
+    text = print_graph(graph(*group.values, op("neg", group[0], at="attention")))
+    assert "  q, k = linear_group(x, w, w" in text and "  neg = neg(q)" in text  # attention is a scope
 
 
 @pytest.mark.parametrize("old, new, message", [

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from inferc.ir import types as t
 from inferc.ir.types import Dim, Expr, Sym, Type, bounds, evaluate, parse_dim, substitute, symbol, symbols
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+
 from inferc.ir.graph import Graph, IRError, Module, Weight, make_input
 from inferc.ir.types import Type, f32, symbol
 from inferc.ir.verify import verify
@@ -74,7 +75,8 @@ def test_states_are_followed_into_calls():
     second = node("call", *again, graph=layer)
     verify(graph(second[0], second[1]))
     refused(graph(first[0], node("call", *order, graph=layer)[0]), "already written by call")
-    reading = node("call", *(v for n in peek.inputs for v in order if v.node.attr("name") == n.attr("name")), graph=peek)
+    named = {v.node.attr("name"): v for v in order}
+    reading = node("call", *(named[n.attr("name")] for n in peek.inputs), graph=peek)
     refused(graph(reading[0], first[1]), "reads the state cache from before the write by call")
     (plain,) = inputs(plain="f32[S, 2, C, 4]")
     refused(graph(op("call", cache, graph=graph(plain, name="taken"))), "taken takes operand 0 as no state")
