@@ -1,4 +1,4 @@
-"""The C of cached attention gives the bits of ir.numerics, whatever the tiling, threads, window and mix of sequences."""
+"""The C of cached attention gives the bits of ir.numerics, whatever the tiling, threads, window and sequences."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ T, S = symbol("T", 1, 512), symbol("S", 1, 8)
 class Cache:
     """Random caches [S, Hkv, rows, D] and the same in session memory; what was never written is NaN in memory."""
 
-    def __init__(self, sessions: int, heads: int, rows: int, d: int, dv: int, length: int, ring: bool, seed: int) -> None:
-        rng = np.random.default_rng(seed)
+    def __init__(self, sessions: int, heads: int, rows: int, d: int, dv: int, length: int, ring: bool) -> None:
+        rng = np.random.default_rng(1)
         self.k = rng.normal(size=(sessions, heads, rows, d)).astype(np.float16)
         self.v = rng.normal(size=(sessions, heads, rows, dv)).astype(np.float16)
         pages, sizes = rows // 256, (heads * 256 * d * 2, heads * 256 * dv * 2)
@@ -40,9 +40,10 @@ class Cache:
 
 
 def check(target: str, heads: int, kv: int, d: int, dv: int, sequence: list[int], position: list[int], threads: int = 1,
-          rows: int = 1024, window: int = 0, softcap: float = 0.0, ring: bool = False, spike: float = 0.0) -> None:  # fmt: skip
+          rows: int = 1024, window: int = 0, softcap: float = 0.0, ring: bool = False, spike: float = 0.0,
+          ) -> None:  # fmt: skip
     sessions = 2
-    cache = Cache(sessions, kv, rows, d, dv, rows if ring else max(position) + 1, ring, 1)
+    cache = Cache(sessions, kv, rows, d, dv, rows if ring else max(position) + 1, ring)
     tokens = len(position)
     q = np.random.default_rng(2).normal(size=(tokens, heads, d)).astype(np.float32)
     if spike:
@@ -63,9 +64,9 @@ def check(target: str, heads: int, kv: int, d: int, dv: int, sequence: list[int]
 
 @every_target
 @pytest.mark.parametrize("threads", (1, 2))
-@pytest.mark.parametrize(("heads", "kv", "d", "dv"), ((9, 3, 64, 64), (4, 1, 32, 32), (2, 2, 16, 16), (8, 1, 24, 40), (9, 1, 8, 256)))
-def test_prefill(heads: int, kv: int, d: int, dv: int, threads: int, target: str) -> None:
-    check(target, heads, kv, d, dv, [0] * 37, list(range(240, 277)), threads)
+@pytest.mark.parametrize("sizes", ((9, 3, 64, 64), (4, 1, 32, 32), (2, 2, 16, 16), (8, 1, 24, 40), (9, 1, 8, 256)))
+def test_prefill(sizes: tuple[int, int, int, int], threads: int, target: str) -> None:
+    check(target, *sizes, [0] * 37, list(range(240, 277)), threads)
 
 
 @every_target
@@ -77,7 +78,7 @@ def test_decode(position: int, threads: int, target: str) -> None:
 
 @every_target
 @pytest.mark.parametrize("threads", (1, 2))
-@pytest.mark.parametrize("window", (1, 5, 100, 256, 300))
+@pytest.mark.parametrize("window", (1, 100, 300))
 def test_window(window: int, threads: int, target: str) -> None:
     check(target, 4, 2, 16, 16, [0] * 40, list(range(490, 530)), threads, window=window)
     check(target, 4, 2, 16, 16, [0], [700], threads, window=window)

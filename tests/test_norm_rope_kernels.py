@@ -117,5 +117,6 @@ def test_cache_write(kind: str, style: str, window: int, target: str) -> None:
     turned = attention.rope(x, cos, sin, style) if style else x
     want = attention.cache_write(np.zeros((2, heads, rows, size), np.float16), turned, sequence, position, window)
     for s, memory in enumerate(sessions):
-        got = [read_back(kind, memory[64 + p * page_bytes :][:page_bytes].view(np.float16), heads, size) for p in range(3)]
+        parts = [memory[64 + p * page_bytes :][:page_bytes].view(np.float16) for p in range(pages)]
+        got = [read_back(kind, part, heads, size) for part in parts]
         assert same_bits(np.concatenate(got, axis=1), want[s])

@@ -13,7 +13,8 @@ from .c_harness import build, every_target, same_bits
 
 VECTOR = ("exp", "log", "tanh", "erf", "logistic", "silu", "gelu_tanh", "gelu")
 SCALAR = (*VECTOR, "expm1", "log1p", "sin", "cos")
-EDGES = np.array([0.0, 1e-45, 1e-40, 1.17549435e-38, 1e-30, 1e-8, 0.5, 0.625, 0.70710678, 0.70710683, 1.0, 1.5, 2.0, 3.5,
+EDGES = np.array([
+    0.0, 1e-45, 1e-40, 1.17549435e-38, 1e-30, 1e-8, 0.5, 0.625, 0.70710678, 0.70710683, 1.0, 1.5, 2.0, 3.5,
                   4.0, 5.0, 88.0, 88.72, 88.73, 88.8, 88.9, 103.0, 103.97, 103.98, 104.0, 105.0, 150.0, 67108860.0,
                   67108864.0, 67108872.0, 1e10, 3.4028235e38, np.inf, np.nan], np.float32)  # fmt: skip
 SOURCE = "\n".join(
@@ -22,7 +23,8 @@ SOURCE = "\n".join(
     + [f"void v_{f}(const float *x, float *y, int n); void v_{f}(const float *x, float *y, int n) "
        f"{{ for (int i = 0; i < n; i += 16) f32_store(y + i, f32_{f}(f32_load(x + i))); }}" for f in VECTOR]
     + ["void s_pow(const float *x, const float *e, float *y, int n);",
-       "void s_pow(const float *x, const float *e, float *y, int n) { for (int i = 0; i < n; i++) y[i] = m_pow(x[i], e[i]); }"]
+       "void s_pow(const float *x, const float *e, float *y, int n) {",
+       "  for (int i = 0; i < n; i++) y[i] = m_pow(x[i], e[i]); }"]
 )  # fmt: skip
 
 

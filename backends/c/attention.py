@@ -10,7 +10,7 @@ from __future__ import annotations
 from ...ir.graph import IRError, Node
 from ...ir.target import Target
 from ...ir.types import Dim, dim_min, f32, floordiv
-from .kernels import THREADS, Call, DimValue, Kernel, Literal, Operand, Result, Run, Scratch
+from .kernels import THREADS, Arg, Call, DimValue, Kernel, Literal, Operand, Result, Run, Scratch
 from .scalar import literal
 
 _BLOCK = 256  # keys; one page of the cache
@@ -23,7 +23,7 @@ enum { TILE_ROWS = REGISTERS >= 32 ? 8 : REGISTERS >= 8 ? 4 : 2, TILE_PANELS = R
 /* How many rows a tile of `count` is computed as: the sizes that code is unrolled for. */
 static inline int tile_rows(int32_t count) { return count > 4 ? TILE_ROWS : count; }
 
-/* One row's scores p[from .. to), multiples of 16, to exp(score - m), zero outside of keys low .. high; gives m and l. */
+/* One row's products p[from .. to), multiples of 16, to exp(score - m), zero outside of low .. high; gives m and l. */
 static void attention_softmax(float *p, int32_t from, int32_t to, int32_t low, int32_t high, float scale, float cap,
     float *m, float *l) {
   static const float LANE[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -73,7 +73,7 @@ INLINE vf32 {name}_part(const uint16_t *v, int count) {{
 
 """
     return Kernel(name, f"""\
-/* p[rows][256] at `key`: products of q [{d}][rows] with TILE_PANELS panels of 16 keys, each a chain over the {d} values. */
+/* p[rows][256] at `key`: q [{d}][rows] times TILE_PANELS panels of 16 keys, each product a chain over d. */
 INLINE void {name}_scores(const int rows, const float *q, const uint16_t *k, float (*p)[256], int32_t key) {{
   vf32 s[TILE_ROWS][TILE_PANELS];
   UNROLL for (int i = 0; i < rows; i++)
@@ -112,7 +112,8 @@ static void {name}_all_scores(int rows, const float *q, const uint16_t *k, float
     else {name}_scores(1, q, k, p, key);
 }}
 
-static void {name}_all_values(int rows, float (*p)[256], const uint16_t *v, int32_t from, int32_t to, float (*o)[{dv}]) {{
+static void {name}_all_values(int rows, float (*p)[256], const uint16_t *v, int32_t from, int32_t to,
+    float (*o)[{dv}]) {{
   if (from >= to) return;
   if (rows == TILE_ROWS) {name}_values(TILE_ROWS, p, v, from, to, o);
   else if (TILE_ROWS > 4 && rows == 4) {name}_values(4, p, v, from, to, o);
@@ -166,28 +167,30 @@ static inline int32_t {name}_first(const {name}_args *a, int32_t t) {{ /* positi
   return a->window && a->position[t] >= a->window ? a->position[t] - a->window + 1 : 0;
 }}
 
-/* Rows [row, row + count) of a tile against block b: row i is head i % {group} of the key head, of token t + i / {group}. */
+/* Where row i of a tile lies in q and out: head i % {group} of the key head's, of token t + i / {group}. */
+static inline size_t {name}_row(const {name}_args *a, int32_t t, int32_t head, int32_t i) {{
+  return (((size_t)t + i / {group}) * a->kv_heads + head) * {group} + i % {group};
+}}
+
+/* Rows [row, row + count) of a tile against block b. */
 static void {name}_rows(int rows, const {name}_args *a, int32_t t, int32_t head, int32_t row, int32_t count,
     const float *q, int32_t b, float *m, float *l, float (*o)[{dv}], int32_t *low, int32_t *high) {{
   char *session = a->r->sessions[a->sequence[t]];
-  const void *k = cache_page(session, a->k, b), *v = cache_page(session, a->v, b);
+  const uint16_t *k = (const void *)cache_page(session, a->k, b), *v = (const void *)cache_page(session, a->v, b);
   for (int i = 0; i < rows; i++) {{ /* rows beyond the count repeat the last */
-    const int32_t token = t + (row + (i < count ? i : count - 1)) / {group};
-    low[i] = {name}_first(a, token) - b * 256;
-    high[i] = a->position[token] - b * 256;
-    if (low[i] < 0) low[i] = 0;
-    if (high[i] > 255) high[i] = 255;
+    const int32_t token = t + (row + int_min(i, count - 1)) / {group};
+    low[i] = int_max({name}_first(a, token) - b * 256, 0);
+    high[i] = int_min(a->position[token] - b * 256, 255);
   }}
-  {block.symbol}(rows, q, (const uint16_t *)k + (size_t)head * {256 * d}, (const uint16_t *)v + (size_t)head * {256 * dv},
-      low, high, a->scale, a->cap, m, l, o);
+  k += (size_t)head * {256 * d}, v += (size_t)head * {256 * dv};
+  {block.symbol}(rows, q, k, v, low, high, a->scale, a->cap, m, l, o);
 }}
 
 /* q of a tile's rows, transposed: [{d}][rows] */
 static void {name}_queries(int rows, const {name}_args *a, int32_t t, int32_t head, int32_t row, int32_t count,
     float *q) {{
   for (int i = 0; i < rows; i++) {{
-    const int32_t at = row + (i < count ? i : count - 1);
-    const float *x = a->q + (((size_t)t + at / {group}) * a->kv_heads + head) * {group * d} + (size_t)(at % {group}) * {d};
+    const float *x = a->q + {name}_row(a, t, head, row + int_min(i, count - 1)) * {d};
     for (int d = 0; d < {d}; d++) q[d * rows + i] = x[d];
   }}
 }}
@@ -203,8 +206,7 @@ static void {name}_tile(const {name}_args *a, int32_t t, int32_t head, int32_t r
   for (int32_t b = {name}_first(a, t + row / {group}) >> 8; b <= a->position[last] >> 8; b++) {{
     {name}_rows(rows, a, t, head, row, count, q, b, m2, l2, o2, low, high);
     for (int i = 0; i < count; i++) {{
-      const int32_t at = row + i;
-      float *o = a->out + (((size_t)t + at / {group}) * a->kv_heads + head) * {group * dv} + (size_t)(at % {group}) * {dv};
+      float *o = a->out + {name}_row(a, t, head, row + i) * {dv};
       if (low[i] > high[i]) continue;
       if (seen[i]) {{
         merge_partials(&m[i], &l[i], o, m2[i], l2[i], o2[i], {dv});
@@ -215,8 +217,7 @@ static void {name}_tile(const {name}_args *a, int32_t t, int32_t head, int32_t r
     }}
   }}
   for (int i = 0; i < count; i++) {{
-    const int32_t at = row + i;
-    float *o = a->out + (((size_t)t + at / {group}) * a->kv_heads + head) * {group * dv} + (size_t)(at % {group}) * {dv};
+    float *o = a->out + {name}_row(a, t, head, row + i) * {dv};
     for (int d = 0; d < {dv}; d++) o[d] /= l[i];
   }}
 }}
@@ -227,7 +228,7 @@ static void {name}_tiles(const void *args, int32_t begin, int32_t end, int32_t w
   (void)worker;
   for (int32_t job = begin; job < end; job++) {{
     const int32_t head = job % a->kv_heads, from = job / a->kv_heads * a->tile;
-    const int32_t to = from + a->tile < a->tokens ? from + a->tile : a->tokens;
+    const int32_t to = int_min(from + a->tile, a->tokens);
     for (int32_t t = from, next; t < to; t = next) {{
       next = t + 1;
       if (a->sequence[t] < 0 || a->sequence[t] >= a->r->session_count) {{
@@ -289,7 +290,7 @@ static void {name}_merge(const void *args, int32_t begin, int32_t end, int32_t w
   }}
 }}
 
-/* out[tokens, kv_heads * {group}, {dv}] of q[tokens, kv_heads * {group}, {d}]; at most max_blocks blocks hold what a token sees */
+/* out[tokens, kv_heads * {group}, {dv}] of q[tokens, kv_heads * {group}, {d}]; a token sees at most max_blocks */
 static void {name}(const run *r, int32_t tokens, int32_t kv_heads, int32_t max_blocks, int32_t window, float scale,
     float cap, const float *q, const cache_region *k, const cache_region *v, const int32_t *sequence,
     const int32_t *position, float *out, void *scratch) {{
@@ -297,15 +298,14 @@ static void {name}(const run *r, int32_t tokens, int32_t kv_heads, int32_t max_b
   const int32_t pairs = tokens * kv_heads;
   for (int32_t t = 0; t < tokens; t++) {{
     const int32_t blocks = (position[t] >> 8) - ({name}_first(&args, t) >> 8) + 1;
-    if (blocks > args.blocks) args.blocks = blocks < max_blocks ? blocks : max_blocks;
+    args.blocks = int_max(args.blocks, int_min(blocks, max_blocks));
   }}
   if (r->threads > 1 && pairs < 4 * r->threads && args.blocks > 1) {{
     parallel(r, pairs * args.blocks, 1, {name}_blocks, &args);
     parallel(r, pairs, 1, {name}_merge, &args);
     return;
   }}
-  const int32_t share = pairs / (4 * r->threads);
-  args.tile = share < 1 ? 1 : share > 16 ? 16 : share;
+  args.tile = int_max(1, int_min(16, pairs / (4 * r->threads)));
   parallel(r, (tokens + args.tile - 1) / args.tile * kv_heads, 1, {name}_tiles, &args);
 }}
 """, (_ROWS, block))  # fmt: skip
@@ -317,16 +317,18 @@ def cached_attention(node: Node, target: Target) -> Call:
     Scratch holds the partials of fewer than 4 pairs (token, key head) a thread. Raises IRError for symbolic head sizes.
     """
     (tokens, heads, d), (_, kv_heads, rows, dv) = node.inputs[0].shape, node.inputs[2].shape
-    if not all(isinstance(n, int) for n in (heads, kv_heads, d, dv)):
+    if not (isinstance(heads, int) and isinstance(kv_heads, int) and isinstance(d, int) and isinstance(dv, int)):
         raise IRError("the heads and their sizes must be known when compiling")
     group, window = heads // kv_heads, node.attr("window")
     blocks: Dim = floordiv(rows + (_BLOCK - 1), _BLOCK)
     if window:
         blocks = dim_min(blocks, (window + _BLOCK - 2) // _BLOCK + 1)
     scratch = dim_min(tokens * kv_heads, 4 * THREADS) * blocks * (group * (dv + 2) * 4)
-    args = (Run(), DimValue(tokens), DimValue(kv_heads), DimValue(blocks), Literal(str(window)),
-            Literal(literal(node.attr("scale"), f32)), Literal(literal(node.attr("softcap"), f32)),
-            *map(Operand, range(5)), Result(), Scratch())  # fmt: skip
+    args: tuple[Arg, ...] = (
+        Run(), DimValue(tokens), DimValue(kv_heads), DimValue(blocks), Literal(str(window)),
+        Literal(literal(node.attr("scale"), f32)), Literal(literal(node.attr("softcap"), f32)),
+        *map(Operand, range(5)), Result(), Scratch(),
+    )  # fmt: skip
     return Call(_attention(group, d, dv), args, scratch)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ...ir.graph import IRError, Node
 from ...ir.target import Target
-from .kernels import THREADS, Call, DimValue, Kernel, Operand, Run, Scratch
+from .kernels import THREADS, Arg, Call, DimValue, Kernel, Operand, Run, Scratch
 from .rope import rope_row
 
 _STORE = {
@@ -43,6 +43,7 @@ def _kernel(kind: str, style: str = "") -> Kernel:
     rotation = f"""
       rope_row_{style}(x, a->cos + (size_t)t * a->n, a->sin + (size_t)t * a->n, a->n, a->size, turned);
       x = turned;""" if style else ""  # fmt: skip
+    extra = ", int32_t n, void *scratch" if style else ""
     angles = "const float *cos, const float *sin, " if style else ""
     return Kernel(name, f"""\
 typedef struct {{
@@ -71,7 +72,7 @@ static void {name}_tokens(const void *args, int32_t begin, int32_t end, int32_t 
 
 /* region[sequence, :, position] = {"rope(x)" if style else "x"} [tokens, heads, size] */
 static void {name}(const run *r, int32_t tokens, int32_t heads, int32_t size, const cache_region *region,
-    const float *x, {angles}const int32_t *sequence, const int32_t *position{", int32_t n, void *scratch" if style else ""}) {{
+    const float *x, {angles}const int32_t *sequence, const int32_t *position{extra}) {{
   const {name}_args args = {{r, heads, size, region, x, sequence, position{", n, cos, sin, scratch" if style else ""}}};
   parallel(r, tokens, 16, {name}_tokens, &args);
 }}
@@ -99,7 +100,7 @@ def _write(node: Node, style: str = "") -> Call:
     if not style:
         return Call(_kernel(cache_kind(node)), (Run(), *sizes, *map(Operand, range(4))))
     head = node.inputs[1].shape[-1]
-    args = (Run(), *sizes, *map(Operand, range(6)), DimValue(node.inputs[2].shape[1]), Scratch())
+    args: tuple[Arg, ...] = (Run(), *sizes, *map(Operand, range(6)), DimValue(node.inputs[2].shape[1]), Scratch())
     return Call(_kernel(cache_kind(node), style), args, THREADS * head * 4)
 
 

@@ -1,4 +1,4 @@
-"""Norms and softmax over rows, in the 16-lane order of `ir.numerics.reductions`; rms_norm also stores quantised rows."""
+"""Norms and softmax over rows, in the order of `ir.numerics.reductions`; rms_norm also stores quantised rows."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from .activation import STORE_ROW
 from .kernels import THREADS, Call, DimValue, Kernel, Literal, Operand, Result, Run, Scratch
 from .scalar import literal
 
-ROW_GRAIN = """\
+_GRAIN = Kernel("row_grain", """\
 /* Rows of k values that are worth handing to a thread. */
 static inline int32_t row_grain(int32_t k) { return 1 + 16384 / k; }
-"""
-_GRAIN = Kernel("row_grain", ROW_GRAIN)
+""")
 
 _RMS_ROW = Kernel("rms_norm_row", """\
 /* y = (x * (1 / sqrt(mean(x * x) + eps))) * weight */
@@ -94,8 +93,10 @@ static void layer_norm_rows(const void *args, int32_t begin, int32_t end, int32_
     for (int32_t i = 0; i < full; i += 16) squares = f32_add(squares, f32_mul(f32_load(y + i), f32_load(y + i)));
     if (rest) squares = f32_add(squares, f32_mul(f32_load_n(y + full, rest), f32_load_n(y + full, rest)));
     const vf32 scale = f32_splat(1.0f / sqrtf(f32_sum(squares) / (float)k + a->eps));
-    for (int32_t i = 0; i < full; i += 16)
-      f32_store(y + i, f32_add(f32_mul(f32_mul(f32_load(y + i), scale), f32_load(a->weight + i)), f32_load(a->bias + i)));
+    for (int32_t i = 0; i < full; i += 16) {
+      const vf32 scaled = f32_mul(f32_mul(f32_load(y + i), scale), f32_load(a->weight + i));
+      f32_store(y + i, f32_add(scaled, f32_load(a->bias + i)));
+    }
     if (rest) {
       const vf32 scaled = f32_mul(f32_mul(f32_load_n(y + full, rest), scale), f32_load_n(a->weight + full, rest));
       f32_store_n(y + full, f32_add(scaled, f32_load_n(a->bias + full, rest)), rest);

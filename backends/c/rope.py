@@ -5,11 +5,17 @@ from __future__ import annotations
 from ...ir.graph import Node
 from ...ir.target import Target
 from ...ir.types import f32
-from .kernels import Call, DimValue, Kernel, Literal, Operand, Result, Run
+from .kernels import Arg, Call, DimValue, Kernel, Literal, Operand, Result, Run
 from .scalar import literal
 
 _ANGLES = Kernel("rope_angles", """\
-typedef struct { int32_t n; float scale; const int32_t *position; const float *inv_freq; float *cos, *sin; } rope_angles_args;
+typedef struct {
+  int32_t n;
+  float scale;
+  const int32_t *position;
+  const float *inv_freq;
+  float *cos, *sin;
+} rope_angles_args;
 
 static void rope_angles_tokens(const void *args, int32_t begin, int32_t end, int32_t worker) {
   const rope_angles_args *a = args;
@@ -33,7 +39,8 @@ static void rope_angles(const run *r, int32_t tokens, int32_t n, float scale, co
 _ROW = {
     "neox": Kernel("rope_row_neox", """\
 /* One head: rotates the pairs (i, i + n); y may be x. */
-static inline void rope_row_neox(const float *x, const float *cos, const float *sin, int32_t n, int32_t size, float *y) {
+static inline void rope_row_neox(const float *x, const float *cos, const float *sin, int32_t n, int32_t size,
+    float *y) {
   for (int32_t i = 0; i < n; i += 16) {
     const int count = n - i < 16 ? n - i : 16;
     const vf32 a = f32_load_n(x + i, count), b = f32_load_n(x + n + i, count);
@@ -97,7 +104,7 @@ def rope_angles(node: Node, target: Target) -> Call:
 def rope(node: Node, target: Target) -> Call:
     """x f32[T, H, D], cos and sin f32[T, n] -> f32[T, H, D]."""
     dims = (*node.types[0].shape, node.inputs[1].shape[1])
-    args = (Run(), *map(DimValue, dims), Operand(0), Operand(1), Operand(2), Result())
+    args: tuple[Arg, ...] = (Run(), *map(DimValue, dims), Operand(0), Operand(1), Operand(2), Result())
     return Call(_rope_kernel(node.attr("style")), args)
 
 

@@ -1,4 +1,4 @@
-"""Softmax, norms, rotary embedding and attention, as bits. All arithmetic in f32, products and sums rounded separately."""
+"""Softmax, norms, rotary embedding and attention, as bits: in f32, products and sums rounded separately."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def softmax(x: NDArray, axis: int = -1) -> F32:
 def rms_norm(x: NDArray, weight: NDArray, eps: float) -> F32:
     """x[..., K], weight[K] -> f32[..., K]: r = 1 / sqrt(sum16(x*x)/K + eps); y = (x*r)*weight."""
     x = np.asarray(x, np.float32)
-    r = np.float32(1) / np.sqrt(sum16(x * x) / np.float32(x.shape[-1]) + np.float32(eps))
+    r = el.rsqrt(sum16(x * x) / np.float32(x.shape[-1]) + np.float32(eps))
     return (x * r[..., None]) * np.asarray(weight, np.float32)
 
 
@@ -33,8 +33,8 @@ def layer_norm(x: NDArray, weight: NDArray, bias: NDArray, eps: float) -> F32:
     """x[..., K]: c = x - sum16(x)/K; r = 1 / sqrt(sum16(c*c)/K + eps); y = ((c*r)*weight) + bias."""
     x = np.asarray(x, np.float32)
     k = np.float32(x.shape[-1])
-    c = x - (sum16(x) / k)[..., None]
-    r = np.float32(1) / np.sqrt(sum16(c * c) / k + np.float32(eps))
+    c: F32 = x - (sum16(x) / k)[..., None]
+    r = el.rsqrt(sum16(c * c) / k + np.float32(eps))
     return (c * r[..., None]) * np.asarray(weight, np.float32) + np.asarray(bias, np.float32)
 
 
@@ -55,23 +55,28 @@ def rope(x: NDArray, cos: NDArray, sin: NDArray, style: str = "neox") -> F32:
     x = np.asarray(x, np.float32)
     n = cos.shape[-1]
     c, s = np.asarray(cos, np.float32)[:, None, :], np.asarray(sin, np.float32)[:, None, :]
-    first, second = {"neox": (slice(0, n), slice(n, 2 * n)), "interleaved": (slice(0, 2 * n, 2), slice(1, 2 * n, 2))}[style]
+    first, second = PAIRS[style](n)
     a, b = x[..., first], x[..., second]
     y = x.copy()
     y[..., first], y[..., second] = a * c - b * s, b * c + a * s
     return y
 
 
+PAIRS = {
+    "neox": lambda n: (slice(0, n), slice(n, 2 * n)),
+    "interleaved": lambda n: (slice(0, 2 * n, 2), slice(1, 2 * n, 2)),
+}
+
 Partial = tuple[F32, F32, F32]  # (m, l, o): maximum, sum of exponentials, weighted sum of values
 
 
 def attend_block(q: F32, k: F32, v: F32, visible: NDArray[np.bool_], scale: float, softcap: float = 0.0,
                  bias: F32 | None = None) -> Partial:  # fmt: skip
-    """One block of at most 256 keys: q[..., D], k[..., n, D], v[..., n, Dv], visible and bias [..., n], leading axes alike.
+    """One block of at most 256 keys: q[..., D], k[..., n, D], v[..., n, Dv], visible and bias [..., n].
 
     score = (chain over d ascending from +0 of q_d*k_d) * scale; then cap*tanh(score/cap) if `softcap`; then + bias.
-    m = max16 over the visible keys; p = exp(score - m), +0 where not visible; l = sum16(p), a key's lane its index in the
-    block modulo 16; o = chain over visible keys ascending from +0 of p*v.
+    m = max16 over the visible keys; p = exp(score - m), +0 where not visible; l = sum16(p), a key's lane being its
+    index in the block modulo 16; o = chain over visible keys ascending from +0 of p*v.
     """
     shape = np.broadcast_shapes(q.shape[:-1] + k.shape[-2:-1], k.shape[:-1], visible.shape)
     score = np.zeros(shape, np.float32)
@@ -103,11 +108,12 @@ def _merge_seen(total: Partial, seen: NDArray[np.bool_], part: Partial, any_visi
     both, new = seen & any_visible, any_visible & ~seen
     merged = merge(total, part)
 
-    def choose(t: F32, p: F32, both_: F32) -> F32:
-        extra = (...,) + (None,) * (t.ndim - seen.ndim)
-        return np.where(both[extra], both_, np.where(new[extra], p, t))
+    def choose(old: F32, started: F32, joined: F32) -> F32:
+        extra = (...,) + (None,) * (old.ndim - seen.ndim)
+        return np.where(both[extra], joined, np.where(new[extra], started, old))
 
-    return choose(total[0], part[0], merged[0]), choose(total[1], part[1], merged[1]), choose(total[2], part[2], merged[2])
+    m, l, o = (choose(*three) for three in zip(total, part, merged))
+    return m, l, o
 
 
 def _finish(total: Partial, seen: NDArray[np.bool_]) -> F32:
@@ -138,11 +144,11 @@ def cache_write(cache: NDArray, x: NDArray, sequence: NDArray, position: NDArray
 @quiet
 def cached_attention(q: NDArray, k_cache: NDArray, v_cache: NDArray, sequence: NDArray, position: NDArray,
                      scale: float, softcap: float = 0.0, window: int = 0) -> F32:  # fmt: skip
-    """q[T, Hq, D], caches [S, Hkv, C, D] and [S, Hkv, C, Dv] (f32 or f16), sequence and position i32[T] -> f32[T, Hq, Dv].
+    """q[T, Hq, D], f32 or f16 caches [S, Hkv, C, D] and [S, Hkv, C, Dv], sequence, position [T] -> f32[T, Hq, Dv].
 
-    Query head h reads key head h // (Hq/Hkv). Token t sees positions p of its own sequence with p <= position[t] and, if
-    `window`, p > position[t] - window. Block b is positions 256b … 256b+255, whatever is visible of it (`attend_block`);
-    blocks with a visible key merge in ascending order (`merge`), the first one starting the total; out = o / l.
+    Query head h reads key head h // (Hq/Hkv). Token t sees positions p of its own sequence with p <= position[t] and,
+    if `window`, p > position[t] - window. Block b is positions 256b … 256b+255, as far as they are visible
+    (`attend_block`); blocks with a visible key merge in ascending order (`merge`), the first starting; out = o / l.
     Tokens whose sequence is not in 0..S-1 give zeros.
     """
     q, sequence, position = np.asarray(q, np.float32), np.asarray(sequence), np.asarray(position)
@@ -176,8 +182,9 @@ def attention(q: NDArray, k: NDArray, v: NDArray, mask: NDArray | None = None, s
               softcap: float = 0.0) -> F32:  # fmt: skip
     """q[B, Hq, Tq, D], k[B, Hkv, Tk, D], v[B, Hkv, Tk, Dv] -> f32[B, Hq, Tq, Dv]; Hq a multiple of Hkv.
 
-    `mask` broadcasts to [B, Hq, Tq, Tk]: bool, true where visible, or f32, added to the score. `causal` hides key j from
-    query i where j > i + Tk - Tq. Blocks of 256 keys as in `cached_attention`. A query that sees no key gives zeros.
+    `mask` broadcasts to [B, Hq, Tq, Tk]: bool, true where visible, or f32, added to the score. `causal` hides key j
+    from query i where j > i + Tk - Tq. Blocks of 256 keys as in `cached_attention`. A query that sees no key gives
+    zeros.
     """
     q, k, v = (np.asarray(a, np.float32) for a in (q, k, v))
     heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
@@ -197,6 +204,6 @@ def attention(q: NDArray, k: NDArray, v: NDArray, mask: NDArray | None = None, s
         at = slice(start, start + BLOCK)
         part = attend_block(q, k[..., at, :], v[..., at, :], visible[..., at], scale, softcap,
                             None if bias is None else bias[..., at])  # fmt: skip
-        some = visible[..., at].any(axis=-1)
+        some = np.asarray(visible[..., at].any(axis=-1))
         total, seen = _merge_seen(total, seen, part, some), seen | some
     return _finish(total, seen)

@@ -1,8 +1,8 @@
-"""Elementary functions of f32, as bits: what every backend that promises equal bits computes, one rounding per operation.
+"""Elementary functions of f32, as bits: what every backend that promises equal bits computes.
 
-Each f32 operation below is one IEEE operation, in the order written, round to nearest even, denormals kept, nothing
-fused. Polynomials are Horner chains of separate multiply and add, highest power first. NaN in gives NaN out; which NaN is
-not specified. Functions marked f64 convert the argument, compute in f64 by the same rules and round once to f32.
+Each f32 operation below is one IEEE operation, in the order written, rounded to nearest even, denormals kept, nothing
+fused. Polynomials are Horner chains of separate multiply and add, highest power first. NaN in gives NaN out; which NaN
+is not specified. Functions marked f64 convert the argument, compute in f64 by the same rules and round once to f32.
 
 Coefficients: exp, tanh and log follow S. Moshier's Cephes (expf, tanhf, logf); erf is a least-squares fit on Chebyshev
 nodes made for this project; the f64 series are Taylor's.
@@ -101,9 +101,9 @@ def exp(x: ArrayLike) -> F32:
 def log(x: ArrayLike) -> F32:
     """Natural logarithm of f32: -inf of zeros, NaN of negative numbers.
 
-    x below 2**-126 is first multiplied by 2**24, exactly. x = m * 2**e with m in [sqrt(1/2), sqrt(2)): i = bits - bits of
-    0.70710678 (0x3f3504f3), e = i >> 23, m = bits - (e << 23). f = m - 1; z = f*f; y = (P(f)*f)*z; y = y + e*LN2_LOW;
-    y = y - 0.5*z; result (f + y) + e*LN2_HIGH. Within 1.5 ulp.
+    x below 2**-126 is first multiplied by 2**24, exactly. x = m * 2**e with m in [sqrt(1/2), sqrt(2)): e = (bits of x -
+    bits of sqrt(1/2), 0x3f3504f3) >> 23, bits of m = bits of x - (e << 23). f = m - 1; z = f*f;
+    y = (P(f)*f)*z; y = y + e*LN2_LOW; y = y - 0.5*z; result (f + y) + e*LN2_HIGH. Within 1.5 ulp.
     """
     x = _f32(x)
     tiny = np.float32(1.17549435e-38) > x
@@ -182,7 +182,8 @@ def softcap(x: ArrayLike, cap: float) -> F32:
 @quiet
 def rsqrt(x: ArrayLike) -> F32:
     """1 / sqrt(x)."""
-    return np.float32(1) / np.sqrt(_f32(x))
+    root: F32 = np.sqrt(_f32(x))
+    return np.float32(1) / root
 
 
 ACTIVATIONS = {"silu": silu, "gelu_tanh": gelu_tanh, "gelu": gelu}
@@ -219,7 +220,7 @@ def expm1(x: ArrayLike) -> F32:
 
 @quiet
 def log1p(x: ArrayLike) -> F32:
-    """f64: the logarithm of u = 1 + x = m * 2**e; s = x / (2 + x) where e = 0, which is exact near 0, else (m-1)/(m+1)."""
+    """f64: `_log_64` of 1 + x = m * 2**e with s = x / (2 + x) where e = 0, for precision near 0, else (m-1)/(m+1)."""
     x = _f32(x)
     wide = x.astype(np.float64)
     inside = (wide > -1) & (wide < np.inf)
@@ -282,8 +283,10 @@ def _circular(x: ArrayLike, shift: int) -> F32:
 
 @quiet
 def sin(x: ArrayLike) -> F32:
-    """f64, of |x| with the sign of x: quadrant k and rest r of `_quarter_turns`, Taylor series, correctly rounded but for
-    about one argument in 10**7; NaN of infinities."""
+    """f64, of |x| with the sign of x: Taylor series in the rest of `_quarter_turns`, by quadrant; NaN of infinities.
+
+    Correctly rounded but for a few arguments in a million.
+    """
     x = _f32(x)
     y = _circular(x, 0)
     return np.where(np.signbit(x), -y, y)

@@ -48,7 +48,7 @@ def prod16(x: NDArray, axes: Axes = -1) -> NDArray:
 
 
 def max16(x: NDArray, axes: Axes = -1) -> NDArray:
-    """Maximum by `maximum(accumulator, value)`, identity -inf: a NaN is kept only where nothing follows it in its lane."""
+    """Maximum by `maximum(accumulator, value)`, identity -inf; a NaN stays only where nothing follows in its lane."""
     return reduce16(maximum, -np.inf, x, axes)
 
 

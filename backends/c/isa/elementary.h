@@ -1,5 +1,5 @@
-/* Elementary functions of f32, bit for bit those of ir/numerics/elementary.py: each as plain C, m_NAME of one float, and,
- * where kernels need it, as f32_NAME of a vector. Every operation rounds once, in the order written. */
+/* Elementary functions of f32, bit for bit those of ir/numerics/elementary.py: each as plain C, m_NAME of one float,
+ * and, where kernels need it, as f32_NAME of a vector. Every operation rounds once, in the order written. */
 #ifndef INFERC_ELEMENTARY_H
 #define INFERC_ELEMENTARY_H
 
