@@ -12,7 +12,8 @@ from ...ir.target import Target
 from ...ir.types import DType, f32, symbol
 from . import named_kernels
 from .kernels import Arg, Call, DimValue, Operand, Result, Run, Scratch
-from .loop_emit import Emitted, emit, kernel_name
+from .loop_emit import emit
+from .loop_function import Emitted, kernel_name
 from .loop_model import (
     Affine,
     Apply,
@@ -26,7 +27,7 @@ from .loop_model import (
     Quotient,
     Read,
     Within,
-    axes,  # fmt: skip
+    axes,
     index_of,
     window_starts,
 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +11,8 @@ import numpy as np
 
 from ...ir.graph import Value
 from ...ir.ops.common import narrow
-from ...ir.types import Dim, DType, Expr, Sym, Type, bounds, f32, symbols
-from .kernels import Kernel
+from ...ir.types import DType, bounds, f32
+from .loop_function import Emitted, Parameters, bracketed, counted, dim_text, finish, is_parallel, size_name, symbols_of
 from .loop_model import (
     Affine,
     Apply,
@@ -29,7 +27,7 @@ from .loop_model import (
     Read,
     Within,
     axes,
-    children,  # fmt: skip
+    children,
     collapse,
     flatten,
     index_of,
@@ -37,9 +35,8 @@ from .loop_model import (
     parts,
 )
 from .scalar import HALVES, VALUE_TYPES, enclosed, expression, literal, load, rounded, store
-from .text import C_TYPES, Names, dim_c, identifier, indented
+from .text import C_TYPES, Names
 
-GRAIN = 1 << 14  # evaluations of a body that are worth handing to a worker
 OUTER_NAMES, REDUCED_NAMES = "ijkmno", "pquvw"
 LOCALS = ("args", "g", "begin", "end", "worker", "l", "lane", "count", "total")  # what the lines name themselves
 
@@ -50,16 +47,6 @@ MONOIDS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Emitted:
-    """A kernel and what its C function takes, in order: the run if it is parallel, dimensions, operands, the result."""
-
-    kernel: Kernel
-    parallel: bool
-    dims: tuple[Sym, ...]
-    operands: tuple[Value, ...]
-
-
 def emit(loop: Loop, name: str, operand_names: Sequence[str] = ()) -> Emitted:
     """The loop as a C function whose symbol begins with `name`; equal text gives equal symbols.
 
@@ -68,97 +55,6 @@ def emit(loop: Loop, name: str, operand_names: Sequence[str] = ()) -> Emitted:
     loop = collapse(loop)
     writer = _Writer(loop, operand_names)
     return finish(writer.lines(), writer.context(), name)
-
-
-# ---- functions, whatever is in them ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """What a function of the family takes: dimensions, operands, results, and how its outer axis may be split."""
-
-    dims: tuple[Sym, ...]
-    operands: tuple[tuple[str, Value], ...]
-    results: tuple[tuple[str, Type], ...]
-    count: Dim = 1  # of the outermost axis, whose counter runs from `begin` to `end` in the lines
-    work: Dim = 1  # evaluations for one step of it
-    comment: str = ""
-    scratch: str = ""  # the name of an int32_t array, of a function that is not split
-
-
-def is_parallel(count: Dim, work: Dim) -> bool:
-    """Whether there can be work for a second worker: decided by the bounds of the symbols."""
-    return bounds(count)[1] > 1 and bounds(count * work)[1] >= 2 * GRAIN
-
-
-def finish(lines: Sequence[str], given: Parameters, name: str) -> Emitted:
-    """Puts a head on the lines of a function's body: a plain function, or a part and the function that splits it."""
-    pointers = [(f"const {C_TYPES[v.dtype.name]} *", n) for n, v in given.operands]
-    pointers += [(f"{C_TYPES[t.dtype.name]} *", n) for n, t in given.results]
-    dims = [("int32_t ", size_name(s)) for s in given.dims]
-    split = is_parallel(given.count, given.work)
-    if split:
-        text = _split_function(lines, given, pointers)
-    else:
-        pointers += [("int32_t *", given.scratch)] if given.scratch else []
-        signature = ", ".join([t + n for t, n in dims] + [f"{t}restrict {n}" for t, n in pointers])
-        text = "\n".join([f"static void @({signature}) {{", indented("\n".join(lines)), "}"])
-    text = f"/* {given.comment} */\n{text}\n" if given.comment else text + "\n"
-    symbol = f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
-    source = "\n".join(wrapped(line) for line in text.replace("@", symbol).splitlines()) + "\n"
-    return Emitted(Kernel(symbol, source), split, given.dims, tuple(v for _, v in given.operands))
-
-
-def _split_function(lines: Sequence[str], given: Parameters, pointers: list[tuple[str, str]]) -> str:
-    used = "\n".join(lines)
-    names = [size_name(s) for s in given.dims]
-    dims = [("int64_t ", n) for n in names if re.search(rf"\b{n}\b", used)]
-    fields = "".join(f" {t}{n};" for t, n in dims + pointers)
-    values = ", ".join(n for _, n in dims + pointers)
-    unpack = [f"const {t}{n} = g->{n};" for t, n in dims] + [f"{t}restrict {n} = g->{n};" for t, n in pointers]
-    work = dim_text(given.work)
-    grain = str(max(1, GRAIN // given.work)) if isinstance(given.work, int) else f"1 + {GRAIN} / (1 + {work})"
-    signature = ", ".join(["const run *r", *(f"int32_t {n}" for n in names), *(t + n for t, n in pointers)])
-    return "\n".join([
-        f"typedef struct {{{fields} }} @_args;",
-        "",
-        "static void @_part(const void *args, int32_t begin, int32_t end, int32_t worker) {",
-        "  const @_args *g = args;",
-        *(f"  {line}" for line in unpack),
-        "  (void)worker;",
-        indented(used),
-        "}",
-        "",
-        f"static void @({signature}) {{",
-        f"  parallel(r, {dim_text(given.count)}, {grain}, @_part, &(@_args){{{values}}});",
-        "}",
-    ])  # fmt: skip
-
-
-def wrapped(line: str, width: int = 116) -> str:
-    """A line of C broken where an operand or argument begins, as often as the width asks."""
-    if len(line) <= width:
-        return line
-    breaks = [m.start() for m in re.finditer(r"(?<=[,;] )(?=\S)|(?<= )(?=(&&|\|\||\?|:) )", line[: width + 1])]
-    begin = len(line) - len(line.lstrip())
-    at = max((b for b in breaks if b > begin + 8), default=None)
-    if at is None:
-        return line
-    return line[:at].rstrip() + "\n" + wrapped(" " * (begin + 4) + line[at:], width)
-
-
-def size_name(s: Sym) -> str:
-    """The parameter that holds a symbol; names in lower case are kept apart from the counters and arrays of a kernel."""
-    return s.name if s.name[0].isupper() else f"{s.name}_size"
-
-
-def dim_text(dim: Dim, wide: bool = False) -> str:
-    """A dimension in C, to be bracketed before it is multiplied."""
-    return dim_c(dim, {s.name: size_name(s) for s in symbols(dim)}, wide=wide)
-
-
-def symbols_of(*dims: Dim) -> tuple[Sym, ...]:
-    return tuple(sorted({s for d in dims for s in symbols(d)}, key=lambda s: s.name))
 
 
 # ---- expressions ----------------------------------------------------------------------------------------------------
@@ -178,6 +74,7 @@ class Scope:
         return (C_TYPES if self.raw else VALUE_TYPES)[dtype.name]
 
     def index(self, index: Affine) -> str:
+        """C text of an index, an int64_t: every product has a counter for a factor, not only sizes."""
         text = ""
         for atom, coefficient in index.terms:
             match atom:
@@ -205,6 +102,7 @@ class Scope:
         return f"clamp_index({element}, {dim_text(atom.clamp[0])}, {dim_text(atom.clamp[1])})"
 
     def guards(self, guards: Sequence[Guard]) -> str:
+        """C text of the test that all of them hold; what the counters' ranges give away is not tested."""
         tests = []
         for guard in guards:
             index = self.index(guard.index)
@@ -263,11 +161,6 @@ def _unguarded_lookups(part: Part) -> Iterator[Lookup]:
 def _never_negative(index: Affine) -> bool:
     steps = all(isinstance(a, Axis) and bounds(c)[0] >= 0 for a, c in index.terms)
     return steps and bounds(index.offset)[0] >= 0
-
-
-def bracketed(dim: Dim) -> str:
-    text = dim_text(dim)
-    return f"({text})" if isinstance(dim, Expr) and len(dim.terms) > 1 else text
 
 
 def half_bits(value: float, dtype: DType) -> int:
@@ -349,9 +242,9 @@ class _Writer:
             lines, total = self._nest([*bindings, f"total = {update};"]), "total"
         return [*start, *lines, f"{self.out}[{target}] = {store(total, dtype)};"]
 
-    def _nest(self, inside: list[str], skip: int = 0) -> list[str]:
-        """The lines inside loops over the reduced axes but the last `skip`."""
-        for n in reversed(range(len(self.loop.reduced) - skip)):
+    def _nest(self, inside: list[str]) -> list[str]:
+        """The lines inside loops over the reduced axes."""
+        for n in reversed(range(len(self.loop.reduced))):
             inside = counted(self.scope.axis[self.rank + n], "0", dim_text(self.loop.reduced[n]), inside)
         return inside
 
@@ -386,7 +279,8 @@ class _Writer:
             whole = isinstance(size, int) and size % 16 == 0
             lines = [f"int64_t {p} = 0;"] if not whole else []
             first = f"int64_t {p} = 0" if whole else ""
-            lines += [f"for ({first}; {p} + 16 <= {dim_text(size)}; {p} += 16)", f"  for (int l = 0; l < 16; l++) {step}"]
+            lines += [f"for ({first}; {p} + 16 <= {dim_text(size)}; {p} += 16)"]
+            lines += [f"  for (int l = 0; l < 16; l++) {step}"]
             if not whole:
                 lines += [f"for (int l = 0; {p} + l < {dim_text(size)}; l++) {step}"]
                 if fill:
@@ -399,16 +293,6 @@ class _Writer:
         return head, lines, f"fold_{monoid}_{computed}(lane)"
 
 
-def counted(counter: str, low: str, high: str, inside: list[str]) -> list[str]:
-    """The lines inside one counting loop."""
-    head = f"for (int64_t {counter} = {low}; {counter} < {high}; {counter}++)"
-    one = inside[0].startswith("for (") or len(inside) == 1
-    body = [f"  {line}" for line in inside]
-    if one and all(line[0] in " }" for line in inside[1:]):
-        return [head, *body]
-    return [f"{head} {{", *body, "}"]
-
-
 def identity(monoid: str, dtype: DType) -> str:
     """The start of an integer or boolean reduction."""
     bits, signed = dtype.block_bytes * 8, dtype.name[0] == "i"
@@ -418,8 +302,3 @@ def identity(monoid: str, dtype: DType) -> str:
         low = f"INT{bits}_MIN" if signed else "0"
         names = {"low": low, "high": f"{'' if signed else 'U'}INT{bits}_MAX", "ones": f"({C_TYPES[dtype.name]})-1"}
     return MONOIDS[monoid][1].format(**names)
-
-
-def kernel_name(op: str, result: Type) -> str:
-    """How a kernel's symbol begins: the op, and what it makes."""
-    return identifier("_".join([op, str(result.dtype), "x".join(map(str, result.shape)) or "scalar"]))

@@ -11,10 +11,10 @@ from math import prod
 
 from ...ir.graph import IRError, Node
 from ...ir.types import Dim, DType
-from .loop_emit import (
+from .loop_emit import Scope
+from .loop_function import (
     Emitted,
     Parameters,
-    Scope,
     bracketed,
     counted,
     dim_text,

@@ -53,13 +53,15 @@ UNSIGNED(u16, uint16_t, int16_t, uint32_t, 16)
 UNSIGNED(u32, uint32_t, int32_t, uint32_t, 32)
 UNSIGNED(u64, uint64_t, int64_t, uint64_t, 64)
 
-/* The second operand where the comparison fails: a NaN in `a` is dropped, one in `b` is kept (as `ir.numerics`). */
+/* max and min give b where the comparison fails, as in ir.numerics; above is the order of sorts, NaN the greatest. */
 #define FLOATING(t, type)                                                                                     \
   static inline type max_##t(type a, type b) { return a > b ? a : b; }                                        \
   static inline type min_##t(type a, type b) { return a < b ? a : b; }                                        \
-  static inline bool above_##t(type a, type b) { return a > b || (a != a && b == b); } /* NaN is the greatest */ \
-  static inline type sign_##t(type a) { return a > 0 ? 1 : a < 0 ? -1 : a; }                                    \
-  static inline int8_t convert_##t##_i8(type a) { return (int8_t)(a != a ? 0 : a <= -128 ? -128 : a >= 127 ? 127 : a); } \
+  static inline bool above_##t(type a, type b) { return a > b || (a != a && b == b); }                        \
+  static inline type sign_##t(type a) { return a > 0 ? 1 : a < 0 ? -1 : a; }                                  \
+  static inline int8_t convert_##t##_i8(type a) {                                                             \
+    return (int8_t)(a != a ? 0 : a <= -128 ? -128 : a >= 127 ? 127 : a);                                      \
+  }                                                                                                           \
   static inline int16_t convert_##t##_i16(type a) {                                                           \
     return (int16_t)(a != a ? 0 : a <= -32768 ? -32768 : a >= 32767 ? 32767 : a);                             \
   }                                                                                                           \
