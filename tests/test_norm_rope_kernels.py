@@ -63,6 +63,21 @@ def test_softmax_of_an_inner_axis(target: str) -> None:
     assert same_bits(y, attention.softmax(x, 1))
 
 
+@every_target
+def test_in_place(target: str) -> None:
+    x, w, b = random(9, 50), random(50, seed=1), random(50, seed=2)
+    t, v = Type((T, 50), f32), Type((50,), f32)
+    for call, others, want in (
+        (norm.rms_norm(op("rms_norm", t, v, eps=1e-5), HOST), [w], attention.rms_norm(x, w, 1e-5)),
+        (norm.layer_norm(op("layer_norm", t, v, v, eps=1e-5), HOST), [w, b], attention.layer_norm(x, w, b, 1e-5)),
+        (norm.softmax(op("softmax", t, axis=1), HOST), [], attention.softmax(x)),
+    ):
+        assert call.in_place == ((0, 0),)
+        y = x.copy()
+        run_call(call, [y, *others], [y], {"T": 9}, target)
+        assert same_bits(y, want)
+
+
 def angles(tokens: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     position = (np.arange(tokens) * 37 + 1000).astype(np.int32)
     inv_freq = (10000.0 ** -(np.arange(n) / n)).astype(np.float32)
@@ -84,6 +99,8 @@ def test_rope(size: int, n: int, style: str, target: str) -> None:
     node = op("rope", Type((T, heads, size), f32), Type((T, n), f32), Type((T, n), f32), style=style)
     run_call(rope.rope(node, HOST), [x, cos, sin], [y], {"T": tokens}, target, 2)
     assert same_bits(y, attention.rope(x, cos, sin, style))
+    run_call(rope.rope(node, HOST), [x, cos, sin], [x], {"T": tokens}, target)
+    assert same_bits(x, y)
 
 
 def read_back(kind: str, page: np.ndarray, heads: int, size: int) -> np.ndarray:

@@ -173,15 +173,15 @@ def rms_norm(node: Node, target: Target) -> Call:
     (type_,) = node.types
     head = Run(), DimValue(_rows(type_.shape)), DimValue(type_.shape[-1]), _eps(node), Operand(0), Operand(1), Result()
     if type_.dtype == f32:
-        return Call(_RMS_NORM, head)
+        return Call(_RMS_NORM, head, in_place=((0, 0),))
     return Call(_rms_norm_stored(type_.dtype), (*head, Scratch()), THREADS * type_.shape[-1] * 4)
 
 
 def layer_norm(node: Node, target: Target) -> Call:
     """x[..., K], weight[K], bias[K] -> f32[..., K]."""
     shape = node.types[0].shape
-    return Call(_LAYER_NORM, (Run(), DimValue(_rows(shape)), DimValue(shape[-1]), _eps(node), Operand(0), Operand(1),
-                              Operand(2), Result()))  # fmt: skip
+    args = (Run(), DimValue(_rows(shape)), DimValue(shape[-1]), _eps(node), Operand(0), Operand(1), Operand(2), Result())
+    return Call(_LAYER_NORM, args, in_place=((0, 0),))
 
 
 def softmax(node: Node, target: Target) -> Call:
@@ -192,7 +192,7 @@ def softmax(node: Node, target: Target) -> Call:
         raise IRError(f"softmax over axis {axis} of {node.types[0]}: only the last axis may be of unknown length")
     args = (Run(), DimValue(prod(shape[:axis], start=1) * inner), DimValue(shape[axis]), DimValue(inner), Operand(0),
             Result(), Scratch())  # fmt: skip
-    return Call(_SOFTMAX, args, THREADS * shape[axis] * 4 if inner != 1 else 64)
+    return Call(_SOFTMAX, args, THREADS * shape[axis] * 4 if inner != 1 else 64, in_place=((0, 0),))
 
 
 LOWERINGS = {"rms_norm": rms_norm, "layer_norm": layer_norm, "softmax": softmax}

@@ -105,7 +105,7 @@ def rope(node: Node, target: Target) -> Call:
     """x f32[T, H, D], cos and sin f32[T, n] -> f32[T, H, D]."""
     dims = (*node.types[0].shape, node.inputs[1].shape[1])
     args: tuple[Arg, ...] = (Run(), *map(DimValue, dims), Operand(0), Operand(1), Operand(2), Result())
-    return Call(_rope_kernel(node.attr("style")), args)
+    return Call(_rope_kernel(node.attr("style")), args, in_place=((0, 0),))
 
 
 LOWERINGS = {"rope_angles": rope_angles, "rope": rope}

@@ -33,7 +33,8 @@ def layer_norm(x: NDArray, weight: NDArray, bias: NDArray, eps: float) -> F32:
     """x[..., K]: c = x - sum16(x)/K; r = 1 / sqrt(sum16(c*c)/K + eps); y = ((c*r)*weight) + bias."""
     x = np.asarray(x, np.float32)
     k = np.float32(x.shape[-1])
-    c: F32 = x - (sum16(x) / k)[..., None]
+    mean: F32 = np.divide(sum16(x), k)
+    c = x - mean[..., None]
     r = el.rsqrt(sum16(c * c) / k + np.float32(eps))
     return (c * r[..., None]) * np.asarray(weight, np.float32) + np.asarray(bias, np.float32)
 
