@@ -169,7 +169,6 @@ class Body:
             results: Sequence[Value] = self.make(op, *plain, **attrs)
         elif name in ("jit", "pjit") and _is_users(params["jaxpr"]):
             graph, captured = self.trace.function(eqn, operands)
-            self.origin = origin
             return self.make("call", *self.capture(captured), *operands, graph=graph)
         elif name in INLINED:
             inner = next(params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call") if key in params)
@@ -181,8 +180,7 @@ class Body:
         else:
             where = _location(eqn, full=True) or ", ".join(origin.sources)
             raise InfercError(
-                f"the JAX operation {name!r} is not supported (used at {where}); "
-                "write that line with other operations"
+                f"the JAX operation {name!r} is not supported (used at {where}); write that line with other operations"
             )
         for var, value in zip(eqn.outvars, results, strict=True):
             if value.type != (said := self.trace.type(var.aval)):
@@ -217,16 +215,17 @@ class Body:
 
     def capture(self, weights: Sequence[Node]) -> list[Value]:
         """This graph's own inputs for weights that a graph below captured."""
-        return [self.captured.setdefault(n.attr("name"), n)[0] for n in weights]
+        for n in weights:
+            if (name := n.attr("name")) not in self.captured:
+                self.captured[name] = make_input(name, "weight", n.types[0])
+        return [self.captured[n.attr("name")][0] for n in weights]
 
     def branches(self, jaxprs: Sequence[Any], operand_types: Sequence[Sequence[Type]], names: Sequence[str]):
         """Graphs of control flow with one list of captured weights before their inputs, and that list in this graph."""
         built = []
         for closed, types, name in zip(jaxprs, operand_types, names):
-            origin = self.origin
             inputs = [make_input(f"arg{i}", "arg", t) for i, t in enumerate(types)]
             built.append((*self.trace.graph(name, closed, inputs), inputs))
-            self.origin = origin
         union = {n.attr("name"): n for _, captured, _ in built for n in captured}
         graphs = []
         for graph, captured, inputs in built:

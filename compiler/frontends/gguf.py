@@ -272,4 +272,4 @@ def dequantized(weight: Weight) -> np.ndarray:
     raw = weight.load()
     name = weight.type.dtype.name
     data = raw.view(np.uint8) if name == "bf16" else raw
-    return gguf_dequantize(data, GGMLQuantizationType[name.upper()]).reshape(weight.type.shape)
+    return gguf_dequantize(data, GGMLQuantizationType[name.upper()])

@@ -7,7 +7,6 @@ Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 an
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NoReturn
@@ -28,6 +27,10 @@ SCALAR_BYTES = {kind: np.dtype(name).itemsize for kind, name in NUMPY.items()}
 SMALLEST_ENTRY = 8 + 4 + 1  # a key-value pair: the key's length, the value's type, one byte
 SMALLEST_TENSOR = 8 + 4 + 8 + 4 + 8
 DOWNLOAD = "download or convert the file again"
+
+
+def unsigned(data: np.ndarray, at: int, size: int) -> int:
+    return int.from_bytes(data[at : at + size].tobytes(), "little")
 
 
 def shorten(text: str, limit: int = 300) -> str:
@@ -54,11 +57,14 @@ class Cursor:
         self.at = start + count
         return start
 
-    def number(self, form: str, what: str) -> int:
-        return struct.unpack_from("<" + form, self.data, self.skip(struct.calcsize(form), what))[0]
+    def u32(self, what: str) -> int:
+        return unsigned(self.data, self.skip(4, what), 4)
+
+    def u64(self, what: str) -> int:
+        return unsigned(self.data, self.skip(8, what), 8)
 
     def text(self, what: str, limit: int | None = None) -> str:
-        length = self.number("Q", f"the length of {what}")
+        length = self.u64(f"the length of {what}")
         if limit is not None and length > limit:
             self.fail(f"{what} has {length} bytes, at most {limit} are allowed")
         start = self.skip(length, what)
@@ -87,12 +93,12 @@ def check(path: Any, data: np.ndarray) -> dict[str, Entry]:
     if len(data) < 24 or data[:4].tobytes() != b"GGUF":
         cursor.fail("this is not a GGUF file", "give the path of a .gguf model")
     cursor.at = 4
-    version = cursor.number("I", "the version")
+    version = cursor.u32("the version")
     if version not in VERSIONS:
         swapped = version != 0 and version & 0xFFFF == 0
         kind = "big-endian, or corrupt" if swapped else f"of GGUF version {version}"
         cursor.fail(f"the file is {kind}; versions 2 and 3, little-endian, are read", "convert the model again")
-    tensors, entries = cursor.number("Q", "the tensor count"), cursor.number("Q", "the metadata count")
+    tensors, entries = cursor.u64("the tensor count"), cursor.u64("the metadata count")
     if entries * SMALLEST_ENTRY + tensors * SMALLEST_TENSOR > len(data):
         cursor.fail(f"{tensors} tensors and {entries} metadata keys cannot fit in {len(data)} bytes")
     values = _check_metadata(cursor, entries)
@@ -106,7 +112,7 @@ def read_value(data: np.ndarray, kind: int, start: int, end: int) -> Any:
         return data[start + 8 : end].tobytes().decode()
     if kind != ARRAY:
         return np.frombuffer(data, NUMPY[kind], 1, start)[0].item()
-    item, count = struct.unpack_from("<IQ", data, start)
+    item, count = unsigned(data, start, 4), unsigned(data, start + 4, 8)
     if item != STRING:
         return np.frombuffer(data, NUMPY[item], count, start + 12).tolist()
     raw, at, values = data[start:end].tobytes(), 12, []
@@ -123,7 +129,7 @@ def _check_metadata(cursor: Cursor, entries: int) -> dict[str, Entry]:
         key = cursor.text(f"metadata key {index}", MAX_KEY_BYTES)
         if key in values or key.startswith("GGUF.") or not key.isprintable():
             cursor.fail(f"the metadata key {key!r} is repeated or not allowed")
-        kind = cursor.number("I", f"the type of {key}")
+        kind = cursor.u32(f"the type of {key}")
         start = cursor.at
         _check_value(cursor, key, kind)
         values[key] = Entry(kind, start, cursor.at)
@@ -143,7 +149,7 @@ def _check_value(cursor: Cursor, key: str, kind: int) -> None:
     if kind == STRING:
         cursor.text(key)
     elif kind == ARRAY:
-        item, count = cursor.number("I", f"the item type of {key}"), cursor.number("Q", f"the length of {key}")
+        item, count = cursor.u32(f"the item type of {key}"), cursor.u64(f"the length of {key}")
         if item == STRING:
             if count * 8 > len(cursor.data):
                 cursor.fail(f"{key} cannot hold {count} strings in a file of {len(cursor.data)} bytes")
@@ -173,11 +179,11 @@ def _check_tensors(cursor: Cursor, count: int, alignment: int) -> None:
         if name in names or not name.isprintable():
             cursor.fail(f"the tensor name {name!r} is repeated or not printable")
         names.add(name)
-        rank = cursor.number("I", f"the rank of {name}")
+        rank = cursor.u32(f"the rank of {name}")
         if not 1 <= rank <= MAX_DIMENSIONS:
             cursor.fail(f"tensor {name} has {rank} dimensions, 1 to {MAX_DIMENSIONS} are allowed")
-        shape = [cursor.number("Q", f"the shape of {name}") for _ in range(rank)]
-        kind, offset = cursor.number("I", f"the type of {name}"), cursor.number("Q", f"the offset of {name}")
+        shape = [cursor.u64(f"the shape of {name}") for _ in range(rank)]
+        kind, offset = cursor.u32(f"the type of {name}"), cursor.u64(f"the offset of {name}")
         try:
             block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
         except (ValueError, KeyError):

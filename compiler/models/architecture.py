@@ -16,7 +16,7 @@ MAX_SIZE = 1 << 24  # of one dimension: a bound that keeps a lying file from ask
 
 
 class Metadata(Protocol):
-    """How a front end gives metadata. Each raises InfercError, with file and key, for what is missing or too large."""
+    """How a front end gives metadata. Each raises InfercError, with file and key, for what is missing or wrong."""
 
     def integer(self, key: str, default: int | None = None, low: int = 0, high: int = MAX_SIZE) -> int: ...
     def number(self, key: str, default: float | None = None, low: float = -math.inf) -> float: ...
