@@ -16,30 +16,20 @@ import numpy as np
 import pytest
 
 from inferc.backends.c.kernels import THREADS, Arg, Call, DimValue, Literal, Operand, Result, Run, Scratch
+from inferc.backends.c.target import TARGETS, supported
 from inferc.ir.types import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 ISA, RUNTIME = ROOT / "backends/c/isa", ROOT / "runtime/c"
 FLAGS = ("-std=c11 -D_GNU_SOURCE -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math "
          "-Wall -Wextra -Werror -pedantic").split()  # fmt: skip
-TARGETS = {
-    "generic": "",
-    "avx2": "-mavx2 -mfma -mf16c",
-    "avx512vnni": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c",
-}
-CPU_FLAGS = {"generic": (), "avx2": ("avx2", "fma", "f16c"), "avx512vnni": ("avx512f", "avx512bw", "avx512_vnni")}
 _BUILT = Path(tempfile.mkdtemp(prefix="inferc-c-"))
 
 
-def _has(target: str) -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    words = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
-    return all(flag in words for flag in CPU_FLAGS[target])
-
-
-every_target = pytest.mark.parametrize(
-    "target", [pytest.param(t, marks=pytest.mark.skipif(not _has(t), reason=f"no {t} here")) for t in TARGETS]
-)
+every_target = pytest.mark.parametrize("target", [
+    pytest.param(name, marks=pytest.mark.skipif(t not in supported(), reason=f"no {name} here"))
+    for name, t in TARGETS.items()
+])  # fmt: skip
 
 
 @cache
@@ -56,7 +46,7 @@ def build(source: str, target: str, extra: tuple[str, ...] = ()) -> ctypes.CDLL:
     name = hashlib.sha256(f"{text}{target}{extra}".encode()).hexdigest()[:16]
     path, library = _BUILT / f"{name}.c", _BUILT / f"{name}.so"
     path.write_text(text)
-    command = [compiler(), *FLAGS, *TARGETS[target].split(), *extra, "-iquote", str(ISA), "-iquote", str(RUNTIME),
+    command = [compiler(), *FLAGS, *TARGETS[target].cflags, *extra, "-iquote", str(ISA), "-iquote", str(RUNTIME),
                "-shared", "-fPIC", str(path), "-o", str(library), "-lm", "-lpthread"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, f"{path}:\n{done.stderr}"

@@ -46,7 +46,7 @@ from .c_programs import (
     weights_for,
 )
 
-HOST = [t.name for t in target.TARGETS.values() if {*t.cpu_features} <= {*target.native().cpu_features}]
+HOST = [t.name for t in target.supported()]
 IDS = np.random.default_rng(3).integers(0, VOCABULARY, 1500).tolist()
 ITERATION_CALLS = "malloc calloc realloc free abort exit _exit printf fprintf puts putchar fopen fwrite write raise"
 

@@ -15,7 +15,7 @@ from inferc.runtime.model import load
 
 from tests.tiny_models import CONTEXT, MODELS, VOCABULARY, WEIGHT_TYPES, write_model
 
-HOST = [name for name, t in c_target.TARGETS.items() if t.cpu_features <= c_target.native().cpu_features]
+HOST = [t.name for t in c_target.supported()]
 IDS = np.random.default_rng(7).integers(3, VOCABULARY, 27).tolist()
 CHUNK = 16
 

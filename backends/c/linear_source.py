@@ -33,9 +33,12 @@ class Tile:
         return first
 
 
-# By target: what fits the registers, for integer and for float dot products.
-BLOCK_TILES = {"generic": Tile(1, (4,)), "avx2": Tile(1, (1, 2, 3)), "avx512vnni": Tile(2, (1, 2, 3, 4, 6))}
-DENSE_TILES = {"generic": Tile(1, (4,)), "avx2": Tile(2, (1, 2, 3)), "avx512vnni": Tile(2, (1, 2, 3, 4, 6))}
+# By target: what fits the registers, for integer dot products ("block") and for float ones ("dense").
+TILES = {
+    "generic": {"block": Tile(1, (4,)), "dense": Tile(1, (4,))},
+    "avx2": {"block": Tile(1, (1, 2, 3)), "dense": Tile(2, (1, 2, 3))},
+    "avx512vnni": {"block": Tile(2, (1, 2, 3, 4, 6)), "dense": Tile(2, (1, 2, 3, 4, 6))},
+}
 
 JOB = Kernel("linear_job", """\
 /* ---- Linear products: y[token][row] = sum over k of x[token][k] * w[row][k], w in panels of 16 rows ---- */
@@ -236,7 +239,7 @@ def _tiles(tile: Tile, call: str) -> str:
 
 
 def _block(fmt: Format, target: str) -> Kernel:
-    tile = BLOCK_TILES[target]
+    tile = TILES[target]["block"]
     dtype, panels = fmt.dtype.name, tile.panels
     text = "\n".join([_planes_type(fmt, panels), _unpack(fmt, panels), _tile(fmt, tile), _block_panels(fmt, tile)])
     return Kernel(f"{dtype}_panels", text, (JOB, FIELD))
@@ -477,7 +480,7 @@ INLINE vi32 bf16_pair(const uint16_t *x, int32_t left) {
 
 
 def _dense(dtype: str, target: str) -> Kernel:
-    d, tile = DENSE_FORMATS[dtype], DENSE_TILES[target]
+    d, tile = DENSE_FORMATS[dtype], TILES[target]["dense"]
     panels, most = str(tile.panels), tile.tokens[-1]
     word = "i32" if dtype == "bf16" else "f32"
     lines = KBLOCK // 2

@@ -33,7 +33,9 @@ class CTarget:
         return self.ir.name
 
 
-FUSIONS = frozenset({"linear_group", "linear_add", "gated_linear", "rms_norm_quantize", "rope_cache_write"})
+FUSIONS = frozenset({
+    "linear_group", "linear_add", "gated_linear", "rms_norm_quantize", "rope_cache_write",
+})  # fmt: skip
 
 
 def _target(name: str, flags: str = "", features: str = "") -> CTarget:
@@ -66,10 +68,15 @@ def _host_features() -> frozenset[str]:
     return frozenset(cpuinfo.read_text().split()) if cpuinfo.exists() else frozenset()
 
 
+def supported() -> list[CTarget]:
+    """The targets that the host's CPU can run, the best last."""
+    features = _host_features()
+    return [t for t in TARGETS.values() if features.issuperset(t.cpu_features)]
+
+
 def native() -> CTarget:
     """The best target that the host's CPU can run."""
-    features = _host_features()
-    return [t for t in TARGETS.values() if features.issuperset(t.cpu_features)][-1]
+    return supported()[-1]
 
 
 def get(name: str) -> CTarget:
