@@ -209,6 +209,7 @@ def test_hub_wrong_checksum(hub_server, monkeypatch, cache):
         hub.pull("hf:org/repo/m.gguf")
 
 
+@pytest.mark.slow  # huggingface_hub tries again for 20 s
 def test_hub_out_of_reach(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(InfercError, match="http://127.0.0.1:9"):

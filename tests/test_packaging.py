@@ -134,4 +134,4 @@ def imported_packages(path: Path) -> set[str]:
             found |= {whole[0]} if whole else {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "inferc":
             found.add(node.module.split(".")[1] if "." in node.module else "inferc")
-    return found
+    return found - {"__version__"}
