@@ -180,7 +180,8 @@ def rms_norm(node: Node, target: Target) -> Call:
 def layer_norm(node: Node, target: Target) -> Call:
     """x[..., K], weight[K], bias[K] -> f32[..., K]."""
     shape = node.types[0].shape
-    args = (Run(), DimValue(_rows(shape)), DimValue(shape[-1]), _eps(node), Operand(0), Operand(1), Operand(2), Result())
+    head = Run(), DimValue(_rows(shape)), DimValue(shape[-1]), _eps(node)
+    args = (*head, Operand(0), Operand(1), Operand(2), Result())
     return Call(_LAYER_NORM, args, in_place=((0, 0),))
 
 
