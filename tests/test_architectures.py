@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
+import jax
 import numpy as np
 import pytest
 
 from inferc.compiler.frontends import gguf
 from inferc.ir.graph import Module
-from inferc.ir.interpret import interpret
+from inferc.ir.interpret import Observer, interpret
 from inferc.ir.verify import verify
 from tests.tiny_models import MODELS, WEIGHT_TYPES, WINDOW, write_model
 
@@ -20,8 +22,8 @@ CHUNK = 40
 class Session:
     """Runs the step of a module by the interpreter, keeping its caches."""
 
-    def __init__(self, module: Module, slots: int = 1) -> None:
-        self.module = module
+    def __init__(self, module: Module, slots: int = 1, observer: Observer | None = None) -> None:
+        self.module, self.observer = module, observer
         self.state = {
             n.attr("name"): np.zeros((slots, *n.types[0].shape[1:]), np.float32)
             for n in module.entries["step"].inputs_of("state")
@@ -29,7 +31,8 @@ class Session:
 
     def eval(self, ids, sequence, position, rows) -> np.ndarray:
         arrays = {"tokens": ids, "sequence": sequence, "position": position, "rows": rows}
-        results = interpret(self.module, {**{k: np.asarray(v, np.int32) for k, v in arrays.items()}, **self.state})
+        arrays = {name: np.asarray(values, np.int32) for name, values in arrays.items()}
+        results = interpret(self.module, {**arrays, **self.state}, observer=self.observer)
         logits = results.pop("logits")
         self.state = results
         return logits
@@ -40,7 +43,8 @@ class Session:
 
 
 def close(actual: np.ndarray, expected: np.ndarray) -> None:
-    """Within 1e-4 of the logits' scale."""
+    """Within 1e-4 of the values' scale."""
+    assert actual.shape == expected.shape
     assert np.abs(actual - expected).max() <= 1e-4 * expected.std()
 
 
@@ -57,6 +61,33 @@ def test_graph_equals_jax_after_every_layer(source):
         module = gguf.build_module(first, 128, CHUNK)
         verify(module)
         close(Session(module).feed(IDS, 0), gguf.reference_logits(first, IDS))
+
+
+def test_every_layer_gives_what_jax_gives(source, monkeypatch):
+    """What leaves each layer, its caches included, in one run of the whole model: within 1e-4 of its own scale."""
+    expected, found = [], {}
+    architecture = gguf.ARCHITECTURES[source.architecture]
+    (layer,) = architecture.step.args
+
+    def recorded_layer(*arguments):
+        expected.append(layer(*arguments))
+        return expected[-1]
+
+    step = partial(architecture.step.func, recorded_layer)
+    monkeypatch.setitem(gguf.ARCHITECTURES, source.architecture, replace(architecture, step=step))
+    with jax.disable_jit():
+        gguf.reference_logits(source, IDS)
+    monkeypatch.undo()
+
+    def observe(node, operands, results):
+        if node.op.name == "call":
+            found[node.origin.path] = results
+
+    Session(gguf.build_module(source, len(IDS), len(IDS)), observer=observe).feed(IDS, 0)
+    assert list(found) == [f"layers.{i}" for i in range(source.config.layers)] and len(expected) == len(found)
+    for results, references in zip(found.values(), expected):
+        for actual, reference in zip(results, references, strict=True):
+            close(actual, np.asarray(reference))
 
 
 def test_chunks_and_single_tokens_equal_one_prefill_to_the_bit(source):
