@@ -9,9 +9,12 @@ import jax
 import numpy as np
 import pytest
 
+from inferc.backends.c import target as c_target
 from inferc.compiler.frontends import gguf
+from inferc.compiler.pipeline import run_passes
 from inferc.ir.graph import Module
 from inferc.ir.interpret import Observer, interpret
+from inferc.ir.types import DTYPES
 from inferc.ir.verify import verify
 from tests.tiny_models import MODELS, WEIGHT_TYPES, WINDOW, write_model
 
@@ -63,8 +66,12 @@ def test_graph_equals_jax_after_every_layer(source):
         close(Session(module).feed(IDS, 0), gguf.reference_logits(first, IDS))
 
 
-def test_every_layer_gives_what_jax_gives(source, monkeypatch):
-    """What leaves each layer, its caches included, in one run of the whole model: within 1e-4 of its own scale."""
+@pytest.mark.parametrize("lowered", [False, True])
+def test_every_layer_gives_what_jax_gives(source, lowered, monkeypatch):
+    """What leaves each layer, its caches included, in one run of the whole model: within 1e-4 of its own scale.
+
+    So as it is traced, and after the passes for C where they keep activations and caches in f32.
+    """
     expected, found = [], {}
     architecture = gguf.ARCHITECTURES[source.architecture]
     (layer,) = architecture.step.args
@@ -83,7 +90,9 @@ def test_every_layer_gives_what_jax_gives(source, monkeypatch):
         if node.op.name == "call":
             found[node.origin.path] = results
 
-    Session(gguf.build_module(source, len(IDS), len(IDS)), observer=observe).feed(IDS, 0)
+    module = gguf.build_module(source, len(IDS), len(IDS))
+    exact = replace(c_target.get("generic").ir, activations={}, cache=DTYPES["f32"])
+    Session(run_passes(module, exact) if lowered else module, observer=observe).feed(IDS, 0)
     assert list(found) == [f"layers.{i}" for i in range(source.config.layers)] and len(expected) == len(found)
     for results, references in zip(found.values(), expected):
         for actual, reference in zip(results, references, strict=True):
