@@ -12,7 +12,7 @@ from ...ir.types import Type, i32
 from .emit import Emitter, Parameter
 from .state import HEADER_BYTES, SessionLayout
 from .target import CTarget
-from .text import runtime_text
+from .text import folded, runtime_text
 
 STEP_INPUTS = ("tokens", "sequence", "position", "rows")
 
@@ -93,7 +93,8 @@ def header(facts: Facts, memory: Mapping[str, Any]) -> str:
                      f"MODEL_MAX_POSITIONS = {facts.context}, /* of a session */",
                      f"MODEL_MAX_TOKENS = {facts.chunk} /* of one eval */"]  # fmt: skip
         language = runtime_text("language.h").replace("@SESSION_FORMULA@", memory["session"])
-        text += language.replace("@WORKSPACE_FORMULA@", _folded(memory["workspace"]))
+        formulas = [f"{key} = {value}" for key, value in memory.items() if key == "workspace" or key.endswith("_arena")]
+        text += language.replace("@WORKSPACE_FORMULA@", "\n * ".join(map(_folded, formulas)))
     text = text.replace("  @CONSTANTS@\n", "".join(f"  {line}\n" for line in constants))
     for name, graph in facts.functions.items():
         text += "\n" + _function_declaration(facts, name, graph)
@@ -123,7 +124,7 @@ def _function_declaration(facts: Facts, name: str, graph: Graph) -> str:
 
 def _function_head(name: str, parameters: Sequence[Parameter]) -> str:
     declared = ", ".join(p.declaration for p in parameters)
-    return f"model_{name}(model_model *model, void *workspace, size_t bytes, {declared})"
+    return folded(f"model_{name}(model_model *model, void *workspace, size_t bytes, {declared})", "    ", 90)
 
 
 def _bytes_head(facts: Facts, name: str, graph: Graph) -> str:
@@ -174,10 +175,10 @@ def program_table(facts: Facts) -> str:
         f".target = {c_string(facts.target.name)}", f".cpu_features = {c_string(' '.join(facts.target.cpu_features))}",
     ]  # fmt: skip
     rows = "".join(f"          {field},\n" for field in fields)
-    entries = "".join(
-        f"    .{name} = {facts.emitter.function_names[graph]},\n    .{name}_arena_bytes = {name}_arena_bytes,\n"
-        for name, graph in facts.entries.items()
-    )
+    entries = ""
+    for name, graph in facts.entries.items():
+        function, arena = facts.emitter.function_names[graph], facts.emitter.arena_name(graph)
+        entries += f"    .{name} = {function},\n    .{name}_arena_bytes = {arena}_bytes,\n"
     return (
         f"static const char *const cpu_features[] = {{{features}}};\n\n"
         f"const {facts.prefix}_program_table {facts.prefix}_program = {{\n"

@@ -37,7 +37,7 @@ class Line:
         return self.call.in_place if self.call else ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Function:
     """One graph as a C function. `optional` is the first line that a step needs only where logits are wanted."""
 
@@ -45,6 +45,11 @@ class Function:
     lines: tuple[Line, ...]
     plan: GraphPlan
     optional: int | None = None
+
+    @property
+    def callees(self) -> tuple[Function, ...]:
+        """The distinct functions that its lines call."""
+        return tuple(dict.fromkeys(line.callee for line in self.lines if line.callee))
 
 
 def is_silent(node: Node) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ...ir.graph import Graph, Node, Value
 from ...ir.ops.cache import STATE_USES
 from ...ir.quant.panels import packed_bytes
-from ...ir.types import Atom, Dim, DimCall, bounds, dim_max, evaluate, floordiv, symbols
+from ...ir.types import Dim, DimCall, Expr, Monomial, bounds, dim_max, evaluate, floordiv, symbols
 
 if TYPE_CHECKING:
     from .lower import Line
@@ -55,19 +55,26 @@ class Plan:
         return {b.key: slot.offset for slot in self.slots for b in slot.buffers}
 
 
-def _is_aligned(size: Dim) -> bool:
-    if isinstance(size, int):
-        return size % ALIGNMENT == 0
-    return all(c % ALIGNMENT == 0 or any(_is_aligned_atom(a) for a, _ in monomial) for monomial, c in size.terms)
+def _is_aligned(dim: Dim) -> bool:
+    if isinstance(dim, int):
+        return dim % ALIGNMENT == 0
+    return all(_is_aligned_term(term) for term in dim.terms)
 
 
-def _is_aligned_atom(atom: Atom) -> bool:
-    return isinstance(atom, DimCall) and atom.op in ("max", "min") and all(map(_is_aligned, atom.args))
+def _is_aligned_term(term: tuple[Monomial, int]) -> bool:
+    """Whether a term is a multiple of the alignment for its coefficient, or as a bound of two that are."""
+    monomial, coefficient = term
+    bounded = (a for a, _ in monomial if isinstance(a, DimCall) and a.op in ("max", "min"))
+    return coefficient % ALIGNMENT == 0 or any(all(map(_is_aligned, a.args)) for a in bounded)
 
 
 def align(size: Dim) -> Dim:
-    """`size` rounded up to the alignment; as it is where that is known to change nothing."""
-    return size if _is_aligned(size) else floordiv(size + (ALIGNMENT - 1), ALIGNMENT) * ALIGNMENT
+    """`size` rounded up to the alignment, which only the terms that are no multiples of it need."""
+    if isinstance(size, int):
+        return -(-size // ALIGNMENT) * ALIGNMENT
+    loose = [term for term in size.terms if not _is_aligned_term(term)]
+    rest: Dim = sum((Expr((term,)) if term[0] else term[1] for term in loose), start=0)
+    return size - rest + floordiv(rest + (ALIGNMENT - 1), ALIGNMENT) * ALIGNMENT
 
 
 def largest(sizes: Iterable[Dim]) -> Dim:

@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from ...ir.graph import Graph, IRError, Module
-from ...ir.types import Dim, evaluate, symbol
+from ...ir.types import bounds, evaluate, symbol
 from . import interface
 from .emit import Emitter
+from .function import function_text
 from .lower import LOWERINGS, Function, Lowering, lower_module
 from .memory import align, storage_bytes
 from .state import SessionLayout, session_layout, workspace
 from .target import BASELINE_HEADERS, CTarget
-from .text import Names, dim_c, isa_text, runtime_text
+from .text import LIBRARY, Names, isa_text, runtime_text
 
 RUNTIME_HEADERS = ("run.h", "parallel.h", "floating.h", "cpu.h")
 
@@ -79,7 +80,7 @@ def build(module: Module, target: CTarget, *, prefix: str = "model", context: in
     order, weight_bytes = _weight_order(module)
     emitter = Emitter(
         functions, frozenset(module.entries.values()), context, {n: offset for n, offset, _ in order}, layout.regions,
-        Names((*(f"{e}_arena_bytes" for e in module.entries), "cpu_features", f"{prefix}_program")),
+        Names(("cpu_features", f"{prefix}_program", *LIBRARY)),
     )  # fmt: skip
     facts = interface.Facts(prefix, name, target, context, chunk, weight_bytes, module.entries, emitter, layout)
     kernels = {k.symbol: k.source for f in functions.values() for line in f.lines if line.call
@@ -120,19 +121,22 @@ def _fingerprint(facts: interface.Facts, order: tuple[tuple[str, int, int], ...]
 def _memory(facts: interface.Facts, functions: Mapping[Graph, Function]) -> dict[str, Any]:
     """Exact formulas as text, and bytes at the context and at a full chunk with one wanted row on one thread."""
     memory: dict[str, Any] = {"weights": facts.weight_bytes}
-    for name, graph in facts.entries.items():
-        memory[f"{name}_arena"] = str(functions[graph].plan.plan.bytes)
     if facts.vocab_size:
-        tokens, rows = symbol("T", 1, facts.chunk), symbol("R", 1, facts.chunk)
-        parts = workspace(tokens, rows, facts.vocab_size, functions[facts.entries["step"]].plan.plan.bytes)
-        total: Dim = sum(parts.values(), start=0)
         layout = facts.layout
+        step = facts.entries["step"]
+        tokens, rows = symbol("T", 1, facts.chunk), symbol("R", 1, facts.chunk)
+        arena = functions[step].plan.plan.bytes
+        named = symbol(facts.emitter.arena_name(step), *bounds(arena))
+        total = workspace(tokens, rows, facts.vocab_size, arena)
         memory |= {
             "session": f"{layout.fixed_bytes} + {layout.page_bytes} * ceil(positions / 256)",
             "session_at_context": layout.bytes(facts.context),
-            "workspace": f"{total}, R being at least 1",
+            "workspace": str(workspace(tokens, rows, facts.vocab_size, named)),
             "workspace_at_chunk": evaluate(total, {"T": facts.chunk, "R": 1, "threads": 1}),
         }
+    for graph in reversed(facts.emitter.measured()):
+        if functions[graph].plan.plan.slots:
+            memory[facts.emitter.arena_name(graph)] = str(sum(facts.emitter.slot_bytes(graph), start=0))
     return memory
 
 
@@ -145,10 +149,10 @@ def _kernels(kernels: Mapping[str, str], target: CTarget) -> str:
 def _model(facts: interface.Facts, functions: Mapping[Graph, Function], memory: Mapping[str, Any]) -> str:
     """The model's own file."""
     emitter, prefix = facts.emitter, facts.prefix
-    reads = "".join(f"\n *   {key}: {value}" for key, value in memory.items())
+    reads = "".join(f"\n *   {key}: {value}" for key, value in memory.items() if isinstance(value, int))
     sections = [
         f"/* {interface.comment_text(facts.name)}, compiled by inferc for {facts.target.name}.\n *\n"
-        f" * Bytes, for T tokens and R wanted rows:{reads} */\n"
+        f" * Bytes (exact formulas: {prefix}.h):{reads} */\n"
         f'#include <string.h>\n\n#include "{prefix}_kernels.h"\n#include "{prefix}_program.h"'
     ]
     if constants := emitter.constant_definitions():
@@ -163,16 +167,10 @@ def _model(facts: interface.Facts, functions: Mapping[Graph, Function], memory: 
         if emitter.parts[graph]:
             name = emitter.function_names[graph]
             sections.append(f"static const {name}_parts {name}_at = {{\n{emitter.parts_value(graph)}\n}};")
-    sections += [emitter.function(graph) for graph in functions]
-    for name, graph in facts.entries.items():
-        sections.append(_arena_bytes(facts, name, functions[graph].plan.plan.bytes, graph))
+    measured = emitter.measured()
+    for graph in functions:
+        if graph in measured:
+            sections.append(emitter.arena_function(graph))
+        sections.append(function_text(emitter, graph))
     sections.append(interface.program_table(facts))
     return "\n\n".join(sections) + "\n"
-
-
-def _arena_bytes(facts: interface.Facts, name: str, size: Dim, graph: Graph) -> str:
-    expression = dim_c(size, wide=True)
-    dims = [s.name for s in facts.emitter.dimensions(graph)]
-    voids = "".join(f"(void){d}; " for d in ("threads", *dims) if not re.search(rf"\b{d}\b", expression))
-    parameters = ", ".join(f"int32_t {d}" for d in ("threads", *dims))
-    return f"static size_t {name}_arena_bytes({parameters}) {{\n  {voids}return {expression};\n}}"

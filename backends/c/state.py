@@ -106,15 +106,8 @@ def session_layout(entries: Mapping[str, Graph], context: int, chunk: int) -> Se
     return SessionLayout({name: regions[name] for name in states}, fixed, page, rewind)
 
 
-def workspace(tokens: Dim, rows: Dim, logits: Dim, arena: Dim) -> dict[str, Dim]:
-    """Sizes of the parts of an evaluation's workspace, in order: the lists that `step` reads, logits, its arena."""
+def workspace(tokens: Dim, rows: Dim, vocabulary: int, arena: Dim) -> Dim:
+    """Bytes of an evaluation's workspace: the lists that `step` reads, logits, its arena; language.c lays them out."""
     pointer, number = 8, 4
-    return {
-        "sessions": align(tokens * pointer),
-        "tokens": align(tokens * number),
-        "sequence": align(tokens * number),
-        "position": align(tokens * number),
-        "rows": align(rows * number),
-        "logits": align(rows * logits * number),
-        "arena": arena,
-    }
+    lists = (tokens * pointer, tokens * number, tokens * number, tokens * number, rows * number)
+    return sum(map(align, (*lists, rows * (vocabulary * number))), start=arena)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from textwrap import wrap
 
@@ -17,9 +17,10 @@ HERE = Path(__file__).resolve().parent
 RESERVED = frozenset(
     "auto break case char const continue default do double else enum extern float for goto if inline int long register "
     "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while bool true "
-    "false r at arena threads run weight parallel cache_region cache_page size_max size_min main memcpy T R S C "
-    "exp log sin cos erf pow floor ceil round".split()
+    "false r at arena threads run weight parallel cache_region cache_page size_max size_min main memcpy T R S C".split()
 )
+# Functions of the C library that a file-level name may not replace; a local one may.
+LIBRARY = frozenset("exp log sin cos tan erf pow floor ceil round rint sqrt abs index gamma remainder".split())
 
 C_TYPES = {
     "f32": "float", "f64": "double", "f16": "uint16_t", "bf16": "uint16_t", "bool": "uint8_t",
@@ -54,11 +55,12 @@ class Names:
         return name
 
 
-def dim_c(dim: Dim, names: Mapping[str, str] | None = None, *, wide: bool = False) -> str:
+def dim_c(dim: Dim, names: Mapping[str, str] | None = None, *, wide: bool = False,
+          sizes: Container[str] = ()) -> str:  # fmt: skip
     """A dimension as a C expression of type int32_t, or size_t when `wide`, over int32_t variables.
 
-    `names` renames symbols. Dimensions are never negative, so C's division is floor division. Operators of lower
-    precedence than + are never outermost: the result may be added to, and must be bracketed to be multiplied.
+    `names` renames symbols; those in `sizes` are of type size_t already. Dimensions are never negative, so that C's
+    division is floor division. The result may be added to; to be multiplied it needs brackets.
     """
     if isinstance(dim, int):
         return str(dim)
@@ -67,8 +69,8 @@ def dim_c(dim: Dim, names: Mapping[str, str] | None = None, *, wide: bool = Fals
     def atom(a: Atom) -> str:
         if isinstance(a, Sym):
             name = names.get(a.name, a.name)
-            return f"(size_t){name}" if wide else name
-        left, right = (dim_c(x, names, wide=wide) for x in a.args)
+            return f"(size_t){name}" if wide and name not in sizes else name
+        left, right = (dim_c(x, names, wide=wide, sizes=sizes) for x in a.args)
         if a.op in ("min", "max"):
             return f"{'size' if wide else 'int'}_{a.op}({left}, {right})"
         left, right = (text if isinstance(x, int) else f"({text})" for x, text in zip(a.args, (left, right)))
@@ -123,6 +125,18 @@ def constant_array(name: str, raw: bytes, type: Type) -> str:
 
 def indented(text: str, by: str = "  ") -> str:
     return "\n".join(by + line if line else line for line in text.splitlines())
+
+
+def folded(code: str, indent: str = "      ", width: int = 118) -> str:
+    """A line of code over several lines where it is too long: broken after commas and before plus signs."""
+    lines, row = [], ""
+    for piece in re.split(r"(?<=,) | (?=\+ )", code):
+        if row and len(row) + 1 + len(piece) > width:
+            lines.append(row)
+            row = indent + piece
+        else:
+            row = f"{row} {piece}" if row else piece
+    return "\n".join([*lines, row])
 
 
 def aligned(rows: list[tuple[str, str]]) -> list[str]:

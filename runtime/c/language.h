@@ -38,8 +38,8 @@ typedef struct model_item {
   float *logits;       /* out: [rows_wanted][MODEL_VOCAB_SIZE], of the last rows_wanted tokens; may be null for 0 */
 } model_item;
 
-/* Exact bytes of workspace for an eval of that many tokens and wanted rows, over all its items; 0 unless tokens is 1 to
- * MODEL_MAX_TOKENS and rows 0 to tokens:
+/* Exact bytes of workspace for an eval of T tokens and R wanted rows over all its items; 0 unless T is 1 to
+ * MODEL_MAX_TOKENS and R 0 to T, where 0 counts as 1:
  * @WORKSPACE_FORMULA@ */
 MODEL_API size_t model_workspace_bytes(const model_model *model, int32_t tokens, int32_t rows);
 
