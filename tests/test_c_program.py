@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -451,6 +452,19 @@ def test_a_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.delenv("CC")
     monkeypatch.setattr(toolchain.importlib.util, "find_spec", lambda name: object())
     assert toolchain.find_compiler() == [sys.executable, "-m", "ziglang", "cc"]
+
+
+def test_zig_is_told_cpus_its_way() -> None:
+    flags = ("-march=x86-64", "-mavx2")
+    assert toolchain.spelled(flags, ["/usr/bin/gcc"]) == ["-march=x86-64", "-mavx2"]
+    assert toolchain.spelled(flags, [sys.executable, "-m", "ziglang", "cc"]) == ["-mcpu=x86_64", "-mavx2"]
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("ziglang"), reason="the ziglang package is not installed")
+def test_zig_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "find_compiler", lambda: [sys.executable, "-m", "ziglang", "cc"])
+    library = compile_library(language_model(), "native")
+    assert same(library.session(100).feed(IDS[:80], 40), reference_logits(IDS[:80]))
 
 
 def test_a_failing_compiler_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:

@@ -44,6 +44,13 @@ def version(compiler: Sequence[str]) -> str:
     return _run([*compiler, "--version"], Path.cwd()).splitlines()[0]
 
 
+def spelled(flags: Sequence[str], compiler: Sequence[str]) -> list[str]:
+    """Flags as the compiler writes them: zig's names of CPUs have no minus sign, which it reads as "without"."""
+    if not any("zig" in Path(word).name for word in compiler):
+        return list(flags)
+    return ["-mcpu=" + f.removeprefix("-march=").replace("-", "_") if f.startswith("-march=") else f for f in flags]
+
+
 def _run(command: Sequence[str], folder: Path) -> str:
     """Runs a compiler command; raises InfercError with the first line that says what is wrong."""
     try:
@@ -71,7 +78,8 @@ def compile_program(program: Program, target: CTarget, output: Path, *, extra: S
         folder = Path(name)
         program.write(folder)
         units = {unit: target.cflags if unit == program.unit else target.baseline for unit in program.units}
-        commands = [[*compiler, *flags, *own, "-c", unit, "-o", f"{unit}.o"] for unit, own in units.items()]
+        commands = [[*compiler, *flags, *spelled(own, compiler), "-c", unit, "-o", f"{unit}.o"]
+                    for unit, own in units.items()]  # fmt: skip
         for _ in pool.map(_run, commands, [folder] * len(commands)):
             pass
         objects = [f"{unit}.o" for unit in units]
