@@ -1,4 +1,4 @@
-"""Linear kernels, quantisation and embedding equal `ir.numerics` bit for bit: every format, ISA, epilogue, token count."""
+"""Linear kernels, quantisation, embedding equal `ir.numerics` bit for bit: each format, ISA, epilogue, token count."""
 
 from __future__ import annotations
 
@@ -225,7 +225,9 @@ def test_fma_equals_c() -> None:
     """The emulation of fmaf, and with a flush of what x86 flushes, over all sorts of magnitudes and cancellations."""
     library = build("""
 void all(int n, const float *a, const float *b, const float *c, float *y);
-void all(int n, const float *a, const float *b, const float *c, float *y) { for (int i = 0; i < n; i++) y[i] = fmaf(a[i], b[i], c[i]); }
+void all(int n, const float *a, const float *b, const float *c, float *y) {
+  for (int i = 0; i < n; i++) y[i] = fmaf(a[i], b[i], c[i]);
+}
 void flushing(int n, const float *a, const float *b, const float *c, float *y);
 void flushing(int n, const float *a, const float *b, const float *c, float *y) {
   for (int i = 0; i < n; i++) y[i] = fma_flushed(a[i], b[i], c[i]);

@@ -47,6 +47,10 @@ def _stored(planes: tuple[tuple[int, int], ...], field: Callable[[int, int], str
     return " | ".join(parts)
 
 
+def _less(value: str, zero: int) -> str:
+    return f"(int32_t)({value})" + (f" - {zero}" if zero else "")
+
+
 def _block_row(fmt: Format) -> str:
     """(d * scale) * q, then + m or - dmin * min: the order of `ir.quant.dequantize`."""
     lines, at = ["const float d = f16_value(half[lane]);"], 32
@@ -63,13 +67,13 @@ def _block_row(fmt: Format) -> str:
             return f"panel_word(w + {base}, ({index}) / {per}, lane) >> {bits} * (({index}) % {per})"
 
         text = _stored(planes_of(fmt.scale_bits), field)
-        return f"(int8_t)({text})" if fmt.scale_signed else f"(int32_t)({text}){f' - {fmt.scale_zero}' if fmt.scale_zero else ''}"
+        return f"(int8_t)({text})" if fmt.scale_signed else _less(text, fmt.scale_zero)
 
     def quad_field(bits: int, first: int) -> str:
         return f"line[{64 * first} + 64 * (j % {bits})] >> {bits} * (j / {bits})" if bits < 8 else "line[64 * j]"
 
     q = _stored(planes_of(fmt.bits), quad_field)
-    q = f"(int8_t)({q})" if fmt.signed else f"(int32_t)({q}){f' - {fmt.zero}' if fmt.zero else ''}"
+    q = f"(int8_t)({q})" if fmt.signed else _less(q, fmt.zero)
     scale = f"const float scale = d * (float)({integer('g')});" if fmt.scale_bits else "const float scale = d;"
     after = ""
     if fmt.mins == "add":

@@ -1,4 +1,4 @@
-"""Linear products, their fused forms and the quantisation of activations, as calls of the kernels of `linear_source`.
+"""Linear products, their fused forms and the quantisation of activations, as calls of C kernels.
 
 A kernel here fills in one `linear_job` a product and runs them in one parallel region. Its shapes are arguments: one
 function serves every shape of the same dtypes.
@@ -6,25 +6,28 @@ function serves every shape of the same dtypes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from textwrap import fill
 
 from ...ir.graph import IRError, Node
-from ...ir.quant import is_direct, panel_bytes
+from ...ir.quant import FORMATS, is_direct, panel_bytes
 from ...ir.target import Target
 from ...ir.types import DTYPES, Dim, DType, Type
 from .activation import STORE_ROW
 from .kernels import THREADS, Call, DimValue, Kernel, Literal, Operand, Result, Run, Scratch
-from .linear_source import JOB, panels_function, terms_function, terms_per_block
+from .linear_block import block_panels, block_terms, terms_per_block
+from .linear_dense import dense_panels
+from .linear_job import JOB
 
 LINE = 64  # bytes that parts of scratch are aligned to
 
 
 @dataclass(frozen=True)
 class Product:
-    """One product of a call. `index` numbers its arguments: n, w, y and those of its bias, residual and second weight that
-    it has. `gate` is the dtype of its second weight."""
+    """One product of a call. `index` numbers its arguments: n, w, y, and those of its second weight, bias and residual
+    that it has. `up` is the dtype of the second weight of a gated product."""
 
     dtype: DType
     index: int = 0
@@ -48,23 +51,28 @@ class Product:
         epilogue = {"bias": f"bias{i}"} if self.bias else {}
         epilogue |= {"residual": f"residual{i}"} if self.residual else {}
         if self.up:
-            epilogue |= {"up": f"&(const linear_job){self._fields(self.up, f'up{i}', {})}", "gate": f"gate_{self.activation}"}
+            up = self._fields(self.up, f"up{i}", {})
+            epilogue |= {"up": f"&(const linear_job){up}", "gate": f"gate_{self.activation}"}
         return self._fields(self.dtype, f"w{i}", epilogue | {"y": f"y{i}"})
 
     def _fields(self, dtype: DType, w: str, more: Mapping[str, str]) -> str:
-        words = terms_per_block(dtype.name)
-        terms = {"terms": f"terms_{dtype}", "term_row": _blocks("k", dtype.block, words)} if words else {}
+        terms = {"terms": f"terms_{dtype}", "term_row": _term_row(dtype)} if dtype.is_block else {}
         fields = {"x": "x", "x_row": "x_row", **terms, "tokens": "tokens", "k": "k", "n": f"n{self.index}", "w": w,
                   "panel_bytes": _panel_bytes(dtype), "panels": f"{dtype}_panels", **more}  # fmt: skip
-        return "{" + ", ".join(f".{k} = {v}" for k, v in fields.items()) + "}"
+        return f"{{{fill(', '.join(f'.{k} = {v}' for k, v in fields.items()), 105, subsequent_indent='     ')}}}"
 
     @property
     def dtypes(self) -> tuple[DType, ...]:
         return (self.dtype, self.up) if self.up else (self.dtype,)
 
 
-def _blocks(k: str, block: int, each: int) -> str:
-    return f"{k} / {block}" + (f" * {each}" if each > 1 else "")
+def _blocks(block: int, each: int = 1) -> str:
+    """C for the number of blocks in k, `each` times."""
+    return f"k / {block}" + (f" * {each}" if each > 1 else "")
+
+
+def _term_row(dtype: DType) -> str:
+    return _blocks(dtype.block, terms_per_block(FORMATS[dtype.name]))
 
 
 def _panel_bytes(dtype: DType) -> str:
@@ -72,39 +80,43 @@ def _panel_bytes(dtype: DType) -> str:
     if dtype.name == "bf16":
         return "(size_t)((k + 1) / 2) * 64"
     size = panel_bytes(dtype, dtype.block)
-    return f"(size_t)({_blocks('k', dtype.block, 1)}) * {size}" if dtype.is_block else f"(size_t)k * {size}"
+    return f"(size_t)({_blocks(dtype.block)}) * {size}" if dtype.is_block else f"(size_t)k * {size}"
 
 
 def _x_row(x: DType) -> str:
     """C for the bytes of a row of k activations."""
-    return f"(size_t)({_blocks('k', x.block, 1)}) * {x.block_bytes}" if x.is_block else f"(size_t)k * {x.block_bytes}"
+    return f"(size_t)({_blocks(x.block)}) * {x.block_bytes}" if x.is_block else f"(size_t)k * {x.block_bytes}"
 
 
-def _terms(dtypes: Sequence[DType], block: int) -> tuple[str, tuple[Kernel, ...]]:
-    """C that computes the terms of each format at the start of scratch, and the kernels it needs; then `scratch` is free."""
-    lines, kernels = [], []
-    for dtype in dict.fromkeys(dtypes):
-        if kernel := terms_function(dtype.name):
-            row = _blocks("k", block, terms_per_block(dtype.name))
-            lines.append(f"""\
-  int32_t *terms_{dtype} = (void *)scratch;
-  linear_prepare(r, {dtype}_terms, x, x_row, tokens, k, {row}, terms_{dtype});
-  scratch += ((size_t)tokens * (size_t)({row}) * 4 + {LINE - 1}) / {LINE} * {LINE};
-""")
-            kernels.append(kernel)
-    return "".join(lines), tuple(kernels)
+def _panels(dtypes: Iterable[DType], target: str) -> tuple[Kernel, ...]:
+    """The kernels that multiply panels of each dtype."""
+    unique = dict.fromkeys(dtypes)
+    return tuple(block_panels(FORMATS[d.name], target) if d.is_block else dense_panels(d.name, target) for d in unique)
 
 
-def _terms_bytes(dtypes: Sequence[DType], tokens: Dim, k: int) -> Dim:
-    words = sum(terms_per_block(d.name) * (k // d.block) for d in dict.fromkeys(dtypes))
-    return tokens * (words * 4) + LINE * len(dtypes)
+def _terms(dtypes: Iterable[DType]) -> tuple[str, tuple[Kernel, ...]]:
+    """C that computes each format's terms at the start of scratch and moves `scratch` past them; what it needs."""
+    blocks = [d for d in dict.fromkeys(dtypes) if d.is_block]
+    text = "".join(f"""\
+  int32_t *terms_{d} = (void *)scratch;
+  linear_prepare(r, {d}_terms, x, x_row, tokens, k, {_term_row(d)}, terms_{d});
+  scratch += ((size_t)tokens * (size_t)({_term_row(d)}) * 4 + {LINE - 1}) / {LINE} * {LINE};
+""" for d in blocks)  # fmt: skip
+    return text, tuple(block_terms(FORMATS[d.name]) for d in blocks)
+
+
+def _terms_bytes(dtypes: Iterable[DType], tokens: Dim, k: int) -> Dim:
+    blocks = [d for d in dict.fromkeys(dtypes) if d.is_block]
+    words = sum(terms_per_block(FORMATS[d.name]) * (k // d.block) for d in blocks)
+    return tokens * (words * 4) + LINE * len(blocks)
 
 
 GATES = {
     name: Kernel(f"gate_{name}", f"""\
 /* gate = {name}(gate) * up, [tokens][32] */
 static void gate_{name}(float *gate, const float *up, int32_t tokens) {{
-  for (int32_t i = 0; i < 32 * tokens; i += 16) f32_store(gate + i, f32_mul(f32_{name}(f32_load(gate + i)), f32_load(up + i)));
+  for (int32_t i = 0; i < 32 * tokens; i += 16)
+    f32_store(gate + i, f32_mul(f32_{name}(f32_load(gate + i)), f32_load(up + i)));
 }}
 """)
     for name in ("silu", "gelu_tanh", "gelu")
@@ -123,14 +135,15 @@ def _symbol(op: str, products: Sequence[Product]) -> str:
 
 def _kernel(op: str, x: DType, products: Sequence[Product], target: str) -> Kernel:
     symbol, dtypes = _symbol(op, products), [d for p in products for d in p.dtypes]
-    terms, needs = _terms(dtypes, x.block)
-    panels = tuple(panels_function(d.name, target) for d in dict.fromkeys(dtypes))
+    terms, needs = _terms(dtypes)
     gates = tuple(GATES[p.activation] for p in products if p.activation)
     jobs = ",\n".join(f"    {p.job}" for p in products)
+    parameters = ",\n".join(f"    {p.parameters}" for p in products)
     text = f"""\
 /* {op} of x[tokens][k] in {x} and {', '.join(map(str, dtypes))} */
 static void {symbol}(const run *r, int32_t tokens, int32_t k, const uint8_t *x,
-    {(','+chr(10)+'    ').join(p.parameters for p in products)}, char *scratch) {{
+{parameters},
+    char *scratch) {{
   const size_t x_row = {_x_row(x)};
 {terms}  const linear_job jobs[{len(products)}] = {{
 {jobs},
@@ -138,7 +151,7 @@ static void {symbol}(const run *r, int32_t tokens, int32_t k, const uint8_t *x,
   linear_run(r, jobs, {len(products)}, scratch, linear_worker_bytes(tokens, {int(bool(gates))}));
 }}
 """
-    return Kernel(symbol, text, (JOB, *needs, *panels, *gates))
+    return Kernel(symbol, text, (JOB, *needs, *_panels(dtypes, target), *gates))
 
 
 def _inner(x: Type) -> int:
@@ -207,10 +220,16 @@ def gated_linear(node: Node, target: Target) -> Call:
 
 def _expert_kernel(x: DType, w: DType, target: str) -> Kernel:
     product = Product(w)
-    terms, needs = _terms([w], x.block)
-    offset = f"\n  job.terms += (size_t)token * (size_t)job.term_row;" if needs else ""
+    terms, needs = _terms([w])
+    offset = "\n    job.terms += (size_t)token * (size_t)job.term_row;" if needs else ""
     text = f"""\
-typedef struct {{ linear_job job; const int32_t *ids; int32_t used, pairs; size_t expert_bytes; float *scratch; }} expert_{w}_args;
+typedef struct {{
+  linear_job job;
+  const int32_t *ids;
+  int32_t used, pairs;
+  size_t expert_bytes;
+  float *scratch;
+}} expert_{w}_args;
 
 /* Pairs of panels, counted through the (token, expert used) pairs: each a product of one token. */
 static void expert_{w}_body(const void *args, int32_t begin, int32_t end, int32_t worker) {{
@@ -221,7 +240,7 @@ static void expert_{w}_body(const void *args, int32_t begin, int32_t end, int32_
     job.tokens = 1;
     job.x += (size_t)token * job.x_row;
     job.w += (size_t)a->ids[which] * a->expert_bytes;
-    job.y += (size_t)which * (size_t)job.n;{offset.replace(chr(10) + "  ", chr(10) + "    ")}
+    job.y += (size_t)which * (size_t)job.n;{offset}
     linear_pair(&job, i % a->pairs, a->scratch + (size_t)worker * 32);
   }}
 }}
@@ -236,7 +255,7 @@ static void expert_linear_{w}(const run *r, int32_t tokens, int32_t k, const uin
   parallel(r, tokens * used * pairs, (pairs + 3) / 4, expert_{w}_body, &args);
 }}
 """
-    return Kernel(f"expert_linear_{w}", text, (JOB, *needs, panels_function(w.name, target)))
+    return Kernel(f"expert_linear_{w}", text, (JOB, *needs, *_panels([w], target)))
 
 
 def expert_linear(node: Node, target: Target) -> Call:
@@ -244,8 +263,8 @@ def expert_linear(node: Node, target: Target) -> Call:
     x, w, ids = (v.type for v in node.inputs)
     _check(x, w)
     k = _inner(x)
-    args = (Run(), DimValue(x.shape[0]), DimValue(k), Operand(0), DimValue(w.shape[1]), Operand(1), DimValue(ids.shape[1]),
-            Operand(2), Result(), Scratch())  # fmt: skip
+    args = (Run(), DimValue(x.shape[0]), DimValue(k), Operand(0), DimValue(w.shape[1]), Operand(1),
+            DimValue(ids.shape[1]), Operand(2), Result(), Scratch())  # fmt: skip
     scratch = _terms_bytes([w.dtype], x.shape[0], k) + THREADS * 128
     return Call(_expert_kernel(x.dtype, w.dtype, target.name), args, scratch)
 
@@ -257,8 +276,9 @@ typedef struct {{ const float *x; uint8_t *y; int32_t k; }} quantize_{dtype}_arg
 static void quantize_{dtype}_rows(const void *args, int32_t begin, int32_t end, int32_t worker) {{
   const quantize_{dtype}_args *a = args;
   const int32_t k = a->k;
+  const size_t row = {_x_row(dtype)};
   (void)worker;
-  for (int32_t i = begin; i < end; i++) store_row_{dtype}(a->x + (size_t)i * (size_t)k, k, a->y + (size_t)i * ({_x_row(dtype)}));
+  for (int32_t i = begin; i < end; i++) store_row_{dtype}(a->x + (size_t)i * (size_t)k, k, a->y + (size_t)i * row);
 }}
 
 /* x[rows][k] to rows of {dtype} */

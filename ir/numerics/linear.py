@@ -1,4 +1,4 @@
-"""Products with weights, as bits: quantising activations, integer dot products with scales, dense chains of fused steps.
+"""Products with weights, as bits: quantised activations, integer dot products with scales, dense chains of fused steps.
 
 Everything here that is one f32 operation in a kernel is one rounded f32 operation in the order stated. Integer sums are
 exact, so their order is free; they are computed in floating matrices wide enough to hold them.
@@ -89,9 +89,10 @@ def _pieces(n: int, k: int) -> Iterator[slice]:
 def quantized(x: Activation, dtype: DType, raw: NDArray[np.uint8]) -> F32:
     """Integer product of activations [T, K] with a block weight's raw rows [N, row bytes] → f32 [T, N].
 
-    From y = +0, blocks ascending. Blocks of 32: y += (d_w * d_x) * float(i), i = sum of (q - zero) * x; with an offset then
-    y += m_w * (d_x * float(sum of x)). Blocks of 256: the same with i = sum over groups of scale * (sum of (q - zero) * x);
-    with mins then y -= (dmin_w * d_x) * float(sum over groups of min * sum of x). The integers fit int32.
+    From y = +0, blocks ascending. Blocks of 32: y += (d_w * d_x) * float(i), i = sum of (q - zero) * x; with an offset
+    then y += m_w * (d_x * float(sum of x)). Blocks of 256: the same with i = sum over groups of
+    scale * (sum of (q - zero) * x); with mins then y -= (dmin_w * d_x) * float(sum over groups of min * sum of x).
+    The integers fit int32.
     """
     fmt, w = quant.FORMATS[dtype.name], quant.fields(dtype, raw)
     tokens, rows, block = x.q.shape[0], raw.shape[0], dtype.block
@@ -116,9 +117,9 @@ def quantized(x: Activation, dtype: DType, raw: NDArray[np.uint8]) -> F32:
 
 
 def _fma_to_odd(a: NDArray, b: NDArray, c: NDArray) -> NDArray[np.float64]:
-    """a * b + c of f32 values in f64, rounded to odd: where the sum is inexact (two-sum says by how much) and its last bit
-    is even, it moves one step towards the exact value. Rounding that to f32 then is right, denormals included (Boldo and
-    Melquiond, "Emulation of FMA and correctly rounded sums", 2008). The product is exact."""
+    """a * b + c of f32 values in f64, rounded to odd: where the sum is inexact (two-sum says by how much) and its last
+    bit is even, it moves one step towards the exact value. Rounding that to f32 then is right, denormals included
+    (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008). The product is exact."""
     p, c = np.float64(a) * np.float64(b), np.float64(c)
     s = p + c
     from_c = s - p
@@ -137,8 +138,8 @@ def fma(a: NDArray, b: NDArray, c: NDArray) -> F32:
 
 @quiet
 def fma_flushed(a: NDArray, b: NDArray, c: NDArray) -> F32:
-    """fma whose result becomes zero, of its sign, where rounding to 24 bits leaves it below 2**-126: what x86 does when it
-    flushes to zero. (Below 2**-126 - 2**-151: what lies between rounds up to 2**-126.)"""
+    """fma whose result becomes zero, of its sign, where rounding to 24 bits leaves it below 2**-126: what x86 does when
+    it flushes to zero. (Below 2**-126 - 2**-151: what lies between rounds up to 2**-126.)"""
     s = _fma_to_odd(a, b, c)
     r = s.astype(np.float32)
     return np.where(np.abs(s) < 2.0**-126 - 2.0**-151, np.copysign(np.float32(0), r), r)

@@ -1,8 +1,8 @@
 """GGUF's block formats as data: where bits, scales and mins lie, and how they become integers.
 
-Every directly computed format is one `Format`: a block holds unsigned `bits`-bit values in bit planes, an f16 scale `d`,
-perhaps an f16 `m` (an offset that is added) or `dmin` (a scale of integer mins that are subtracted), and perhaps packed
-integer scales and mins, one per group. A value is `(d * scale) * (q - zero)`, then `+ m` or `- dmin * min`.
+Every directly computed format is one `Format`: a block holds unsigned `bits`-bit values in bit planes, an f16 scale
+`d`, perhaps an f16 `m` (an offset that is added) or `dmin` (a scale of integer mins that are subtracted), and perhaps
+packed integer scales and mins, one per group. A value is `(d * scale) * (q - zero)`, then `+ m` or `- dmin * min`.
 The layouts are those of ggml's `block_*` structures.
 """
 
@@ -61,7 +61,10 @@ def _wide(data: Bytes, run: int, bits: int) -> tuple[np.ndarray, np.generic]:
 
 def planes_of(bits: int) -> tuple[tuple[int, int], ...]:
     """How packed panels split values of so many bits: (bits, position) of each plane, low bits first."""
-    return {2: ((2, 0),), 3: ((2, 0), (1, 2)), 4: ((4, 0),), 5: ((4, 0), (1, 4)), 6: ((4, 0), (2, 4)), 8: ((8, 0),)}[bits]
+    return _PLANES[bits]
+
+
+_PLANES = {2: ((2, 0),), 3: ((2, 0), (1, 2)), 4: ((4, 0),), 5: ((4, 0), (1, 4)), 6: ((4, 0), (2, 4)), 8: ((8, 0),)}
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,13 @@ class Format:
     scale_bits: int = 0
     scale_zero: int = 0
     scale_signed: bool = False
+
+    def __post_init__(self) -> None:
+        size = sum(p.bytes for p in self.parts)
+        if size != self.dtype.block_bytes:
+            raise ValueError(f"{self.dtype}: its parts have {size} bytes, a block has {self.dtype.block_bytes}")
+        if (self.block, self.scale_bits > 0) not in ((32, False), (256, True)):
+            raise ValueError(f"{self.dtype}: blocks are of 32 values, or of 256 with integer scales")
 
     @property
     def block(self) -> int:
@@ -157,8 +167,8 @@ def is_direct(dtype: DType) -> bool:
 
 @dataclass(frozen=True)
 class Raw:
-    """A block format taken apart without loss, all as stored: q and scales unsigned [..., blocks, count], d and m as the
-    bits of f16 [..., blocks] (m None where the format has none)."""
+    """A block format taken apart without loss, all as stored: q and scales unsigned [..., blocks, count], d and m as
+    the bits of f16 [..., blocks] (m None where the format has none)."""
 
     q: Bytes
     d: NDArray[np.uint16]
@@ -206,7 +216,7 @@ def put_together(fmt: Format, parts: Raw) -> Bytes:
 
 
 def _decode_scales6(data: Bytes) -> Bytes:
-    """Q4_K's 12 bytes → 8 scales, 8 mins of 6 bits: the first four of each whole, the last four's high bits above them."""
+    """Q4_K's 12 bytes → 8 scales, 8 mins of 6 bits: the first four of each whole, above them the others' high bits."""
     first, second, low = data[..., 0:4], data[..., 4:8], data[..., 8:12]
     four, high = np.uint8(15), np.uint8(0x30)
     return np.concatenate([
@@ -225,8 +235,8 @@ def _encode_scales6(values: Bytes) -> Bytes:
 
 @dataclass(frozen=True)
 class Fields:
-    """What a kernel computes with, [..., K] along the last axis: q int8 already less zero; d and m f32 per block; scales
-    and mins int32 per group, None where the format has none."""
+    """What a kernel computes with, [..., K] along the last axis: q int8 already less zero; d and m f32 per block;
+    scales and mins int32 per group, None where the format has none."""
 
     q: NDArray[np.int8]
     d: NDArray[np.float32]

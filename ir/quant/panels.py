@@ -1,8 +1,9 @@
 """Layout "panel16": rows in panels of 16, one row per SIMD lane, each panel one contiguous stream.
 
 Per panel, per block: d of the 16 rows as f16, then m or dmin as f16, then the packed integer scales as u32 words of 16
-lanes; then, for each 32 values, the bit planes, low bits first. A plane of p bits has p lines of 64 bytes: quad j (values
-4j .. 4j+3 of the 32) sits in line j % p at shift p * (j // p), byte 4r + i of a line belonging to row r, value 4j + i.
+lanes; then, for each 32 values, the bit planes, low bits first. A plane of p bits has p lines of 64 bytes: quad j
+(values 4j .. 4j+3 of the 32) sits in line j % p at shift p * (j // p), byte 4r + i of a line belonging to row r, value
+4j + i.
 The integer scales are planes too: value v of a plane of p bits sits in word v // (32 / p) at shift p * (v % (32 / p)).
 Dense panels are [k][16 rows]; bf16 is [k / 2][16 rows][2], an odd K padded with zero. Rows are padded with zeros to a
 multiple of 16. Leading dimensions (experts) are packed one after another. Packing loses nothing: `unpack` inverts it.
@@ -47,7 +48,10 @@ def pack(type: Type, raw: np.ndarray) -> Bytes:
             padded = np.zeros((-(-count // ROWS) * ROWS, piece.shape[1]), piece.dtype)
             padded[:count] = piece[:count]
             piece = padded
-        _pack_block(FORMATS[type.dtype.name], piece, target) if type.dtype.is_block else _pack_dense(type, piece, target)
+        if type.dtype.is_block:
+            _pack_block(FORMATS[type.dtype.name], piece, target)
+        else:
+            _pack_dense(type, piece, target)
     return out
 
 
@@ -75,7 +79,7 @@ def _as_rows(type: Type, raw: np.ndarray) -> np.ndarray:
 
 
 def _pieces(type: Type, rows: np.ndarray, packed: Bytes) -> Iterator[tuple[np.ndarray, Bytes, int]]:
-    """(rows, the same rows' packed bytes [panels, panel bytes], number of rows) of whole panels, a cacheful at a time."""
+    """(rows, their packed bytes [panels, panel bytes], number of rows) of whole panels, a cacheful at a time."""
     *lead, n, k = type.shape
     size, panels = panel_bytes(type.dtype, k), -(-n // ROWS)
     step = max(1, CHUNK // (ROWS * k))
@@ -96,6 +100,11 @@ def _lanes(values: np.ndarray) -> np.ndarray:
 def _rows(values: np.ndarray) -> np.ndarray:
     """[panels, blocks, count, 16] → [panels * 16, blocks, count], contiguous"""
     return np.ascontiguousarray(values.transpose(0, 3, 1, 2)).reshape(-1, values.shape[1], values.shape[2])
+
+
+def _in_bytes(bits: int) -> np.uint32:
+    """A mask of the low `bits` bits of each byte."""
+    return np.uint32(0x01010101 * ((1 << bits) - 1))
 
 
 def _pack_block(fmt: Format, rows: Bytes, out: Bytes) -> None:
@@ -121,7 +130,7 @@ def _pack_block(fmt: Format, rows: Bytes, out: Bytes) -> None:
     lines = blocks[..., at:].reshape(*quads.shape[:3], fmt.bits, 4 * ROWS)
     line = 0
     for bits, position in planes_of(fmt.bits):
-        field = quads if bits == 8 else (quads >> np.uint32(position)) & np.uint32(0x01010101 * ((1 << bits) - 1))
+        field = (quads >> np.uint32(position)) & _in_bytes(bits)
         field = field.reshape(*field.shape[:3], 8 // bits, bits, ROWS)
         plane = field[..., 0, :, :]
         for step in range(1, 8 // bits):
@@ -150,13 +159,14 @@ def _unpack_block(fmt: Format, packed: Bytes, k: int) -> Bytes:
             values = (words[..., None] >> (bits * np.arange(32 // bits, dtype=np.uint32))) & np.uint32((1 << bits) - 1)
             scales |= (values.reshape(scales.shape) << np.uint32(position)).astype(np.uint8)
             at += count * 4 * ROWS
-    lines = np.ascontiguousarray(blocks[..., at:]).reshape(*blocks.shape[:2], fmt.block // 32, fmt.bits, 4 * ROWS).view("<u4")
+    lines = np.ascontiguousarray(blocks[..., at:]).view("<u4")
+    lines = lines.reshape(*blocks.shape[:2], fmt.block // 32, fmt.bits, ROWS)
     quads = np.zeros((*lines.shape[:3], 8, ROWS), np.uint32)
     line = 0
     for bits, position in planes_of(fmt.bits):
         plane = lines[..., line : line + bits, :]
         for step in range(8 // bits):
-            field = plane if bits == 8 else (plane >> np.uint32(bits * step)) & np.uint32(0x01010101 * ((1 << bits) - 1))
+            field = (plane >> np.uint32(bits * step)) & _in_bytes(bits)
             quads[..., step * bits : (step + 1) * bits, :] |= field << np.uint32(position)
         line += bits
     q = _rows(quads.reshape(*blocks.shape[:2], fmt.block // 4, ROWS)).view(np.uint8)

@@ -1,0 +1,98 @@
+"""The C of products with f32, f16 and bf16 weights: one chain of fused steps an output, k ascending."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .kernels import Kernel
+from .linear_job import JOB, TILES, each, tiles
+
+LINES = 128  # lines of 16 rows unpacked at a time: 16 KB of two panels
+
+
+@dataclass(frozen=True)
+class Dense:
+    """How a dense panel is read: lines of `step` values of k, `bytes` each, unpacked by `load` to lanes of type `lane`.
+    `x` is what meets line i in every lane, of the row at `row`."""
+
+    step: int
+    bytes: int
+    lane: str
+    load: str
+    x: str
+    fma: str
+
+
+def _float(line_bytes: int, load: str) -> Dense:
+    x, fma = "f32_splat(f32_at(row + 4 * i))", "f32_fma(x, f32_load(u[i][p]), y[p][t])"
+    return Dense(1, line_bytes, "float", load, x, fma)
+
+
+DENSE_FORMATS = {
+    "f32": _float(64, "f32_load((const void *)w)"),
+    "f16": _float(32, "f32_load_f16((const void *)w)"),
+    "bf16": Dense(2, 64, "int32_t", "i32_load((const void *)w)", "i32_splat(i32_at(row + 4 * i))",
+                  "dot2_bf16(y[p][t], i32_load(u[i][p]), x)"),
+}  # fmt: skip
+
+AT = Kernel("at", """\
+/* One element, or a pair of bf16, of a row of activations. */
+INLINE float f32_at(const uint8_t *p) { float x; memcpy(&x, p, sizeof x); return x; }
+INLINE int32_t i32_at(const uint8_t *p) { int32_t x; memcpy(&x, p, sizeof x); return x; }
+INLINE uint16_t u16_at(const uint8_t *p) { uint16_t x; memcpy(&x, p, sizeof x); return x; }
+""")
+
+
+def dense_panels(dtype: str, target: str) -> Kernel:
+    """`static void F_panels(job, w, panel_bytes, acc)`, a linear_panels."""
+    d, tile = DENSE_FORMATS[dtype], TILES[target]["dense"]
+    panels, tokens, word = each(tile.panels, "p"), each("T", "t"), "f32" if d.lane == "float" else "i32"
+    if d.step == 1:
+        lines, whole, odd = "job->k", "count", ""
+    else:  # an odd k ends in a pair of which x has one
+        lines, whole = "(job->k + 1) / 2", "(left / 2 < count ? left / 2 : count)"
+        odd = f"""\
+  if (left < 2 * count)
+    {tokens} {{
+      const int32_t i = count - 1;
+      const vi32 x = i32_splat(u16_at(first + t * x_row + 4 * i));
+      {panels} y[p][t] = {d.fma};
+    }}
+"""
+    pointers = ["const uint8_t *row = job->x + (size_t)t * job->x_row + (size_t)l * 4;",
+                "float *to = acc + t * 32 + p * 16;"]  # fmt: skip
+    call = f"{dtype}_tile({{T}}, u, count, row, job->k - {f'{d.step} * ' if d.step > 1 else ''}l, job->x_row, to);"
+    return Kernel(f"{dtype}_panels", f"""\
+/* {dtype}: T tokens over `count` lines of {d.step} k, of which x has `left` from here. */
+INLINE void {dtype}_tile(const int T, {d.lane} (*u)[{tile.panels}][16], int32_t count, const uint8_t *first,
+                         int32_t left, size_t x_row, float *acc) {{
+  vf32 y[{tile.panels}][{tile.tokens[-1]}];
+  (void)left;
+  {panels} {tokens} y[p][t] = f32_load(acc + t * 32 + p * 16);
+  for (int32_t i = 0; i < {whole}; i++)
+    {tokens} {{
+      const uint8_t *row = first + t * x_row;
+      const v{word} x = {d.x};
+      {panels} y[p][t] = {d.fma};
+    }}
+{odd}  {panels} {tokens} f32_store(acc + t * 32 + p * 16, y[p][t]);
+}}
+
+static void {dtype}_panels(const linear_job *job, const uint8_t *first, size_t panel_bytes, float *acc) {{
+  _Alignas(64) {d.lane} u[{LINES}][{tile.panels}][16];
+  const int32_t lines = {lines};
+  memset(acc, 0, (size_t)job->tokens * 32 * sizeof *acc);
+  for (int p = 0; p < 2; p += {tile.panels})
+    for (int32_t l = 0, count; l < lines; l += count) {{
+      count = lines - l < {LINES} ? lines - l : {LINES};
+      {each(tile.panels, "q")} {{
+        const uint8_t *w = first + (size_t)(p + q) * panel_bytes + (size_t)l * {d.bytes};
+        for (int32_t i = 0; i < count; i++, w += {d.bytes}) {{
+          prefetch(w + {LINES * d.bytes}, {d.bytes});
+          {word}_store(u[i][q], {d.load});
+        }}
+      }}
+{tiles(tile, pointers, call)}
+    }}
+}}
+""", (JOB, AT))  # fmt: skip

@@ -1,0 +1,187 @@
+"""What all linear products share: tile shapes, and the C that hands panels to workers and finishes their results.
+
+A worker takes panels of 16 rows in pairs. For each it walks k in blocks of at most `KBLOCK`: unpacks the pair's block
+into the first-level cache once, then runs tiles of panels x tokens over it, their accumulators going through scratch
+from one block to the next, in the fixed order of `ir.numerics.linear`. Then bias and residual are added, or two
+products gated, and rows are written. Which worker, which chunk and which tile computes a row never changes its bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .kernels import Kernel
+
+KBLOCK = 256  # values of k unpacked at a time
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The micro-kernel's shape: `panels` (1 or 2) by each of `tokens`, ascending from 1."""
+
+    panels: int
+    tokens: tuple[int, ...]  # one number: any number up to it, as a variable
+
+    def plan(self) -> list[int]:
+        """The next tile for each number of tokens left below twice the largest. A tile of t tokens costs about
+        t + 4 / t: a thin one waits on latency and loads as many weights as a full one."""
+        best, first = [0.0], [0]
+        for left in range(1, 2 * self.tokens[-1]):
+            cost, tile = min((best[left - t] + t + 4 / t, -t) for t in self.tokens if t <= left)
+            best.append(cost)
+            first.append(-tile)
+        return first
+
+
+# By target: what fits the registers, for block formats and for dense ones.
+TILES = {
+    "generic": {"block": Tile(1, (4,)), "dense": Tile(1, (4,))},
+    "avx2": {"block": Tile(1, (1, 2, 4)), "dense": Tile(2, (1, 2, 3))},
+    "avx512vnni": {"block": Tile(2, (1, 2, 3, 4, 6)), "dense": Tile(2, (1, 2, 3, 4, 6))},
+}
+
+JOB = Kernel("linear_job", """\
+/* ---- Linear products: y[token][row] = sum over k of x[token][k] * w[row][k], w in panels of 16 rows ---- */
+
+typedef struct linear_job linear_job;
+/* acc[token][2][16] = the products of two panels, `panel_bytes` apart, with every token of the job. */
+typedef void linear_panels(const linear_job *job, const uint8_t *w, size_t panel_bytes, float *acc);
+/* gate[token][2][16] = activation(gate) * up */
+typedef void linear_gate(float *gate, const float *up, int32_t tokens);
+
+struct linear_job {
+  const uint8_t *x;     /* rows of activations */
+  size_t x_row;         /* bytes from a row to the next */
+  const int32_t *terms; /* what a row gives to products beside its dots, term_row words a token; see FORMAT_terms */
+  int32_t term_row, tokens, k, n;
+  const uint8_t *w;
+  size_t panel_bytes;
+  linear_panels *panels;
+  const linear_job *up; /* of a gated product: what is multiplied with gate's activation of this one */
+  linear_gate *gate;
+  const float *bias, *residual; /* [n] and [tokens][n], or null */
+  float *y;                     /* [tokens][n] */
+};
+
+typedef struct {
+  const linear_job *jobs;
+  int32_t count;
+  char *scratch;       /* of all workers */
+  size_t worker_bytes; /* of each, holding the accumulators of one pair of panels, or two where gated */
+} linear_region;
+
+static inline int32_t linear_pairs(int32_t n) { return (n + 31) / 32; }
+
+static inline size_t linear_worker_bytes(int32_t tokens, int gated) { return (size_t)tokens * (gated ? 256 : 128); }
+
+/* Rows of one panel from accumulators to y, bias added first, then the residual. */
+static inline void linear_finish(const linear_job *job, int32_t panel, const float *acc) {
+  const int32_t row = 16 * panel, rows = job->n - row < 16 ? job->n - row : 16;
+  for (int32_t t = 0; t < job->tokens; t++, acc += 32) {
+    const size_t at = (size_t)t * (size_t)job->n + (size_t)row;
+    vf32 y = f32_load(acc);
+    if (job->bias) y = f32_add(y, f32_load_n(job->bias + row, rows));
+    if (job->residual) y = f32_add(f32_load_n(job->residual + at, rows), y);
+    if (rows == 16) f32_store(job->y + at, y);
+    else f32_store_n(job->y + at, y, rows);
+  }
+}
+
+static inline void linear_two(const linear_job *job, int32_t pair, int count, float *acc) {
+  job->panels(job, job->w + 2 * (size_t)pair * job->panel_bytes, count == 2 ? job->panel_bytes : 0, acc);
+}
+
+/* One pair of panels; of the last pair there may be only one, which is then computed twice. */
+static void linear_pair(const linear_job *job, int32_t pair, float *acc) {
+  const int32_t panels = (job->n + 15) / 16, count = panels - 2 * pair < 2 ? 1 : 2;
+  float *up = acc + (size_t)job->tokens * 32;
+  linear_two(job, pair, count, acc);
+  if (job->up) {
+    linear_two(job->up, pair, count, up);
+    job->gate(acc, up, job->tokens);
+  }
+  for (int p = 0; p < count; p++) linear_finish(job, 2 * pair + p, acc + 16 * p);
+}
+
+/* Pairs [begin, end) of all the jobs' pairs, counted through. */
+static void linear_body(const void *args, int32_t begin, int32_t end, int32_t worker) {
+  const linear_region *region = args;
+  float *acc = (void *)(region->scratch + (size_t)worker * region->worker_bytes);
+  for (int32_t j = 0, base = 0; j < region->count; j++) {
+    const linear_job *job = &region->jobs[j];
+    const int32_t pairs = linear_pairs(job->n);
+    for (int32_t i = begin > base ? begin - base : 0; i < pairs && base + i < end; i++) linear_pair(job, i, acc);
+    base += pairs;
+  }
+}
+
+typedef void linear_terms(const uint8_t *x, size_t x_row, int32_t tokens, int32_t k, int32_t *terms);
+
+typedef struct {
+  linear_terms *terms;
+  const uint8_t *x;
+  size_t x_row;
+  int32_t k, term_row;
+  int32_t *out;
+} linear_terms_args;
+
+static void linear_terms_body(const void *args, int32_t begin, int32_t end, int32_t worker) {
+  const linear_terms_args *a = args;
+  int32_t *out = a->out + (size_t)begin * (size_t)a->term_row;
+  (void)worker;
+  a->terms(a->x + (size_t)begin * a->x_row, a->x_row, end - begin, a->k, out);
+}
+
+/* The terms of all tokens, by many workers where there are many. */
+static inline void linear_prepare(const run *r, linear_terms *terms, const uint8_t *x, size_t x_row, int32_t tokens,
+                                  int32_t k, int32_t term_row, int32_t *out) {
+  const linear_terms_args args = {terms, x, x_row, k, term_row, out};
+  parallel(r, tokens, 64, linear_terms_body, &args);
+}
+
+/* All jobs in one region. A chunk streams at least 256 KB, unless the workers would not all have one. */
+static inline void linear_run(const run *r, const linear_job *jobs, int32_t count, char *scratch, size_t worker_bytes) {
+  const linear_region region = {jobs, count, scratch, worker_bytes};
+  int32_t pairs = 0;
+  size_t bytes = 1;
+  for (int32_t j = 0; j < count; j++) {
+    const int32_t more = linear_pairs(jobs[j].n);
+    pairs += more;
+    bytes += (size_t)more * 2 * (jobs[j].panel_bytes + (jobs[j].up ? jobs[j].up->panel_bytes : 0));
+  }
+  const int32_t stream = (int32_t)(((size_t)1 << 18) * (size_t)pairs / bytes) + 1;
+  const int32_t share = (pairs + r->threads - 1) / r->threads;
+  parallel(r, pairs, stream < share ? stream : share, linear_body, &region);
+}
+
+/* Fetches bytes that are wanted in a while. With those one k-block ahead, decode reads memory at 80 to 90 % of the rate
+ * of a plain loop; without, at half: unpacking comes in bursts. */
+INLINE void prefetch(const uint8_t *p, int bytes) {
+  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+}
+""")  # fmt: skip
+
+
+def each(count: int | str, name: str) -> str:
+    """C: an unrolled loop over a constant number of things."""
+    return f"UNROLL for (int {name} = 0; {name} < {count}; {name}++)"
+
+
+def tiles(tile: Tile, pointers: Sequence[str], call: str) -> str:
+    """C: the loop over tokens, full tiles first, a table choosing the last ones. `call` runs a tile of {T} tokens from
+    token t, given `pointers`, declarations that depend on t."""
+    largest = tile.tokens[-1]
+    if len(tile.tokens) == 1:
+        choose = f"        n = job->tokens - t < {largest} ? job->tokens - t : {largest};\n        {call.format(T='n')}"
+    else:
+        plan = tile.plan()
+        cases = "\n".join(f"          case {t}: {call.format(T=t)} break;" for t in tile.tokens)
+        choose = f"""\
+        static const int8_t next[{len(plan)}] = {{{", ".join(map(str, plan))}}};
+        const int32_t left = job->tokens - t;
+        switch (n = left < {len(plan)} ? next[left] : {largest}) {{
+{cases}
+        }}"""
+    lines = "\n".join(f"        {p}" for p in pointers)
+    return f"      for (int32_t t = 0, n; t < job->tokens; t += n) {{\n{lines}\n{choose}\n      }}"
