@@ -1,7 +1,7 @@
 """docs/architecture.md is right: its code blocks, put where they say, add an op, a rule, a format, an ISA, a model.
 
-A block of the page that begins with a line such as `# ir/types.py, after BLOCK_SIZES = {` is an edit of that file; a `sh`
-block is run. All are applied to a copy of the package that is imported under another name, so that nothing leaks.
+A block of the page that begins with a line such as `# ir/types.py, after BLOCK_SIZES = {` is an edit of that file; a
+`sh` block is run. All are applied to a copy of the package that is imported under another name, so that nothing leaks.
 """
 
 from __future__ import annotations
@@ -135,8 +135,21 @@ def test_every_edit_of_the_page_is_applied(part: Part) -> None:
     assert len(files["ISA"]) == 3
 
 
+def test_every_file_that_the_page_names_is_there() -> None:
+    made = {"model.c", "backends/c/isa/sse41.h"}
+    tracked = {str(p.relative_to(ROOT)) for p in ROOT.glob("*.py")}
+    for folder in ("compiler", "ir", "backends", "runtime", "tests"):
+        tracked |= {str(p.relative_to(ROOT)) for p in (ROOT / folder).rglob("*.*")}
+    named = set(re.findall(r"`([\w/]+\.(?:py|h|c))`", PAGE)) - made
+    assert len(named) > 40
+    assert not [name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in tracked)]
+
+
 def test_op(part: Part, tmp_path: Path) -> None:
     graph = graph_of(part, "scaled_add", {"x": "f32[T, 96]", "y": "f32[T, 96]"}, scale=0.7)
+    printed = part("ir.text").print_graph(graph)
+    assert "scaled_add(x, y; scale=0.7)" in printed
+    assert part("ir.text").print_graph(part("ir.parse").parse_graph(printed)) == printed
     x, y = normal(TOKENS, INNER), normal(TOKENS, INNER, seed=1)
     (expected,) = part("ir.interpret").interpret(graph, {"x": x, "y": y}).values()
     assert np.array_equal(bits(expected), bits(x + np.float32(0.7) * y))
@@ -178,6 +191,15 @@ def test_format_means_what_its_record_says(part: Part) -> None:
     assert np.array_equal(quant.unpack(type, packed), raw)
 
 
+def test_a_record_that_no_kernel_fits_is_refused(part: Part) -> None:
+    formats, dtypes = part("ir.quant.formats"), part("ir.types").DTYPES
+    d, low = formats.FORMATS["q3_0"].parts[:2]
+    with pytest.raises(ValueError, match="q3_0: its parts have 10 bytes, a block has 14"):
+        formats.Format(dtypes["q3_0"], 3, 32, 4, (d, low))
+    with pytest.raises(ValueError, match="tq2_0: blocks are of 32 values, or of 256 with integer scales"):
+        formats.Format(dtypes["tq2_0"], 2, 256, 1, (formats.FORMATS["q2_k"].parts[1], d))
+
+
 def test_format_in_c(part: Part, tmp_path: Path) -> None:
     type, raw, values = blocks(part)
     graph = graph_of(part, "linear", {"x": f"f32[T, {INNER}]", "w": f"q3_0[{ROWS}, {INNER}]"}, ("w",))
@@ -190,6 +212,15 @@ def test_format_in_c(part: Part, tmp_path: Path) -> None:
     assert np.array_equal(bits(result), bits(expected))
     exact = x @ values.T
     assert np.abs(result - exact).max() < 0.02 * exact.std()  # int8 activations
+
+
+def test_format_in_an_embedding(part: Part, tmp_path: Path) -> None:
+    type, raw, values = blocks(part)
+    graph = graph_of(part, "embedding", {"table": f"q3_0[{ROWS}, {INNER}]", "ids": "i32[T]"}, ("table",))
+    ids = np.array([0, 36, 17, 16, 15], np.int32)
+    result = np.empty((TOKENS, INNER), np.float32)
+    compiled(part, passed(part, graph, {"table": raw}), tmp_path, [ids], result)
+    assert np.array_equal(bits(result), bits(values[ids]))
 
 
 def test_rule_keeps_every_bit(part: Part) -> None:
@@ -250,6 +281,8 @@ def test_architecture_rule_op_and_isa_in_one_model(part: Part, model: Path, tmp_
     (layer,) = {n.attr("graph") for n in plan.module.entries["step"].nodes() if n.op.name == "call"}
     ops = [n.op.name for n in layer.nodes()]
     assert ops.count("scaled_add") == 2 and "mul" not in ops and "add" not in ops
+    if target == "sse41":
+        assert "_mm_round_ps" in plan.program.sources["sse41.h"]
     driver.compile_model(str(model), tmp_path / "tiny.inferc", target=target, chunk=16)
     with part("runtime.model").load(tmp_path / "tiny.inferc", threads=2) as loaded:
         logits = loaded.logits(IDS.tolist())
