@@ -100,13 +100,6 @@ class Format:
         if (self.block, self.scale_bits > 0) not in ((32, False), (256, True)):
             raise ValueError(f"{self.dtype}: blocks are of 32 values, or of 256 with integer scales")
 
-    def __post_init__(self) -> None:
-        size = sum(p.bytes for p in self.parts)
-        if size != self.dtype.block_bytes:
-            raise ValueError(f"{self.dtype}: its parts have {size} bytes, a block has {self.dtype.block_bytes}")
-        if (self.block, self.scale_bits > 0) not in ((32, False), (256, True)):
-            raise ValueError(f"{self.dtype}: blocks are of 32 values, or of 256 with integer scales")
-
     @property
     def block(self) -> int:
         return self.dtype.block
