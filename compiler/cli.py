@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -54,9 +54,9 @@ def note(text: str) -> None:
 def progress_bars() -> Iterator[Progress]:
     """A `Progress` that draws one bar per piece of work on stderr, when that is a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-    bars: dict[str, int] = {}
+    bars: dict[str, TaskID] = {}
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as display:
 
@@ -128,9 +128,10 @@ def run(
     """Continue a text. Compiles the model on first use; later runs start at once. Speeds go to stderr."""
     text = sys.stdin.read() if prompt == "-" else prompt
     with opened(name, target, context, threads) as model:
-        sampling = dict(
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
-        )
+        sampling: dict[str, Any] = {
+            "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+            "repetition_penalty": repetition_penalty, "seed": seed,
+        }  # fmt: skip
         if ids:
             prompt_ids = model.tokenize(text)
             print(*prompt_ids)

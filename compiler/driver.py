@@ -22,6 +22,7 @@ from ..errors import InfercError
 from ..ir.graph import Module
 from ..ir.interpret import prepare_weights
 from ..ir.text import print_module
+from ..ir.types import evaluate
 from ..runtime.artifact import ArtifactWriter, machine
 from . import hub
 from .frontends import gguf, gguf_tokenizer
@@ -138,7 +139,7 @@ def describe(plan: Plan) -> dict[str, Any]:
     tensors = [{"name": w.name, "type": str(w.type.dtype), "shape": list(w.type.shape)} for w in source.weights.values()]
     by_type: Counter[str] = Counter()
     for weight in source.weights.values():
-        by_type[str(weight.type.dtype)] += int(weight.type.bytes)
+        by_type[str(weight.type.dtype)] += evaluate(weight.type.bytes, {})
     return {
         "producer": f"inferc {__version__}",
         "name": source.name,
