@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 from inferc.runtime.model import Model, load
 
 
@@ -32,7 +33,8 @@ def compiled(model: str, folder: Path) -> tuple[Path, dict[str, float]]:
         "print(report.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     started = time.monotonic()
-    answer = subprocess.run([sys.executable, "-c", code, model, str(output)], check=True, capture_output=True, text=True)
+    command = [sys.executable, "-c", code, model, str(output)]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True)
     _, peak = answer.stdout.split()
     return output, {"compile_seconds": time.monotonic() - started, "compile_peak_mb": float(peak) / 1024,
                     "artifact_mb": output.stat().st_size / 1e6}  # fmt: skip
@@ -40,7 +42,7 @@ def compiled(model: str, folder: Path) -> tuple[Path, dict[str, float]]:
 
 def first_token(artifact: Path) -> float:
     """Seconds from starting `inferc run` on an artifact to its first token, everything included."""
-    command = [sys.executable, "-m", "inferc.compiler", "run", str(artifact), "-p", "The capital of France is", "-n", "1"]
+    command = [sys.executable, "-m", "inferc.compiler", "run", str(artifact), "-p", "The capital of", "-n", "1"]
     started = time.monotonic()
     subprocess.run(command, check=True, capture_output=True)
     return time.monotonic() - started
@@ -65,13 +67,15 @@ def shown(values: dict[str, float], digits: int = 0) -> str:
 
 
 def machine() -> dict[str, str | int | None]:
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count(), "system": platform.platform()}
 
 
 def measure(name: str, arguments: argparse.Namespace, folder: Path) -> dict:
     artifact, facts = compiled(name, folder)
-    result: dict = {"model": name, **facts, "first_token_seconds": spread([first_token(artifact) for _ in range(arguments.runs)])}
+    first = [first_token(artifact) for _ in range(arguments.runs)]
+    result: dict = {"model": name, **facts, "first_token_seconds": spread(first)}
     models = {threads: load(artifact, threads) for threads in arguments.threads}
     seen: dict[int, list[tuple[float, float]]] = {threads: [] for threads in models}
     for _ in range(arguments.runs + 1):
@@ -96,7 +100,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         results = [measure(name, arguments, Path(folder)) for name in arguments.models]
     print(f"{machine()}\n")
-    print(f"| model | threads | prompt {arguments.prompt}, tokens/s | generation {arguments.tokens}, tokens/s |\n|---|---|---|---|")
+    columns = f"prompt {arguments.prompt}, tokens/s | generation {arguments.tokens}, tokens/s"
+    print(f"| model | threads | {columns} |\n|---|---|---|---|")
     for result in results:
         for threads in arguments.threads:
             row = result[f"threads_{threads}"]

@@ -121,7 +121,7 @@ def run(
     min_p: MinP = 0.0,
     repetition_penalty: Penalty = 1.0,
     seed: Seed = None,
-    ids: Annotated[bool, typer.Option("--ids", help="Print token ids, one line of the prompt's and one generated.")] = False,
+    ids: Annotated[bool, typer.Option("--ids", help="Print token ids: the prompt's, then those made.")] = False,
     target: Target = "native",
     context: Context = None,
 ) -> None:

@@ -136,10 +136,11 @@ def _sha256(path: Path) -> str:
 def describe(plan: Plan) -> dict[str, Any]:
     """The part of an artifact's manifest that is known before the C compiler runs and the weights are packed."""
     source, program = plan.source, plan.program
-    tensors = [{"name": w.name, "type": str(w.type.dtype), "shape": list(w.type.shape)} for w in source.weights.values()]
-    by_type: Counter[str] = Counter()
+    tensors, by_type = [], Counter[str]()
     for weight in source.weights.values():
-        by_type[str(weight.type.dtype)] += evaluate(weight.type.bytes, {})
+        dtype = str(weight.type.dtype)
+        tensors.append({"name": weight.name, "type": dtype, "shape": list(weight.type.shape)})
+        by_type[dtype] += evaluate(weight.type.bytes, {})
     return {
         "producer": f"inferc {__version__}",
         "name": source.name,

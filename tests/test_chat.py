@@ -6,9 +6,10 @@ import re
 from datetime import datetime
 
 import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
 from inferc.errors import InfercError
 from inferc.runtime.chat import render
-from transformers.utils.chat_template_utils import render_jinja_template
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from inferc.backends.c import target as c_target
 from inferc.backends.c import toolchain
 from inferc.compiler.driver import Plan, compile_model, plan_model
 from inferc.ir.interpret import interpret, prepare_weights
 from inferc.ir.types import evaluate, numpy_dtype
 from inferc.runtime.model import load
-
 from tests.tiny_models import CONTEXT, MODELS, VOCABULARY, WEIGHT_TYPES, write_model
 
 HOST = [t.name for t in c_target.supported()]
@@ -68,7 +68,8 @@ def compiled_logits(artifact: Path, ids: list[int], *, threads: int = 1, pieces:
 def assert_same_bits(actual: np.ndarray, expected: np.ndarray) -> None:
     assert actual.dtype == expected.dtype and actual.shape == expected.shape
     different = actual.view(np.uint32) != expected.view(np.uint32)
-    assert not different.any(), f"{different.sum()} of {different.size} differ, by up to {np.abs(actual - expected).max()}"
+    most = np.abs(actual - expected).max()
+    assert not different.any(), f"{different.sum()} of {different.size} differ, by up to {most}"
 
 
 def build(tmp_path: Path, model: str, types, target: str) -> tuple[Plan, Path]:

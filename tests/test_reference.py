@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from inferc.compiler.driver import compile_model
 from inferc.compiler.frontends import gguf
 from inferc.compiler.hub import pull

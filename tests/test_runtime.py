@@ -9,13 +9,13 @@ import threading
 
 import numpy as np
 import pytest
+
 from inferc.compiler.frontends import gguf_tokenizer
 from inferc.errors import InfercError
 from inferc.runtime import session as session_module
 from inferc.runtime.artifact import Artifact
 from inferc.runtime.model import Model, load
 from inferc.runtime.session import Engine
-
 from tests import fake_artifact
 from tests.fake_artifact import CHUNK, CONTEXT, VOCAB
 

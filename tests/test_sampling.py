@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from inferc.errors import InfercError
 from inferc.runtime.sampling import Sampler, Sampling
 

@@ -15,12 +15,13 @@ import tokenizers
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from transformers.convert_slow_tokenizer import TikTokenConverter, generate_merges
+
 from inferc.compiler.frontends import gguf_tokenizer
 from inferc.compiler.frontends.gguf_tokenizer import TokenType
 from inferc.errors import InfercError
 from inferc.runtime.tokenizer import StreamDecoder, Tokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
-from transformers.convert_slow_tokenizer import TikTokenConverter, generate_merges
 
 DATA = Path(__file__).parent / "data"
 CORPUS = [
