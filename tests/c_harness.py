@@ -17,7 +17,7 @@ import pytest
 
 from inferc.backends.c.kernels import THREADS, Arg, Call, DimValue, Literal, Operand, Result, Run, Scratch
 from inferc.backends.c.target import TARGETS, supported
-from inferc.ir.types import evaluate
+from inferc.ir.types import Dim, evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 ISA, RUNTIME = ROOT / "backends/c/isa", ROOT / "runtime/c"
@@ -39,8 +39,7 @@ def compiler() -> str:
     return found or pytest.skip("no C compiler")
 
 
-@cache
-def build(source: str, target: str, extra: tuple[str, ...] = ()) -> ctypes.CDLL:
+def compile_kernels(source: str, target: str, extra: tuple[str, ...] = ()) -> Path:
     """A shared library of `source` after the words of `target`, warnings being errors."""
     text = f'#include "run.h"\n#include "{target}.h"\n#include "elementary.h"\n#include "parallel.h"\n{source}'
     name = hashlib.sha256(f"{text}{target}{extra}".encode()).hexdigest()[:16]
@@ -50,7 +49,13 @@ def build(source: str, target: str, extra: tuple[str, ...] = ()) -> ctypes.CDLL:
                "-shared", "-fPIC", str(path), "-o", str(library), "-lm", "-lpthread"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, f"{path}:\n{done.stderr}"
-    return ctypes.CDLL(str(library))
+    return library
+
+
+@cache
+def build(source: str, target: str, extra: tuple[str, ...] = ()) -> ctypes.CDLL:
+    """The library of `compile_kernels`, loaded."""
+    return ctypes.CDLL(str(compile_kernels(source, target, extra)))
 
 
 class Region(ctypes.Structure):
@@ -87,18 +92,20 @@ def pointer(value: object) -> int | None:
     return None if value is None else value.ctypes.data if isinstance(value, np.ndarray) else ctypes.addressof(value)
 
 
-class Calls:
-    """Many lowered nodes in one library, so that a test compiles once."""
+def dims_of(call: Call) -> list[Dim]:
+    """The dimensions that a call is given, in their order."""
+    return [a.dim for a in call.args if isinstance(a, DimValue)]
 
-    def __init__(self, calls: Sequence[Call], target: str, extra: tuple[str, ...] = ()) -> None:
-        self.calls, self.dims = calls, [[a.dim for a in call.args if isinstance(a, DimValue)] for call in calls]
-        kernels = {k.symbol: k.source for call in calls for k in call.kernel.closure()}
-        cases = ""
-        for n, call in enumerate(calls):
-            cases += f"    case {n}: {call.kernel.symbol}({_arguments(call.args)}); break;\n"
-        signature = """int call(int which, void *const *operands, void *const *results, const int32_t *dims,
+
+def calls_source(calls: Sequence[Call]) -> str:
+    """C text of the calls' kernels and of a function `call` that does one of them."""
+    kernels = {k.symbol: k.source for call in calls for k in call.kernel.closure()}
+    cases = ""
+    for n, call in enumerate(calls):
+        cases += f"    case {n}: {call.kernel.symbol}({_arguments(call.args)}); break;\n"
+    signature = """int call(int which, void *const *operands, void *const *results, const int32_t *dims,
          void *scratch, int32_t threads, char *const *sessions, int32_t session_count)"""
-        self.library = build("\n".join(kernels.values()) + f"""
+    return "\n".join(kernels.values()) + f"""
 {signature};
 {signature} {{
   pool p;
@@ -113,7 +120,15 @@ class Calls:
   pool_stop(&p);
   return 0;
 }}
-""", target, extra)
+"""
+
+
+class Calls:
+    """Many lowered nodes in one library, so that a test compiles once."""
+
+    def __init__(self, calls: Sequence[Call], target: str, extra: tuple[str, ...] = ()) -> None:
+        self.calls, self.dims = calls, [dims_of(call) for call in calls]
+        self.library = build(calls_source(calls), target, extra)
 
     def run(self, which: int, operands: Sequence[object], results: Sequence[object], symbols: Mapping[str, int],
             threads: int = 1, sessions: Sequence[np.ndarray] = ()) -> None:  # fmt: skip

@@ -12,8 +12,11 @@ struct model_session {
 
 enum { PAGE = 256 };
 
-static bool is_session(const model_session *session) {
-  return session && is_aligned(session) && session->fingerprint == MODEL_FINGERPRINT;
+/* Whether memory holds a session of this model; one that was restored may hold anything. */
+static bool is_session(const model_session *s) {
+  if (!s || !is_aligned(s) || s->fingerprint != MODEL_FINGERPRINT) return false;
+  if (s->position < 0 || s->position > s->capacity || s->capacity > MODEL_MAX_POSITIONS) return false;
+  return s->furthest >= s->position && s->furthest <= MODEL_MAX_POSITIONS;
 }
 
 size_t model_session_bytes(int32_t positions) {
@@ -94,16 +97,17 @@ size_t model_workspace_bytes(const model_model *model, int32_t tokens, int32_t r
   return lists_bytes((size_t)tokens, (size_t)rows) + model_program.step_arena_bytes(model->threads, tokens, rows);
 }
 
-/* Whether an item can be evaluated; marks its session as taken. */
-static model_status check_item(const model_item *item) {
+/* Whether an item can be evaluated after `tokens` others; marks its session as taken. */
+static model_status check_item(const model_item *item, int32_t tokens) {
   model_session *session = item->session;
   if (!is_session(session) || session->taken || !item->ids || item->id_count < 1) return MODEL_INVALID;
   if (item->rows_wanted < 0 || item->rows_wanted > item->id_count) return MODEL_INVALID;
   if (item->rows_wanted > 0 && !item->logits) return MODEL_INVALID;
-  for (int32_t i = 0; i < item->id_count; i++) {
+  if (item->id_count > session->capacity - session->position) return MODEL_CONTEXT;
+  if (item->id_count > MODEL_MAX_TOKENS - tokens) return MODEL_INVALID;
+  for (int32_t i = 0; i < item->id_count; i++) { /* last: a count too large is no reason to read so many */
     if (item->ids[i] < 0 || item->ids[i] >= MODEL_VOCAB_SIZE) return MODEL_INVALID;
   }
-  if (item->id_count > session->capacity - session->position) return MODEL_CONTEXT;
   session->taken = 1;
   return MODEL_OK;
 }
@@ -113,15 +117,11 @@ static model_status check_items(const model_item *items, size_t count, int32_t *
   model_status status = MODEL_OK;
   size_t checked = 0;
   for (; checked < count; checked++) {
-    status = check_item(&items[checked]);
+    status = check_item(&items[checked], *tokens);
     if (status != MODEL_OK) break;
-    if (items[checked].id_count > MODEL_MAX_TOKENS - *tokens) status = MODEL_INVALID;
-    else *tokens += items[checked].id_count, *rows += items[checked].rows_wanted;
-    if (status != MODEL_OK) break;
+    *tokens += items[checked].id_count, *rows += items[checked].rows_wanted;
   }
-  for (size_t i = 0; i < count && i <= checked; i++) {
-    if (is_session(items[i].session)) items[i].session->taken = 0;
-  }
+  for (size_t i = 0; i < checked; i++) items[i].session->taken = 0;
   return status;
 }
 
