@@ -62,7 +62,7 @@ def linear(x: NDArray, x_dtype: DType, w: NDArray, w_type: Type) -> F32:
     """
     if w_type.layout:
         w = quant.unpack(w_type, w)
-    n, k = w_type.shape
+    n, k = quant.known_shape(w_type)
     raw = w.reshape(n, -1)
     dtype = w_type.dtype
     if not dtype.is_block and raw.dtype == np.uint8:
@@ -96,7 +96,7 @@ def quantized(x: Activation, dtype: DType, raw: NDArray[np.uint8]) -> F32:
     """
     fmt, w = quant.FORMATS[dtype.name], quant.fields(dtype, raw)
     tokens, rows, block = x.q.shape[0], raw.shape[0], dtype.block
-    exact = np.float32 if block == 32 else np.float64  # 32 * 128 * 127 < 2**24; 256 * 32 * 128 * 127 < 2**31
+    exact = np.dtype(np.float32 if block == 32 else np.float64)  # 32 * 128 * 127 < 2**24; 256 * 32 * 128 * 127 < 2**31
     q = w.q.astype(exact)
     if w.scales is not None:
         q = (q.reshape(rows, -1, fmt.group) * w.scales[..., None]).reshape(rows, -1)
@@ -107,9 +107,9 @@ def quantized(x: Activation, dtype: DType, raw: NDArray[np.uint8]) -> F32:
     for b in range(products.shape[0]):
         d_x, d_w = x.d[:, b, None], w.d[None, :, b]
         y += (d_w * d_x) * products[b].astype(np.float32)
-        if fmt.mins == "add":
+        if w.m is not None and w.mins is None:
             y += w.m[None, :, b] * (d_x * sums[:, b].astype(np.float32))
-        elif fmt.mins == "subtract":
+        elif w.m is not None and w.mins is not None:
             grouped = sums[:, b].reshape(tokens, fmt.groups, -1).sum(-1)
             mins = w.mins.reshape(rows, -1, fmt.groups)[:, b]
             y -= (w.m[None, :, b] * d_x) * (grouped.astype(np.float64) @ mins.T.astype(np.float64)).astype(np.float32)
@@ -120,7 +120,7 @@ def _fma_to_odd(a: NDArray, b: NDArray, c: NDArray) -> NDArray[np.float64]:
     """a * b + c of f32 values in f64, rounded to odd: where the sum is inexact (two-sum says by how much) and its last
     bit is even, it moves one step towards the exact value. Rounding that to f32 then is right, denormals included
     (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008). The product is exact."""
-    p, c = np.float64(a) * np.float64(b), np.float64(c)
+    p, c = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
     s = p + c
     from_c = s - p
     error = (p - (s - from_c)) + (c - from_c)

@@ -3,10 +3,10 @@
 from .activations import SUM_GROUP, Activation, decode_activation, encode_activation, row_bytes
 from .convert import dequantize, quantize_q8_0, requantize
 from .formats import DENSE, DIRECT, FORMATS, Fields, Format, fields, is_direct, planes_of
-from .panels import ROWS, pack, packed_bytes, panel_bytes, unpack
+from .panels import ROWS, known_shape, pack, packed_bytes, panel_bytes, unpack
 
 __all__ = [
     "DENSE", "DIRECT", "FORMATS", "ROWS", "SUM_GROUP", "Activation", "Fields", "Format",
-    "decode_activation", "dequantize", "encode_activation", "fields", "is_direct", "pack", "packed_bytes",
-    "panel_bytes", "planes_of", "quantize_q8_0", "requantize", "row_bytes", "unpack",
+    "decode_activation", "dequantize", "encode_activation", "fields", "is_direct", "known_shape", "pack",
+    "packed_bytes", "panel_bytes", "planes_of", "quantize_q8_0", "requantize", "row_bytes", "unpack",
 ]  # fmt: skip

@@ -45,9 +45,9 @@ def _direct(dtype: DType, raw: Bytes) -> NDArray[np.float32]:
     if parts.scales is not None:
         scale = scale * parts.scales.reshape(*q.shape[:3]).astype(np.float32)
     q *= scale[..., None]
-    if fmt.mins == "add":
+    if parts.m is not None and parts.mins is None:
         q += parts.m[..., None, None]
-    elif fmt.mins == "subtract":
+    elif parts.m is not None and parts.mins is not None:
         q -= (parts.m[..., None] * parts.mins.reshape(*q.shape[:3]).astype(np.float32))[..., None]
     return q.reshape(raw.shape[0], -1)
 

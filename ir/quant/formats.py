@@ -205,6 +205,7 @@ def put_together(fmt: Format, parts: Raw) -> Bytes:
             target[...] = np.ascontiguousarray(half, dtype="<u2")[..., None].view(np.uint8)
             continue
         values = parts.q if part.kind == "q" else parts.scales
+        assert values is not None
         if part.plane is None:
             target[...] = _encode_scales6(values)
         elif part.plane.bits == 8:
@@ -257,5 +258,6 @@ def fields(dtype: DType, raw: Bytes) -> Fields:
         scales = (values[..., : fmt.groups].astype(np.int32) - fmt.scale_zero).reshape(*lead, -1)
         if fmt.mins == "subtract":
             mins = values[..., fmt.groups :].astype(np.int32).reshape(*lead, -1)
-    half = [None if h is None else h.view(np.float16).astype(np.float32) for h in (parts.d, parts.m)]
-    return Fields(q - np.int8(fmt.zero) if fmt.zero else q, half[0], half[1], scales, mins)
+    d = parts.d.view(np.float16).astype(np.float32)
+    m = None if parts.m is None else parts.m.view(np.float16).astype(np.float32)
+    return Fields(q - np.int8(fmt.zero) if fmt.zero else q, d, m, scales, mins)

@@ -23,9 +23,16 @@ ROWS = 16
 CHUNK = 1 << 18  # values worked on at a time: what the second cache holds with its temporaries
 
 
+def known_shape(type: Type) -> tuple[int, ...]:
+    """The shape of a weight. Raises TypeError where a dimension is a symbol, as only activations have them."""
+    if any(not isinstance(d, int) for d in type.shape):
+        raise TypeError(f"the shape of the weight {type} must be known")
+    return tuple(d for d in type.shape if isinstance(d, int))
+
+
 def packed_bytes(type: Type) -> int:
     """Bytes of a weight of this type, shape [..., N, K] of ints, in layout panel16."""
-    *lead, n, k = type.shape
+    *lead, n, k = known_shape(type)
     return prod(lead) * (-(-n // ROWS)) * panel_bytes(type.dtype, k)
 
 
@@ -57,7 +64,7 @@ def pack(type: Type, raw: np.ndarray) -> Bytes:
 
 def unpack(type: Type, packed: Bytes) -> np.ndarray:
     """Inverse of `pack`: raw bytes uint8 [..., N, row bytes] for block dtypes, an array [..., N, K] for dense ones."""
-    *lead, n, k = type.shape
+    *lead, n, k = known_shape(type)
     if type.dtype.is_block:
         out = np.empty((prod(lead) * n, k // type.dtype.block * type.dtype.block_bytes), np.uint8)
     else:
@@ -71,7 +78,7 @@ def unpack(type: Type, packed: Bytes) -> np.ndarray:
 
 
 def _as_rows(type: Type, raw: np.ndarray) -> np.ndarray:
-    k = type.shape[-1]
+    k = known_shape(type)[-1]
     if type.dtype.is_block:
         return raw.reshape(-1, k // type.dtype.block * type.dtype.block_bytes)
     element = numpy_dtype(type.dtype)
@@ -80,7 +87,7 @@ def _as_rows(type: Type, raw: np.ndarray) -> np.ndarray:
 
 def _pieces(type: Type, rows: np.ndarray, packed: Bytes) -> Iterator[tuple[np.ndarray, Bytes, int]]:
     """(rows, their packed bytes [panels, panel bytes], number of rows) of whole panels, a cacheful at a time."""
-    *lead, n, k = type.shape
+    *lead, n, k = known_shape(type)
     size, panels = panel_bytes(type.dtype, k), -(-n // ROWS)
     step = max(1, CHUNK // (ROWS * k))
     for matrix in range(prod(lead)):
@@ -141,7 +148,7 @@ def _pack_block(fmt: Format, rows: Bytes, out: Bytes) -> None:
 
 def _unpack_block(fmt: Format, packed: Bytes, k: int) -> Bytes:
     blocks = packed.reshape(packed.shape[0], -1, ROWS * fmt.dtype.block_bytes)
-    at, halves = 0, []
+    at, halves = 0, list[np.ndarray | None]()
     for present in (True, bool(fmt.mins)):
         if present:
             half = np.ascontiguousarray(blocks[..., at : at + 2 * ROWS]).view("<u2")
@@ -170,7 +177,9 @@ def _unpack_block(fmt: Format, packed: Bytes, k: int) -> Bytes:
             quads[..., step * bits : (step + 1) * bits, :] |= field << np.uint32(position)
         line += bits
     q = _rows(quads.reshape(*blocks.shape[:2], fmt.block // 4, ROWS)).view(np.uint8)
-    return put_together(fmt, Raw(q, halves[0], halves[1], scales))
+    d, m = halves
+    assert d is not None
+    return put_together(fmt, Raw(q, d, m, scales))
 
 
 def _pack_dense(type: Type, rows: np.ndarray, out: Bytes) -> None:
@@ -183,7 +192,7 @@ def _pack_dense(type: Type, rows: np.ndarray, out: Bytes) -> None:
 
 
 def _unpack_dense(type: Type, packed: Bytes) -> np.ndarray:
-    element, k = numpy_dtype(type.dtype), type.shape[-1]
+    element, k = numpy_dtype(type.dtype), known_shape(type)[-1]
     word = np.dtype("<u4") if type.dtype.name == "bf16" else element
     panels = np.ascontiguousarray(packed.view(word).reshape(packed.shape[0], -1, ROWS).transpose(0, 2, 1))
     return panels.view(element).reshape(-1, panels.shape[2] * word.itemsize // element.itemsize)[:, :k]
