@@ -80,7 +80,7 @@ def _describe(fmt: Format) -> str:
 
 
 def _planes(fmt: Format, panels: int) -> str:
-    lines = [f"/* {_describe(fmt)}. */", "typedef struct {", f"  uint8_t quad[{KBLOCK // 32}][8][{panels}][64];"]
+    lines = [f"/* {_describe(fmt)}. */", "typedef struct {", f"  uint8_t quad[{KBLOCK // 4}][{panels}][64];"]
     if fmt.scale_bits:
         lines.append(f"  int32_t scale[{fmt.groups}][{panels}][16];")
     if fmt.block == 256:
@@ -115,7 +115,7 @@ def _unpack(fmt: Format, panels: int) -> str:
     part = size * 32 // fmt.block
     quads = [f"const uint8_t *line = w + {at}{f' + g * {fmt.bits * 64}' if fmt.block == 256 else ''};",
              f"prefetch(w + {KBLOCK // fmt.block * size}{f' + g * {part}' if fmt.block == 256 else ''}, {part});",
-             each(8, "j"), f"  u8_store(u->quad[{group}][j][p],\n           {bytes_});"]  # fmt: skip
+             each(8, "j"), f"  u8_store(u->quad[8 * {group} + j][p],\n           {bytes_});"]  # fmt: skip
     if fmt.block == 256:
         quads = ["for (int g = 0; g < 8; g++) {", *(f"  {q}" for q in quads), "}"]
     body = "\n".join(f"      {line}" for line in lines + quads)
@@ -182,7 +182,7 @@ INLINE void {dtype}_tile(const int T, const {dtype}_planes *u, int32_t groups, c
         const int j = c * {quads} + i;
         {tokens} {{
           const vquad quad = quad_load(x + t * x_row + 4 * j);
-          {panels} dot[p][t] = {dot}(dot[p][t], u8_load(u->quad[g][j][p]), quad);
+          {panels} dot[p][t] = {dot}(dot[p][t], u8_load(u->quad[8 * g + j][p]), quad);
         }}
       }}
       {panels} {tokens} sum[p][t] = dot_end(sum[p][t], dot[p][t]);
@@ -222,7 +222,7 @@ INLINE void {dtype}_tile(const int T, const {dtype}_planes *u, const int8_t *x, 
     sum[p][t] = i32_zero();{zeros}
   }}
   for (int g = 0; g < {fmt.groups}; g++, x += {fmt.group}) {{
-    const uint8_t (*w)[{tile.panels}][64] = &u->quad[0][{quads} * g];
+    const uint8_t (*w)[{tile.panels}][64] = &u->quad[{quads} * g];
     {each(f"{quads} / CHAIN", "c")} {{
       vdot dot[{tile.panels}][{most}];
       {panels} {tokens} dot[p][t] = dot_zero();
