@@ -10,14 +10,14 @@ from ..ir.graph import IRError, Module
 from ..ir.target import Target
 from ..ir.text import print_module
 from ..ir.verify import verify
-from .passes import canonical, fold, fuse, layout, quantize
+from .passes import canonical, decompose, fold, fuse, layout, quantize
 
 
 @dataclass(frozen=True)
 class Pass:
     """A step from valid IR to valid IR. `after` names passes that must come earlier wherever both are in the list.
 
-    Only a pass marked `lossy` may change what the module computes.
+    Only a pass marked `lossy` may change what the module computes by more than the order of rounding.
     """
 
     name: str
@@ -31,7 +31,8 @@ PASSES: tuple[Pass, ...] = (
     Pass("fold", fold.run, after=("canonical",)),
     Pass("quantize", quantize.run, after=("canonical", "fold"), lossy=True),
     Pass("fuse", fuse.run, after=("canonical", "quantize")),  # siblings must agree on the quantised activation
-    Pass("layout", layout.run, after=("quantize", "fuse")),  # requantised types are packed, not the source's
+    Pass("decompose", decompose.run, after=("quantize", "fuse")),  # what is fused has a kernel together
+    Pass("layout", layout.run, after=("quantize", "fuse", "decompose")),  # requantised types are packed, not the source's
 )
 
 

@@ -18,7 +18,8 @@ class Target:
     """The choices that differ between backends; `backend` says which one reads the result.
 
     `activations` maps a weight dtype's name to the dtype its activations are quantised to; weights that it leaves out
-    take f32. `weight_layout` packs linear weights ("" leaves them row-major). `fusions` names the fusion rules allowed.
+    take f32. `ops` names the ops that have a kernel, if any are named; others are decomposed where they can be.
+    `weight_layout` packs linear weights ("" leaves them row-major). `fusions` names the fusion rules allowed.
     `direct` names the weight dtypes that linears compute with; other block dtypes are requantised to `requantised`.
     `page` is the number of positions by which a cache grows, 0 where it is allocated whole.
     """
@@ -26,6 +27,7 @@ class Target:
     name: str
     backend: str
     activations: Mapping[str, DType] = field(default_factory=dict, hash=False)
+    ops: frozenset[str] = frozenset()
     weight_layout: str = ""
     fusions: frozenset[str] = frozenset()
     direct: frozenset[str] = frozenset(DTYPES)

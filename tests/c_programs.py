@@ -15,7 +15,7 @@ import numpy as np
 from inferc.backends.c import program, target, toolchain
 from inferc.ir import ops
 from inferc.ir.graph import Graph, Module, Node, Origin, Value, Weight, make, make_input
-from inferc.ir.interpret import interpret
+from inferc.ir.interpret import interpret, prepare_weights
 from inferc.ir.types import Type, f16, f32, i32, symbol
 
 VOCABULARY, WIDTH, HEADS, KV_HEADS, HEAD = 40, 32, 4, 2, 8
@@ -190,8 +190,9 @@ def build(module: Module, target_name: str, *, context: int = 512, chunk: int = 
 def packed_weights(module: Module, built: program.Program) -> np.ndarray:
     """The weights file."""
     data = aligned(built.weight_bytes, 0)
+    arrays = {name: array for name, _, array in prepare_weights(module)}
     for name, offset, size in built.weight_order:
-        data[offset : offset + size] = np.ascontiguousarray(module.weights[name].load()).view(np.uint8).reshape(-1)
+        data[offset : offset + size] = np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8)
     return data
 
 

@@ -53,7 +53,7 @@ def artifact(inferc, model, home) -> Path:
 
 def test_compile_writes_the_stages(artifact, home):
     stages = sorted(p.name for p in (home / "stages").iterdir())
-    names = "00-traced", "01-canonical", "02-fold", "03-quantize", "04-fuse", "05-layout"
+    names = "00-traced", "01-canonical", "02-fold", "03-quantize", "04-fuse", "05-decompose", "06-layout"
     assert stages == [f"{name}.txt" for name in names]
     assert "gated_linear" in (home / "stages" / "04-fuse.txt").read_text()
     assert "gated_linear" not in (home / "stages" / "03-quantize.txt").read_text()

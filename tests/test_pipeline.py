@@ -55,7 +55,7 @@ def test_the_result_of_a_pass_is_verified() -> None:
 
 def test_every_stage_is_dumped(tmp_path: Path) -> None:
     final = run_passes(module(), PACKED, tmp_path / "ir")
-    names = [f"{i:02d}-{n}.txt" for i, n in enumerate(("traced", "canonical", "fold", "quantize", "fuse", "layout"))]
+    names = [f"{i:02d}-{name}.txt" for i, name in enumerate(("traced", *(p.name for p in PASSES)))]
     assert sorted(p.name for p in (tmp_path / "ir").iterdir()) == names
     assert (tmp_path / "ir" / names[-1]).read_text() == print_module(final)
 

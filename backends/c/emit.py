@@ -15,6 +15,7 @@ from .text import LIBRARY, Names, aligned, c_type, constant_array, dim_c, folded
 
 SESSIONS = "S"  # a symbol that is no parameter, as CONTEXT: the run's session count
 THREADS_NAME = str(THREADS)
+ENTRY_NAMES = ("model", "workspace", "bytes", "entered")  # what an entry's public function has besides its parameters
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ class Emitter:
     def parameters(self, graph: Graph) -> list[Parameter]:
         """Dimensions, arguments and results of a graph's function, in the order of its C parameters."""
         found = [Parameter(s.name) for s in self.dimensions(graph)]
-        names = Names((self.names.taken - LIBRARY).union(p.name for p in found))
+        others = ENTRY_NAMES if graph in self.entries else ()
+        names = Names((self.names.taken - LIBRARY).union(others, (p.name for p in found)))
         found += [Parameter(names.new(n.attr("name"), "x"), n.types[0], True) for n in graph.inputs_of("arg")]
         for i in self.results(graph):
             found.append(Parameter(names.new(self._output_name(graph, i), "out"), graph.outputs[i].type))

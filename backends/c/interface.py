@@ -209,9 +209,9 @@ def _function_definition(facts: Facts, name: str, graph: Graph) -> str:
 model_status {_function_head(name, parameters)} {{
   if (!model || !workspace || !is_aligned(workspace){outside}{nulls}) return MODEL_INVALID;
   if (bytes < model_{name}_workspace_bytes(model{dims})) return MODEL_SIZE;
-  const visit v = visit_begin(model, NULL, 0);
-  model_program.{name}(&v.run, {passed}, workspace);
-  visit_end(model, &v);
+  const visit entered = visit_begin(model, NULL, 0);
+  model_program.{name}(&entered.run, {passed}, workspace);
+  visit_end(model, &entered);
   return MODEL_OK;
 }}
 """

@@ -141,7 +141,7 @@ def _kernel(op: str, x: DType, products: Sequence[Product], target: str) -> Kern
     parameters = ",\n".join(f"    {p.parameters}" for p in products)
     text = f"""\
 /* {op} of x[tokens][k] in {x} and {', '.join(map(str, dtypes))} */
-static void {symbol}(const run *r, int32_t tokens, int32_t k, const uint8_t *x,
+static void {symbol}(const run *r, int32_t tokens, int32_t k, const void *x,
 {parameters},
     char *scratch) {{
   const size_t x_row = {_x_row(x)};
@@ -246,7 +246,7 @@ static void expert_{w}_body(const void *args, int32_t begin, int32_t end, int32_
 }}
 
 /* y[tokens][used][n] = x[tokens][k] in {x} times expert ids[tokens][used] of w[experts][n][k] in {w} */
-static void expert_linear_{w}(const run *r, int32_t tokens, int32_t k, const uint8_t *x, int32_t n0, const uint8_t *w0,
+static void expert_linear_{w}(const run *r, int32_t tokens, int32_t k, const void *x, int32_t n0, const uint8_t *w0,
     int32_t used, const int32_t *ids, float *y0, char *scratch) {{
   const size_t x_row = {_x_row(x)};
 {terms}  const linear_job job = {product.job};

@@ -10,6 +10,7 @@ from ...errors import InfercError
 from ...ir.quant.formats import DIRECT
 from ...ir.target import ACTIVATIONS, Target
 from ...ir.types import f16
+from .lower import LOWERINGS
 
 BASELINE_HEADERS = ("scalar.h", "elementary.h")  # beside the target's own: scalar operations, elementary functions
 
@@ -41,7 +42,7 @@ FUSIONS = frozenset({
 def _target(name: str, flags: str = "", features: str = "") -> CTarget:
     """A target whose flags and features are given as words."""
     ir = Target(
-        name=name, backend="c", activations=ACTIVATIONS, weight_layout="panel16", fusions=FUSIONS,
+        name=name, backend="c", activations=ACTIVATIONS, ops=frozenset(LOWERINGS), weight_layout="panel16", fusions=FUSIONS,
         direct=frozenset(DIRECT), cache=f16, page=256,
     )  # fmt: skip
     baseline = ("-march=x86-64",) if platform.machine() in ("x86_64", "AMD64") else ()
