@@ -13,7 +13,6 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from ..errors import InfercError
-from . import chat
 from .artifact import Artifact
 from .sampling import Sampler, Sampling
 from .session import Engine
@@ -160,6 +159,8 @@ class Model:
 
     def chat_ids(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> list[int]:
         """The ids of a conversation in the model's chat format, up to where the assistant is to answer."""
+        from . import chat  # here, since jinja2 takes as long to import as a short prompt to evaluate
+
         tokenizer = self.tokenizer
         if tokenizer.chat_template is None:
             raise InfercError(f"{self.artifact.path} has no chat template: the model only continues text; use generate")
