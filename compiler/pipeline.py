@@ -32,7 +32,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("quantize", quantize.run, after=("canonical", "fold"), lossy=True),
     Pass("fuse", fuse.run, after=("canonical", "quantize")),  # siblings must agree on the quantised activation
     Pass("decompose", decompose.run, after=("quantize", "fuse")),  # what is fused has a kernel together
-    Pass("layout", layout.run, after=("quantize", "fuse", "decompose")),  # requantised types are packed, not the source's
+    Pass("layout", layout.run, after=("quantize", "fuse", "decompose")),  # what is left is packed, in its last type
 )
 
 

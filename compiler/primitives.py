@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..ir.graph import Value
+from ..ir.ops.decompose import length
 from ..ir.types import Dim, Type, i32
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ def _identity(body: Body, params: Params, operands: list[Value], types: list[Typ
 def _convert(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
     x = operands[0]
     return [x] if x.dtype == types[0].dtype else body.make("convert", x, dtype=types[0].dtype)
+
+
+def _dim_as_value(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
+    return _convert(body, params, [length(body.trace.dim(params["dim"]))], types)
 
 
 def _square(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
@@ -252,6 +257,7 @@ PRIMITIVES: dict[str, Lowering] = {
     "round": _round,
     "select_n": _select_n,
     "convert_element_type": _convert,
+    "dim_as_value": _dim_as_value,
     "bitcast_convert_type": _simple("bitcast", dtype=lambda body, params, operands, types: types[0].dtype),
     "iota": _simple("iota", type=lambda body, params, operands, types: types[0], dim=_param("dimension")),
     "broadcast_in_dim": _simple("broadcast", shape=_shape_of_result, dims=_param("broadcast_dimensions")),

@@ -6,14 +6,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ...ir.graph import Graph, IRError, Node, Value
+from ...ir.graph import Graph, IRError, Node
 from ...ir.types import CALLS, Dim, DimCall, Expr, Sym, Type, bounds, symbol, symbols
-from .kernels import THREADS
+from .control import Use
+from .kernels import THREADS, DimValue
 from .lower import CONTEXT, Function
 from .state import Region
 from .text import LIBRARY, Names, aligned, c_type, constant_array, dim_c, folded
 
-SESSIONS = "S"  # a symbol that is no parameter, as CONTEXT: the run's session count
+SESSIONS = "S"  # a symbol that is no parameter, as CONTEXT and THREADS: the run's session count
 THREADS_NAME = str(THREADS)
 ENTRY_NAMES = ("model", "workspace", "bytes", "entered")  # what an entry's public function has besides its parameters
 
@@ -35,11 +36,11 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Part:
-    """A field of a graph's parts: an input of its own, or the parts of the graphs it calls, one for each call."""
+    """A field of a graph's parts: an input of its own, or the parts of a graph that it calls, one for each use."""
 
     name: str
     source: Node | Graph
-    calls: tuple[Node, ...] = ()
+    uses: tuple[Use, ...] = ()
 
 
 @dataclass
@@ -62,8 +63,8 @@ class Emitter:
     def __post_init__(self) -> None:
         for function in self.functions.values():
             for line in function.lines:
-                if line.callee and line.callee.graph in self.entries:
-                    raise IRError(f"call at {line.node.origin}: {line.callee.graph.name} is an entry itself")
+                if entry := next((f.graph for f in line.callees if f.graph in self.entries), None):
+                    raise IRError(f"{line.node.op.name} at {line.node.origin}: {entry.name} is an entry itself")
                 if line.call:
                     self.names.taken.update(k.symbol for k in line.call.kernel.closure())
         for graph, function in self.functions.items():
@@ -84,29 +85,29 @@ class Emitter:
     def _parts(self, function: Function) -> Iterator[Part]:
         graph, of = function.graph, function.plan.storage
         names = Names()
-        calls: dict[Graph, list[Node]] = {}
-        used: set[Value] = set()
-        for line in function.lines:
-            if line.callee and self.parts[line.callee.graph]:
-                calls.setdefault(line.callee.graph, []).append(line.node)
-            if line.callee:
-                args = [v for v, n in zip(line.node.inputs, line.callee.graph.inputs) if n.attr("role") == "arg"]
-                used.update(of[v] for v in args)
-            else:
-                used.update(of[v] for v in line.node.inputs)
+        uses: dict[Graph, dict[Use, None]] = {}
+        for use in (use for line in function.lines for use in line.uses):
+            if self.parts[use.graph]:
+                uses.setdefault(use.graph, {})[use] = None
+        used = {of[v] for line in function.lines for v in line.reads}
         used.update(of[graph.outputs[i]] for i in function.plan.copies)
         for node in graph.inputs:
             if node.attr("role") != "arg" and node[0] in used:
                 yield Part(names.new(node.attr("name"), node.attr("role")), node)
-        for callee, nodes in calls.items():
-            yield Part(names.new(self.function_names[callee]), callee, tuple(nodes))
+        for callee, found in uses.items():
+            yield Part(names.new(self.function_names[callee]), callee, tuple(found))
 
     # ---- parameters -------------------------------------------------------------------------------------------------
 
     def dimensions(self, graph: Graph) -> list[Sym]:
-        """The symbols that a graph's function takes: all of its values' types, T first."""
-        found = {s for n in graph.nodes() for t in n.types for d in t.shape for s in symbols(d)}
-        taken = [s for s in found if s.name not in (SESSIONS, CONTEXT)]
+        """The symbols that a graph's function takes: of its values' types and of what its lines are given, T first."""
+        dims = [d for n in graph.nodes() for t in n.types for d in t.shape]
+        for line in self.functions[graph].lines:
+            dims += [a.dim for a in line.call.args if isinstance(a, DimValue)] if line.call else []
+            dims += [line.node.attr("length")] if line.node.op.name == "scan" else []
+        found = {s for d in dims for s in symbols(d)}
+        found.update(s for callee in self.functions[graph].callees for s in self.dimensions(callee.graph))
+        taken = [s for s in found if s.name not in (SESSIONS, CONTEXT, THREADS_NAME)]
         return sorted(taken, key=lambda s: (s.name != "T", s.name))
 
     def parameters(self, graph: Graph) -> list[Parameter]:
@@ -141,7 +142,8 @@ class Emitter:
         totals: dict[Dim, Dim] = {}
         for callee in function.callees:
             total = callee.plan.plan.bytes  # equal ones go by the first's name
-            totals.setdefault(total, symbol(self.arena_name(callee.graph), *bounds(total)) if total != 0 else 0)
+            if isinstance(total, Expr):
+                totals.setdefault(total, symbol(self.arena_name(callee.graph), *bounds(total)))
         return [_with_names(slot.bytes, totals) for slot in function.plan.plan.slots]
 
     def arenas_in(self, graph: Graph, sizes: Iterable[Dim]) -> list[Graph]:
@@ -195,7 +197,7 @@ class Emitter:
         rows = []
         for part in self.parts[graph]:
             if isinstance(part.source, Graph):
-                rows.append((f"  {self.function_names[part.source]}_parts {part.name}[{len(part.calls)}];", ""))
+                rows.append((f"  {self.function_names[part.source]}_parts {part.name}[{len(part.uses)}];", ""))
             else:
                 kind = "size_t" if part.source.attr("role") == "weight" else "cache_region"
                 rows.append((f"  {kind} {part.name};", str(part.source.types[0])))
@@ -220,24 +222,23 @@ class Emitter:
                     )
                 continue
             lines.append(f"{pad}.{part.name} = {{")
-            for call in part.calls:
-                inner = self._bind(graph, call, bound)
+            for use in part.uses:
+                inner = self._bind(graph, use, bound)
                 lines += [f"{pad}  {{", self.parts_value(part.source, inner, depth + 2), f"{pad}  }},"]
             lines.append(f"{pad}}},")
         return "\n".join(lines)
 
-    def _bind(self, graph: Graph, call: Node, bound: Mapping[Node, Node]) -> dict[Node, Node]:
+    def _bind(self, graph: Graph, use: Use, bound: Mapping[Node, Node]) -> dict[Node, Node]:
         of = self.functions[graph].plan.storage
-        callee: Graph = call.attr("graph")
         inner = {}
-        for value, node in zip(call.inputs, callee.inputs):
+        for value, node in zip(use.operands, use.graph.inputs):
             if node.attr("role") == "arg":
                 continue
             if of[value].node not in bound:
                 what, maker = f"{node.attr('role')} {node.attr('name')}", value.node.op.name
                 raise IRError(
-                    f"call of {callee.name} at {call.origin}: its {what} is computed by {maker} in {graph.name}; "
-                    "weights are computed in Module.prepare only"
+                    f"call of {use.graph.name}: its {what} is computed by {maker} in {graph.name} at "
+                    f"{value.node.origin}; weights are computed in Module.prepare only"
                 )
             inner[node] = bound[of[value].node]
         return inner

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Callable, Container, Mapping
 
 from ...ir.graph import Graph, Node, Value
 from ...ir.types import Dim, Type, substitute
+from .control import Use, carried, control_text
 from .emit import SESSIONS, THREADS_NAME, Emitter
 from .kernels import Arg, DimValue, Literal, Operand, Result, Run, Scratch
 from .lower import CONTEXT, Function, Line
 from .memory import storage_bytes
-from .text import LIBRARY, Names, aligned, c_type, dim_c, folded
+from .text import LIBRARY, Names, aligned, c_type, dim_c, folded, indented
 
 
 def function_text(emitter: Emitter, graph: Graph) -> str:
     """The definition of a graph's function, after a comment with its types."""
-    return _Text(emitter, emitter.functions[graph]).text()
+    return FunctionText(emitter, emitter.functions[graph]).text()
 
 
-class _Text:
+class FunctionText:
     """The text of one function."""
 
     def __init__(self, emitter: Emitter, function: Function) -> None:
@@ -40,9 +41,15 @@ class _Text:
             self.pointers[value] = self.output[index].name, self.graph.outputs[index].type
         self.part = {p.source: p for p in emitter.parts[self.graph]}
         self.declarations: dict[tuple[str, str, Type], str] = {}  # pointer names by leaf of the origin, slot and type
-        for line in function.lines:
+        self.nexts: dict[tuple[int, int], str] = {}
+        for at, line in enumerate(function.lines):
             for i, value in enumerate(line.node.values):
                 self._declare(line.node, i, value)
+            for i, _ in enumerate(carried(line.node)):
+                name, type = f"{self.value(line.node[i])}_next", line.node[i].type
+                key = name, self.slot_of["next", at, i], type
+                self.nexts[at, i] = self.declarations.setdefault(key, self.names.new(name))
+        self.counter, self.more = self.names.new("i"), self.names.new("more")  # of scans and whiles
 
     def _declare(self, node: Node, index: int, value: Value) -> None:
         """A pointer for a buffer of this function's own; values of one kind that take turns in a slot share it."""
@@ -77,6 +84,25 @@ class _Text:
             return name
         return f"(const {c_type(value.dtype)} *){name}"
 
+    def typed(self, value: Value) -> str:
+        """`value` as an expression whose type is a pointer to its elements, which that of a weight is not yet."""
+        node = self.function.plan.storage[value].node
+        is_weight = node.op.name == "input" and node.attr("role") == "weight"
+        return f"((const {c_type(value.dtype)} *){self.value(value)})" if is_weight else self.value(value)
+
+    def next(self, at: int, index: int) -> str:
+        """Where a step of the loop in line `at` leaves its carried value `index` for the next one."""
+        return self.nexts[at, index]
+
+    def copy(self, to: str, value: Value, source: str = "") -> str:
+        """A statement that copies a value, or one of its type from `source`."""
+        return f"memcpy({to}, {source or self.value(value)}, {self.dim(storage_bytes(value), wide=True)});"
+
+    def share(self, a: Value, b: Value) -> bool:
+        """Whether two values are in one buffer of the arena."""
+        of, hosts = self.function.plan.storage, self.function.plan.hosts
+        return of[a] in hosts and hosts[of[a]] == hosts.get(of[b])
+
     def argument(self, arg: Arg, at: int, node: Node) -> str:
         match arg:
             case Operand(index):
@@ -93,26 +119,28 @@ class _Text:
                 return "r"
         raise TypeError(f"{arg!r} is no argument of a kernel")
 
-    def call_line(self, at: int, line: Line) -> str:
-        if line.call:
-            name, args = line.call.kernel.symbol, [self.argument(a, at, line.node) for a in line.call.args]
-        else:
-            name, args = self._graph_call(at, line)
-        return folded(f"  {name}({', '.join(args)});")
+    def line(self, at: int, line: Line) -> str:
+        if not line.call:
+            return control_text(self, at, line.node, line.uses)
+        args = ", ".join(self.argument(a, at, line.node) for a in line.call.args)
+        return folded(f"  {line.call.kernel.symbol}({args});")
 
-    def _graph_call(self, at: int, line: Line) -> tuple[str, list[str]]:
-        assert line.callee is not None
-        callee, emitter = line.callee.graph, self.emitter
+    def graph_call(self, at: int, use: Use, given: Mapping[int, str], result: Callable[[int], str]) -> str:
+        """A call of another graph's function in line `at`. `given` says what is passed for some of the operands instead
+        of their own pointers, `result` where each output goes."""
+        callee, emitter = use.graph, self.emitter
         args = ["r"]
         if emitter.parts[callee]:
             part = self.part[callee]
-            args.append(f"&at->{part.name}[{part.calls.index(line.node)}]")
+            args.append(f"&at->{part.name}[{part.uses.index(use)}]")
         args += [s.name for s in emitter.dimensions(callee)]
-        args += [self.value(v) for v, n in zip(line.node.inputs, callee.inputs) if n.attr("role") == "arg"]
-        args += [self.value(line.node[i]) for i in emitter.results(callee)]
-        if line.callee.plan.plan.slots:
+        for i, (value, node) in enumerate(zip(use.operands, callee.inputs)):
+            if node.attr("role") == "arg":
+                args.append(given[i] if i in given else self.value(value))
+        args += map(result, emitter.results(callee))
+        if emitter.functions[callee].plan.plan.slots:
             args.append(self.slot_of["scratch", at])
-        return emitter.function_names[callee], args
+        return f"{emitter.function_names[callee]}({', '.join(args)});"
 
     def text(self) -> str:
         emitter, graph = self.emitter, self.graph
@@ -150,16 +178,18 @@ class _Text:
         rows = []
         for at, line in enumerate(self.function.lines):
             types = ", ".join(str(v.type) for v in line.node.values if self._is_data(v))
-            comment = ": ".join(filter(None, (line.node.origin.path, types)))
-            rows.append((self.call_line(at, line), comment.replace("*/", "* /")))
+            path, code = line.node.origin.path, self.line(at, line)
+            if line.uses and line.node.op.name != "call":
+                rows.append((f"{indented(_wrapped(f'{path or line.node.op.name}: {types}'))}\n{code}", ""))
+            else:
+                rows.append((code, ": ".join(filter(None, (path, types))).replace("*/", "* /")))
         lines = aligned(rows)
         if self.function.optional is not None:
             wanted = " || ".join(f"!{p.name}" for p in self.output.values())
             early = f"  if ({wanted}) return; /* a chunk whose logits nobody wants ends here */"
             lines.insert(self.function.optional, early)
         for index in self.function.plan.copies:
-            value, size = self.graph.outputs[index], self.dim(storage_bytes(self.graph.outputs[index]), wide=True)
-            lines.append(f"  memcpy({self.output[index].name}, {self.value(value)}, {size});")
+            lines.append(f"  {self.copy(self.output[index].name, self.graph.outputs[index])}")
         return lines
 
     def _is_data(self, value: Value) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from ...ir.graph import Graph, IRError, Module, Node, subgraphs
+from ...ir.graph import Graph, IRError, Module, Node, Value
 from ...ir.target import Target
 from ...ir.types import Dim, substitute
 from . import attention, cache, embedding, linear, loop, norm, rope
+from .control import Use, carried, uses_of
 from .kernels import Call
-from .memory import GraphPlan, plan_graph, view_of
+from .memory import GraphPlan, largest, plan_graph, view_of
 
 CONTEXT = "C"  # the symbol of a state's positions
 Lowering = Callable[[Node, Target], Call]
@@ -20,21 +21,30 @@ LOWERINGS: Mapping[str, Lowering] = {op: rule for family in FAMILIES for op, rul
 
 @dataclass(frozen=True)
 class Line:
-    """One call in a function: of a kernel, or of the function of another graph."""
+    """One statement of a function: a kernel's call, or what calls the functions of other graphs, one for each use."""
 
     node: Node
     call: Call | None = None
-    callee: Function | None = None
+    uses: tuple[Use, ...] = ()
+    callees: tuple[Function, ...] = ()
 
     @property
     def scratch(self) -> Dim:
-        """Bytes of arena that only this line uses."""
-        return self.callee.plan.plan.bytes if self.callee else self.call.scratch if self.call else 0
+        """Bytes of arena that only this line uses; of functions, one runs at a time."""
+        return self.call.scratch if self.call else largest(f.plan.plan.bytes for f in self.callees)
 
     @property
     def in_place(self) -> tuple[tuple[int, int], ...]:
         """(result, operand) pairs that may share a buffer."""
-        return self.call.in_place if self.call else ()
+        return self.call.in_place if self.call else tuple(enumerate(carried(self.node)))
+
+    @property
+    def reads(self) -> tuple[Value, ...]:
+        """The values whose pointers its text has: not the weights and states that functions find themselves."""
+        if self.call:
+            return self.node.inputs
+        index = self.node.inputs[:1] if self.node.op.name == "cond" else ()
+        return (*index, *(v for use in self.uses for v in use.arguments))
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +59,7 @@ class Function:
     @property
     def callees(self) -> tuple[Function, ...]:
         """The distinct functions that its lines call."""
-        return tuple(dict.fromkeys(line.callee for line in self.lines if line.callee))
+        return tuple(dict.fromkeys(callee for line in self.lines for callee in line.callees))
 
 
 def is_silent(node: Node) -> bool:
@@ -82,8 +92,8 @@ def lower_module(module: Module, target: Target, context: int,
         if graph in functions:
             return
         for node in graph.nodes():
-            for callee in subgraphs(node) if node.op.name == "call" else ():
-                visit(callee)
+            for use in uses_of(node):
+                visit(use.graph)
         late = _needs_rows(graph) if entry == "step" else frozenset()
         nodes = [n for n in graph.nodes() if not is_silent(n)]
         ordered = [n for n in nodes if n not in late] + [n for n in nodes if n in late]
@@ -92,8 +102,8 @@ def lower_module(module: Module, target: Target, context: int,
         functions[graph] = Function(graph, lines, plan_graph(graph, lines), optional)
 
     def line(node: Node) -> Line:
-        if node.op.name == "call":
-            return Line(node, callee=functions[node.attr("graph")])
+        if uses := uses_of(node):
+            return Line(node, uses=uses, callees=tuple(functions[use.graph] for use in uses))
         call = lower_node(node, target, lowerings)
         return Line(node, replace(call, scratch=substitute(call.scratch, {CONTEXT: context})))
 

@@ -16,6 +16,7 @@ from ...ir.graph import Graph, Node, Value
 from ...ir.ops.cache import STATE_USES
 from ...ir.quant.panels import packed_bytes
 from ...ir.types import Dim, DimCall, Expr, Monomial, bounds, dim_max, evaluate, floordiv, symbols
+from .control import carried
 
 if TYPE_CHECKING:
     from .lower import Line
@@ -148,9 +149,10 @@ class GraphPlan:
     """The arena of one graph.
 
     `storage` is `storage(graph)`; `hosts` gives for each value stored in the arena the value whose buffer it uses (its
-    own, or the operand's that it overwrites), and `plan` is keyed by hosts and by ("scratch", line index). `results`
-    gives for each value that the function writes through a pointer of its own the output's index; an output whose bytes
-    are elsewhere (an input, or another output) is in `copies` by index, to be copied last.
+    own, or the operand's that it overwrites), and `plan` is keyed by hosts, by ("scratch", line index) and by ("next",
+    line index, i) for what a step of a loop gives for its carried value i. `results` gives for each value that the
+    function writes through a pointer of its own the output's index; an output whose bytes are elsewhere (an input, or
+    another output) is in `copies` by index, to be copied last.
     """
 
     storage: Mapping[Value, Value]
@@ -196,7 +198,10 @@ def plan_graph(graph: Graph, lines: Sequence[Line]) -> GraphPlan:
                 joined[value] = host
                 spans[host] = spans[host][0], max(spans[host][1], last[value])
     buffers = [Buffer(v, storage_bytes(v), *span) for v, span in spans.items()]
-    buffers += [Buffer(("scratch", at), line.scratch, at, at) for at, line in enumerate(lines) if line.scratch != 0]
+    for at, line in enumerate(lines):
+        buffers += [Buffer(("scratch", at), line.scratch, at, at)] if line.scratch != 0 else []
+        carry = enumerate(carried(line.node))
+        buffers += [Buffer(("next", at, i), storage_bytes(line.node.inputs[n]), at, at) for i, n in carry]
     hosts = {v: joined.get(v, v) for v in (*spans, *joined)}
     return GraphPlan(of, hosts, assign(buffers), results, tuple(copies))
 

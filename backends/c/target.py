@@ -42,8 +42,8 @@ FUSIONS = frozenset({
 def _target(name: str, flags: str = "", features: str = "") -> CTarget:
     """A target whose flags and features are given as words."""
     ir = Target(
-        name=name, backend="c", activations=ACTIVATIONS, ops=frozenset(LOWERINGS), weight_layout="panel16", fusions=FUSIONS,
-        direct=frozenset(DIRECT), cache=f16, page=256,
+        name=name, backend="c", activations=ACTIVATIONS, ops=frozenset(LOWERINGS), weight_layout="panel16",
+        fusions=FUSIONS, direct=frozenset(DIRECT), cache=f16, page=256,
     )  # fmt: skip
     baseline = ("-march=x86-64",) if platform.machine() in ("x86_64", "AMD64") else ()
     return CTarget(ir, f"{name}.h", (*baseline, *flags.split()), tuple(features.split()), baseline)
