@@ -232,6 +232,11 @@ def dots() -> Iterator[Case]:
     yield case("dot_general", ((T, 9), i8), ((5, 9), i8), contracting=((1,), (1,)), dtype=i32)
     yield case("dot_general", ((T, 9), f16), ((5, 9), f16), contracting=((1,), (1,)), dtype=f32)
     yield case("dot_general", ((T, 200), f32), ((200, 70), f32), contracting=((1,), (0,)))
+    for d in (f32, f16, bf16, i32, i8):  # tiles of 64, 32 and 16, along axes of all kinds
+        for n in (64, 96, 18, 7 * T):
+            yield case("dot_general", ((3, 9), d), ((9, n), d), contracting=((1,), (0,)))
+        yield case("dot_general", ((T, 9), d), ((3, 9), d), contracting=((1,), (1,)))
+    yield case("dot_general", ((T, 300), f32), ((300,), f32), contracting=((1,), (0,)))
 
 
 def all_cases() -> list[Case]:

@@ -96,7 +96,8 @@ def _cond_text(text: FunctionText, at: int, node: Node, uses: tuple[Use, ...]) -
     index, lines = text.typed(node.inputs[0]), []
     for i, use in enumerate(uses):
         test = f"if (*{index} < {i + 1}) " if use is not uses[-1] else ""
-        lines += [f"{'} else ' if i else ''}{test}{{", f"  {text.graph_call(at, use, {}, lambda r: text.value(node[r]))}"]
+        call = text.graph_call(at, use, {}, lambda r: text.value(node[r]))
+        lines += [f"{'} else ' if i else ''}{test}{{", f"  {call}"]
     return [*lines, "}"]
 
 

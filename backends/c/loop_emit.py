@@ -40,6 +40,8 @@ from .text import C_TYPES, Names
 OUTER_NAMES, REDUCED_NAMES = "ijkmno", "pquvw"
 LOCALS = ("args", "g", "begin", "end", "worker", "l", "lane", "count", "total")  # what the lines name themselves
 
+TILES = (64, 32, 16)  # outputs of a dot product computed side by side: wide ones where words can be loaded
+
 # monoid → (identity for floats, for integers and bool as a C expression of the type's name, combining operation)
 MONOIDS = {
     "sum": ("0", "0", "add"), "prod": ("1", "1", "mul"), "max": ("-INFINITY", "{low}", "max"),
@@ -203,14 +205,26 @@ class _Writer:
 
     def lines(self) -> list[str]:
         loop, found = self.loop, self._lookups()
-        target = Scope(self.scope.axis, {}).index(flatten(axes(self.rank), loop.shape))
-        inside = self._reduction(target) if loop.monoid else self._assignment(target)
-        inside = [*found[self.rank], *inside]
+        tiled = self._tile_axis() if loop.monoid == "dot" and not any(found) else None
+        if tiled is not None:
+            inside = self._tiles(tiled)
+        else:
+            target = self._target(axes(self.rank))
+            inside = self._reduction(target) if loop.monoid else self._assignment(target)
+            inside = [*found[self.rank], *inside]
         for n in reversed(range(self.rank)):
-            split = n == 0 and is_parallel(loop.shape[0], self.context().work)
-            low, high = ("begin", "end") if split else ("0", dim_text(loop.shape[n]))
-            inside = [*found[n], *counted(self.scope.axis[n], low, high, inside)]
+            if n != tiled:
+                inside = [*found[n], *counted(self.scope.axis[n], *self._range(n), inside)]
         return inside
+
+    def _range(self, n: int) -> tuple[str, str]:
+        """Where the counter of output axis n begins and ends."""
+        split = n == 0 and is_parallel(self.loop.shape[0], self.context().work)
+        return ("begin", "end") if split else ("0", dim_text(self.loop.shape[n]))
+
+    def _target(self, index: Sequence[Affine]) -> str:
+        """The place of an element of the result."""
+        return f"{self.out}[{Scope(self.scope.axis, {}).index(flatten(index, self.loop.shape))}]"
 
     def _lookups(self) -> list[list[str]]:
         """Declarations of looked-up indices that need no guard: entry n belongs inside of n output axes."""
@@ -226,13 +240,14 @@ class _Writer:
     def _assignment(self, target: str) -> list[str]:
         bindings = list(self.scope.bindings(self.loop.body))
         text = self.scope.body(self.loop.body)
-        return [*bindings, f"{self.out}[{target}] = {text if self.scope.raw else store(text, self.loop.result.dtype)};"]
+        return [*bindings, f"{target} = {text if self.scope.raw else store(text, self.loop.result.dtype)};"]
 
     def _reduction(self, target: str) -> list[str]:
         dtype = self.loop.result.dtype
         kind = VALUE_TYPES[dtype.name]
         if self.loop.monoid == "dot":
-            start, lines, total = self._dot()
+            start, total = [f"{VALUE_TYPES[self.loop.body.dtype.name]} total = 0;"], "total"
+            lines = self._nest([self._multiply_add(total, self.loop.body)])
         elif dtype.is_float:
             start, lines, total = self._lanes(kind)
         else:
@@ -240,7 +255,7 @@ class _Writer:
             bindings, text = list(self.scope.bindings(self.loop.body)), self.scope.body(self.loop.body)
             update = expression(MONOIDS[self.loop.monoid][2], ["total", text], dtype, dtype)
             lines, total = self._nest([*bindings, f"total = {update};"]), "total"
-        return [*start, *lines, f"{self.out}[{target}] = {store(total, dtype)};"]
+        return [*start, *lines, f"{target} = {store(total, dtype)};"]
 
     def _nest(self, inside: list[str]) -> list[str]:
         """The lines inside loops over the reduced axes."""
@@ -248,15 +263,45 @@ class _Writer:
             inside = counted(self.scope.axis[self.rank + n], "0", dim_text(self.loop.reduced[n]), inside)
         return inside
 
-    def _dot(self) -> tuple[list[str], list[str], str]:
-        """One chain of fused multiply-adds; for integers the sum of products."""
-        assert isinstance(self.loop.body, Apply) and self.loop.body.op == "mul"
-        a, b = (self.scope.body(x) for x in self.loop.body.args)
-        dtype = self.loop.body.dtype
-        update = f"fmaf({a}, {b}, total)"
+    def _multiply_add(self, total: str, product: Body) -> str:
+        """A step of a chain of fused multiply-adds; for integers of a sum of products."""
+        assert isinstance(product, Apply) and product.op == "mul"
+        a, b = (self.scope.body(x) for x in product.args)
+        dtype = product.dtype
         if dtype.is_integer:
-            update = expression("add", ["total", expression("mul", [a, b], dtype, dtype)], dtype, dtype)
-        return [f"{VALUE_TYPES[dtype.name]} total = 0;"], self._nest([f"total = {update};"]), "total"
+            return f"{total} = {expression('add', [total, expression('mul', [a, b], dtype, dtype)], dtype, dtype)};"
+        return f"{total} = fmaf({a}, {b}, {total});"
+
+    def _walks(self, n: int) -> bool:
+        """Whether an operand has what one step of axis n adds right behind: then the compiler loads whole words."""
+        return any(isinstance(p, Read) and p.index[0].coefficient(n) == 1 for p in parts(self.loop.body))
+
+    def _tile_axis(self) -> int | None:
+        """The output axis along which chains of multiply-adds run side by side, one being as slow as the latency."""
+        large = [n for n, size in enumerate(self.loop.shape) if bounds(size)[1] >= TILES[-1]]
+        return max(large, key=lambda n: (bounds(self.loop.shape[n])[0] >= TILES[-1], self._walks(n), n), default=None)
+
+    def _tiles(self, n: int) -> list[str]:
+        """Tiles of outputs along axis n, then those that are left, one by one. Each output is still one chain."""
+        size, counter, (low, high) = self.loop.shape[n], self.scope.axis[n], self._range(n)
+        tile = min(TILES, key=lambda t: size % t if isinstance(size, int) else t != 32) if self._walks(n) else TILES[-1]
+        self.scope.axis.append("l")
+        along = list(axes(self.rank + len(self.loop.reduced)))
+        along[n] += index_of(Axis(len(along)))
+        lanes = f"for (int l = 0; l < {tile}; l++)"
+        step = self._multiply_add("total[l]", move(self.loop.body, along))
+        lines = [
+            f"int64_t {counter} = {low};",
+            f"for (; {counter} + {tile} <= {high}; {counter} += {tile}) {{",
+            f"  {VALUE_TYPES[self.loop.body.dtype.name]} total[{tile}] = {{0}};",
+            *(f"  {line}" for line in self._nest([lanes, f"  {step}"])),
+            f"  {lanes} {self._target(along[: self.rank])} = {store('total[l]', self.loop.result.dtype)};",
+            "}",
+        ]
+        if low == "0" and isinstance(size, int) and size % tile == 0:
+            return lines
+        one_by_one = (f"  {line}" for line in self._reduction(self._target(axes(self.rank))))
+        return [*lines, f"for (; {counter} < {high}; {counter}++) {{", *one_by_one, "}"]
 
     def _lanes(self, kind: str) -> tuple[list[str], list[str], str]:
         """Sixteen accumulators, element n of the reduced sequence in lane n % 16, folded at the end."""
