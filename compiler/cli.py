@@ -34,7 +34,7 @@ ModelName = Annotated[
     ),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Threads; default: the physical cores.")]
-Target = Annotated[str, typer.Option("--target", help="`native`, `generic`, `avx2` or `avx512vnni`.")]
+Target = Annotated[str, typer.Option("--target", help="`native`, `generic`, `avx2`, `avx512vnni` or `avx512bf16`.")]
 Context = Annotated[int | None, typer.Option("--context", min=1, help="Positions of the cache; default: the model's.")]
 Tokens = Annotated[int, typer.Option("-n", "--tokens", min=1, help="Tokens to generate at most.")]
 Temperature = Annotated[float, typer.Option("--temp", min=0, help="Temperature; 0 takes the likeliest token.")]

@@ -41,7 +41,8 @@ def compiler() -> str:
 
 def compile_kernels(source: str, target: str, extra: tuple[str, ...] = ()) -> Path:
     """A shared library of `source` after the words of `target`, warnings being errors."""
-    text = f'#include "run.h"\n#include "{target}.h"\n#include "elementary.h"\n#include "parallel.h"\n{source}'
+    headers = "run.h", TARGETS[target].header, "elementary.h", "parallel.h"
+    text = "".join(f'#include "{header}"\n' for header in headers) + source
     name = hashlib.sha256(f"{text}{target}{extra}".encode()).hexdigest()[:16]
     path, library = _BUILT / f"{name}.c", _BUILT / f"{name}.so"
     path.write_text(text)

@@ -39,6 +39,7 @@ TILES = {
     "generic": {"block": Tile(1, (4,)), "dense": Tile(1, (4,))},
     "avx2": {"block": Tile(1, (1, 2, 4)), "dense": Tile(2, (1, 2, 3))},
     "avx512vnni": {"block": Tile(2, (1, 2, 3, 4, 6)), "dense": Tile(2, (1, 2, 3, 4, 6))},
+    "avx512bf16": {"block": Tile(2, (1, 2, 3, 4, 6)), "dense": Tile(2, (1, 2, 3, 4, 6))},
 }
 
 JOB = Kernel("linear_job", """\

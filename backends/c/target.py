@@ -39,26 +39,26 @@ FUSIONS = frozenset({
 })  # fmt: skip
 
 
-def _target(name: str, flags: str = "", features: str = "") -> CTarget:
-    """A target whose flags and features are given as words."""
+def _target(name: str, flags: str = "", features: str = "", header: str = "") -> CTarget:
+    """A target whose flags and features are given as words, and its header where that is not named like it."""
     ir = Target(
         name=name, backend="c", activations=ACTIVATIONS, ops=frozenset(LOWERINGS), weight_layout="panel16",
         fusions=FUSIONS, direct=frozenset(DIRECT), cache=f16, page=256,
     )  # fmt: skip
     baseline = ("-march=x86-64",) if platform.machine() in ("x86_64", "AMD64") else ()
-    return CTarget(ir, f"{name}.h", (*baseline, *flags.split()), tuple(features.split()), baseline)
+    return CTarget(ir, f"{header or name}.h", (*baseline, *flags.split()), tuple(features.split()), baseline)
 
+
+AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c"
+AVX512_FEATURES = "avx avx2 fma f16c avx512f avx512bw avx512dq avx512vl avx512_vnni"
 
 TARGETS: dict[str, CTarget] = {
     t.name: t
     for t in (
         _target("generic"),
         _target("avx2", "-mavx2 -mfma -mf16c", "avx avx2 fma f16c"),
-        _target(
-            "avx512vnni",
-            "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c",
-            "avx avx2 fma f16c avx512f avx512bw avx512dq avx512vl avx512_vnni",
-        ),
+        _target("avx512vnni", AVX512, AVX512_FEATURES),
+        _target("avx512bf16", f"{AVX512} -mavx512bf16", f"{AVX512_FEATURES} avx512_bf16", "avx512vnni"),
     )
 }  # from the least to the best
 
