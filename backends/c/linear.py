@@ -7,7 +7,7 @@ function serves every shape of the same dtypes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from textwrap import fill
 
@@ -194,10 +194,12 @@ def linear(node: Node, target: Target) -> Call:
 
 
 def linear_add(node: Node, target: Target) -> Call:
-    """linear_add(x[T,K], w[N,K], residual[T,N], [bias[N]])"""
+    """linear_add(x[T,K], w[N,K], residual[T,N], [bias[N]]): an element of the residual is read right before the sum is
+    written, so that they may share a buffer."""
     bias = len(node.inputs) == 4
     product = Product(node.inputs[1].dtype, bias=bias, residual=True)
-    return _call("linear", node, target, [product], [(1, 3, 2) if bias else (1, 2)])
+    call = _call("linear", node, target, [product], [(1, 3, 2) if bias else (1, 2)])
+    return replace(call, in_place=((0, 2),))
 
 
 def linear_group(node: Node, target: Target) -> Call:
