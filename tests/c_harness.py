@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ISA, RUNTIME = ROOT / "backends/c/isa", ROOT / "runtime/c"
 FLAGS = ("-std=c11 -D_GNU_SOURCE -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math "
          "-Wall -Wextra -Werror -pedantic").split()  # fmt: skip
-_BUILT = Path(tempfile.mkdtemp(prefix="inferc-c-"))
+_FOLDER = tempfile.TemporaryDirectory(prefix="inferc-c-")  # removed when the tests end
+_BUILT = Path(_FOLDER.name)
 
 
 every_target = pytest.mark.parametrize("target", [
