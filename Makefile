@@ -17,7 +17,7 @@ test-slow: $(VENV)/.test
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
-	$(BIN)/mypy -p inferc
+	$(BIN)/mypy -p inferc.compiler -p inferc.ir -p inferc.backends -p inferc.runtime
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

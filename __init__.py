@@ -35,9 +35,9 @@ def compile(
 
     `source` is a GGUF file, a short name (`smollm2`, `gemma3-270m`), `hf:ORG/REPO/FILE` or `pypi:PACKAGE`; `output` the
     artifact to write, by default one in the user's cache, made once. `target` is `native`, `generic`, `avx2`,
-    `avx512vnni` or `avx512bf16`; `context` the most tokens of a session, by default what the model was trained for; `chunk` the most
-    tokens evaluated at once; `dump_ir` a folder for the graph after every pass. `progress` is told (what, bytes done,
-    bytes in all). Raises InfercError.
+    `avx512vnni` or `avx512bf16`; `context` the most tokens of a session, by default what the model was trained for;
+    `chunk` the most tokens evaluated at once; `dump_ir` a folder for the graph after every pass. `progress` is told
+    (what, bytes done, bytes in all). Raises InfercError.
     """
     from .compiler import cache, driver
 

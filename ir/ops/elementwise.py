@@ -143,6 +143,10 @@ def _op(name: str, arity: int, kinds: str, function: Callable[..., np.ndarray], 
 
 NUMBER, FLOAT, INT, BITS = "float int", "float", "int", "int bool"
 
+def _sign(x: np.ndarray) -> np.ndarray:
+    return np.where(x == 0, x, np.sign(x))  # keeps -0.0
+
+
 ELEMENTWISE = (
     _op("add", 2, NUMBER, np.add, commutative=True),
     _op("sub", 2, NUMBER, np.subtract),
@@ -154,7 +158,7 @@ ELEMENTWISE = (
     _op("pow", 2, FLOAT, _numeric("pow", np.power)),
     _op("neg", 1, NUMBER, np.negative),
     _op("abs", 1, NUMBER, np.abs),
-    _op("sign", 1, NUMBER, lambda x: np.where(x == 0, x, np.sign(x))),
+    _op("sign", 1, NUMBER, _sign),
     _op("floor", 1, FLOAT, np.floor),
     _op("ceil", 1, FLOAT, np.ceil),
     Op("round", _infer_round, in_f32(_round), attributes=(("mode", "even"),)),
