@@ -27,12 +27,16 @@ def model(home) -> Path:
 
 @pytest.fixture(scope="module")
 def inferc(home):
-    """Runs the command with a cache of its own; `fails=True` demands a one-line error and exit code 1."""
+    """Runs the command with a cache of its own; `fails=True` demands a one-line error and exit code 1.
 
-    def run(*arguments: object, fails: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
+    `hidden` names a package that the process shall not find.
+    """
+
+    def run(*arguments, fails=False, hidden="", **environment) -> subprocess.CompletedProcess[str]:
         own = {"PYTHONPATH": str(ROOT / ".dev"), "XDG_CACHE_HOME": str(home / "cache")}
         variables = os.environ | own | environment
-        command = [sys.executable, "-m", "inferc.compiler", *map(str, arguments)]
+        code = f"import sys; sys.modules[{hidden!r}] = None; from inferc.compiler.cli import main; main()"
+        command = [sys.executable, "-c", code, *map(str, arguments)]
         result = subprocess.run(command, capture_output=True, text=True, env=variables, stdin=subprocess.DEVNULL)
         if fails:
             lines = result.stderr.strip().splitlines()
@@ -134,7 +138,7 @@ def test_missing_compiler(inferc, model, home):
     empty = home / "empty"
     empty.mkdir()
     out = home / "never.inferc"
-    error = inferc("compile", model, "-o", out, fails=True, PATH=str(empty), CC="").stderr
+    error = inferc("compile", model, "-o", out, fails=True, hidden="ziglang", PATH=str(empty), CC="").stderr
     assert "compiler" in error and "install" in error
     assert "CC" in inferc("compile", model, "-o", out, fails=True, CC="no-such-cc").stderr
     assert not list(home.glob("*never*"))
