@@ -1,6 +1,7 @@
 """The C of products with block formats: one recipe, driven by the format's record and the target's tile shape.
 
-For a format F it writes F_planes, what a block of k looks like unpacked; F_unpack; F_tile, the micro-kernel; F_panels,
+For a format F it writes F_quad, F_scale and F_pair, what lies in a packed block; F_planes, what a block of k looks like
+unpacked; F_unpack; F_tile, the micro-kernel; F_stream, its sum for one token straight from the packed bytes; F_panels,
 the loop over k and tokens; and F_terms, what a token contributes beside its dots, computed once for all rows.
 """
 
@@ -32,8 +33,9 @@ INLINE vi32 s16_pair(vi32 even, vi32 odd) { return i32_or(i32_and(even, i32_spla
 def block_panels(fmt: Format, target: str) -> Kernel:
     """`static void F_panels(job, w, panel_bytes, acc)`, a linear_panels."""
     tile = TILES[target]["block"]
-    micro = _tile_32 if fmt.block == 32 else _tile_256
-    text = "\n".join([_planes(fmt, tile.panels), _unpack(fmt, tile.panels), micro(fmt, tile), _panels(fmt, tile)])
+    micro, stream = (_tile_32, _stream_32) if fmt.block == 32 else (_tile_256, _stream_256)
+    parts = [_packed(fmt), _planes(fmt, tile.panels), _unpack(fmt, tile.panels), micro(fmt, tile), stream(fmt)]
+    text = "\n".join([*parts, _panels(fmt, tile)])
     return Kernel(f"{fmt.dtype}_panels", text, (JOB, FIELD))
 
 
@@ -79,8 +81,55 @@ def _describe(fmt: Format) -> str:
     return f"{fmt.dtype}: {', '.join(parts)}; {fmt.dtype.block_bytes} bytes a block of {fmt.block}"
 
 
+def _lines(fmt: Format) -> int:
+    """Where a packed block's lines of bit planes begin, after d, m and the integer scales."""
+    return 32 + (32 if fmt.mins else 0) + fmt.scale_count * fmt.scale_bits * 2
+
+
+def _packed(fmt: Format) -> str:
+    """C: what lies in a packed block, in registers: bytes of weights, integer scales and what meets the terms."""
+    dtype, fields, first = fmt.dtype, [], 0
+    for bits, position in planes_of(fmt.bits):
+        line = f"u8_load(line + {f'({first} + j % {bits})' if first else f'j % {bits}'} * 64)"
+        field = f"u8_field({line}, {bits} * (j / {bits}), {bits}, {position})"
+        fields.append(field if bits < 8 else f"s8_weights({line})")
+        first += bits
+    text = f"""\
+/* {_describe(fmt)}. */
+/* Values 4j .. 4j+3 of 32, of 16 rows, from their {fmt.bits} lines. */
+INLINE vu8 {dtype}_quad(const uint8_t *line, int j) {{
+  return {_either("u8", fields)};
+}}
+"""
+    if not fmt.scale_bits:
+        return text
+    fields, base = [], _lines(fmt) - fmt.scale_count * fmt.scale_bits * 2
+    for bits, position in planes_of(fmt.scale_bits):
+        fields.append(f"word_field(w + {base}, i, {bits}, {position})")
+        base += fmt.scale_count * bits * 2
+    value = _either("i32", fields)
+    if fmt.scale_signed:
+        value = f"i32_shr(i32_shl({value}, {32 - fmt.scale_bits}), {32 - fmt.scale_bits})"
+    if fmt.scale_zero:
+        value = f"i32_sub({value}, i32_splat({fmt.scale_zero}))"
+    at = f"{fmt.groups} + 2 * i" if fmt.mins else "2 * i"
+    return f"""{text}\
+INLINE vi32 {dtype}_scale(const uint8_t *w, int i) {{
+  return {value};
+}}
+/* {_paired(fmt).capitalize()} 2i and 2i + 1. */
+INLINE vi32 {dtype}_pair(const uint8_t *w, int i) {{
+  return s16_pair({dtype}_scale(w, {at}), {dtype}_scale(w, {at} + 1));
+}}
+"""
+
+
+def _either(word: str, fields: list[str]) -> str:
+    return fields[0] if len(fields) == 1 else f"{word}_or({fields[0]},\n               {fields[1]})"
+
+
 def _planes(fmt: Format, panels: int) -> str:
-    lines = [f"/* {_describe(fmt)}. */", "typedef struct {", f"  uint8_t quad[{KBLOCK // 4}][{panels}][64];"]
+    lines = ["typedef struct {", f"  uint8_t quad[{KBLOCK // 4}][{panels}][64];"]
     if fmt.scale_bits:
         lines.append(f"  int32_t scale[{fmt.groups}][{panels}][16];")
     if fmt.block == 256:
@@ -95,27 +144,22 @@ def _paired(fmt: Format) -> str:
     return "mins" if fmt.mins else "scales"
 
 
+D, M = "f32_load_f16((const void *)w)", "f32_load_f16((const void *)(w + 32))"  # C: of the packed block at w
+
+
 def _unpack(fmt: Format, panels: int) -> str:
     """C: headers and bit planes of up to KBLOCK values of each panel, to floats, 32-bit lanes and bytes."""
-    dtype, size, at = fmt.dtype, 16 * fmt.dtype.block_bytes, 32
-    lines = ["f32_store(u->d[b][p], f32_load_f16((const void *)w));"]
+    dtype, size, group = fmt.dtype, 16 * fmt.dtype.block_bytes, "b" if fmt.block == 32 else "g"
+    lines = [f"f32_store(u->d[b][p], {D});"]
     if fmt.mins:
-        lines.append("f32_store(u->m[b][p], f32_load_f16((const void *)(w + 32)));")
-        at += 32
+        lines.append(f"f32_store(u->m[b][p], {M});")
     if fmt.scale_bits:
-        lines += _unpack_scales(fmt, at)
-        at += fmt.scale_count * fmt.scale_bits * 2
-    fields, first, group = [], 0, "b" if fmt.block == 32 else "g"
-    for bits, position in planes_of(fmt.bits):
-        line = f"u8_load(line + {f'({first} + j % {bits})' if first else f'j % {bits}'} * 64)"
-        field = f"u8_field({line}, {bits} * (j / {bits}), {bits}, {position})"
-        fields.append(field if bits < 8 else f"s8_weights({line})")
-        first += bits
-    bytes_ = fields[0] if len(fields) == 1 else f"u8_or({fields[0]},\n              {fields[1]})"
+        lines += [each(fmt.groups, "g"), f"  i32_store(u->scale[g][p], dot_scale({dtype}_scale(w, g), {fmt.bits}));",
+                  each(fmt.groups // 2, "i"), f"  i32_store(u->pair[i][p], {dtype}_pair(w, i));"]  # fmt: skip
     part = size * 32 // fmt.block
-    quads = [f"const uint8_t *line = w + {at}{f' + g * {fmt.bits * 64}' if fmt.block == 256 else ''};",
+    quads = [f"const uint8_t *line = w + {_lines(fmt)}{f' + g * {fmt.bits * 64}' if fmt.block == 256 else ''};",
              f"prefetch(w + {KBLOCK // fmt.block * size}{f' + g * {part}' if fmt.block == 256 else ''}, {part});",
-             each(8, "j"), f"  u8_store(u->quad[8 * {group} + j][p],\n           {bytes_});"]  # fmt: skip
+             each(8, "j"), f"  u8_store(u->quad[8 * {group} + j][p], {dtype}_quad(line, j));"]  # fmt: skip
     if fmt.block == 256:
         quads = ["for (int g = 0; g < 8; g++) {", *(f"  {q}" for q in quads), "}"]
     body = "\n".join(f"      {line}" for line in lines + quads)
@@ -129,28 +173,6 @@ static void {dtype}_unpack(const uint8_t *first, size_t panel_bytes, int32_t blo
   }}
 }}
 """
-
-
-def _unpack_scales(fmt: Format, at: int) -> list[str]:
-    """C: packed integer scales, one 32-bit lane a row, and what meets the terms, in pairs."""
-
-    def value(index: str) -> str:
-        fields, base = [], at
-        for bits, position in planes_of(fmt.scale_bits):
-            fields.append(f"word_field(w + {base}, {index}, {bits}, {position})")
-            base += fmt.scale_count * bits * 2
-        text = fields[0] if len(fields) == 1 else f"i32_or({fields[0]}, {fields[1]})"
-        if fmt.scale_signed:
-            text = f"i32_shr(i32_shl({text}, {32 - fmt.scale_bits}), {32 - fmt.scale_bits})"
-        return f"i32_sub({text}, i32_splat({fmt.scale_zero}))" if fmt.scale_zero else text
-
-    first = f"{fmt.groups} + 2 * i" if fmt.mins else "2 * i"
-    return [
-        each(fmt.groups, "g"), f"  i32_store(u->scale[g][p], dot_scale({value('g')}, {fmt.bits}));",
-        f"{each(fmt.groups // 2, 'i')} {{",
-        f"  const vi32 even = {value(first)};", f"  const vi32 odd = {value(f'{first} + 1')};",
-        "  i32_store(u->pair[i][p], s16_pair(even, odd));", "}",
-    ]  # fmt: skip
 
 
 def _tile_32(fmt: Format, tile: Tile) -> str:
@@ -246,6 +268,80 @@ INLINE void {dtype}_tile(const int T, const {dtype}_planes *u, const int8_t *x, 
 """
 
 
+def _stream_32(fmt: Format) -> str:
+    dtype, size, quads = fmt.dtype, 16 * fmt.dtype.block_bytes, f"DOT_QUADS({fmt.bits})"
+    start = "i32_zero()" if fmt.mins else "i32_splat(job->terms[g])"
+    dot = "dot4_s8s8" if fmt.signed else "dot4_u7s8"
+    offset = f"""
+    float term;
+    memcpy(&term, &job->terms[g], sizeof term);
+    y = f32_add(y, f32_mul({M}, f32_splat(term)));""" if fmt.mins else ""  # fmt: skip
+    return f"""\
+/* One token and panel, straight from the packed bytes: the sum of {dtype}_tile. */
+static void {dtype}_stream(const linear_job *job, const uint8_t *w, float *acc) {{
+  const int8_t *x = (const int8_t *)job->x;
+  const float *scale = (const float *)(const void *)(x + job->k);
+  vf32 y = f32_zero();
+  for (int32_t g = 0; g < job->k / 32; g++, w += {size}, x += 32) {{
+    vi32 sum = {start};
+    prefetch(w + STREAM_AHEAD, {size});
+    {each(f"8 / {quads}", "c")} {{
+      vdot dot = dot_begin(sum);
+      {each(quads, "i")} {{
+        const int j = c * {quads} + i;
+        dot = {dot}(dot, {dtype}_quad(w + {_lines(fmt)}, j), quad_load(x + 4 * j));
+      }}
+      sum = dot_end(sum, dot);
+    }}
+    y = f32_add(y, f32_mul(f32_mul({D}, f32_splat(scale[g])), f32_from_i32(sum)));{offset}
+  }}
+  f32_store(acc, y);
+}}
+"""
+
+
+def _stream_256(fmt: Format) -> str:
+    dtype, size, quads = fmt.dtype, 16 * fmt.dtype.block_bytes, fmt.group // 4
+    meet = f"{each(fmt.groups // 2, 'i')} {{0}} = dot2_s16({{0}}, {dtype}_pair(w, i), i32_splat(terms[i]));"
+    zeros = "" if fmt.mins else f"""
+    {meet.format("sum")}
+    sum = i32_shl(sum, {fmt.zero.bit_length() - 1}); /* times the zero, {fmt.zero} */"""
+    mins = f"""
+    vi32 mins = i32_zero();
+    {meet.format("mins")}
+    y = f32_sub(y, f32_mul(f32_mul({M}, d_x), f32_from_i32(mins)));""" if fmt.mins else ""
+    return f"""\
+/* One token and panel, straight from the packed bytes: the sum of {dtype}_tile. */
+static void {dtype}_stream(const linear_job *job, const uint8_t *w, float *acc) {{
+  enum {{ CHAIN = {quads} < DOT_SCALED_QUADS({fmt.bits}) ? {quads} : DOT_SCALED_QUADS({fmt.bits}) }};
+  const int8_t *x = (const int8_t *)job->x;
+  const float *scale = (const float *)(const void *)(x + job->k);
+  const int32_t *terms = job->terms;
+  vf32 y = f32_zero();
+  for (int32_t b = 0; b < job->k / 256; b++, w += {size}, terms += {fmt.groups // 2}) {{
+    vi32 sum = i32_zero();{zeros}
+    {each(8, "h")} {{ /* 32 values */
+      const uint8_t *line = w + {_lines(fmt)} + h * {fmt.bits * 64};
+      prefetch(w + STREAM_AHEAD + h * {size // 8}, {size // 8});
+      {each("8 / CHAIN", "c")} {{
+        vdot dot = dot_zero();
+        {each("CHAIN", "i")} {{
+          const int j = c * CHAIN + i;
+          dot = dot4_u7s8(dot, {dtype}_quad(line, j), quad_load(x + 4 * j));
+        }}
+        const vi32 s = {dtype}_scale(w, (8 * h + c * CHAIN) / {quads});
+        sum = dot_scaled(sum, dot, dot_scale(s, {fmt.bits}), {fmt.bits});
+      }}
+      x += 32;
+    }}
+    const vf32 d_x = f32_splat(scale[b]);
+    y = f32_add(y, f32_mul(f32_mul({D}, d_x), f32_from_i32(sum)));{mins}
+  }}
+  f32_store(acc, y);
+}}
+"""
+
+
 def _panels(fmt: Format, tile: Tile) -> str:
     dtype, blocks = fmt.dtype, KBLOCK // fmt.block
     words = terms_per_block(fmt)
@@ -263,6 +359,10 @@ def _panels(fmt: Format, tile: Tile) -> str:
 static void {dtype}_panels(const linear_job *job, const uint8_t *w, size_t panel_bytes, float *acc) {{
   _Alignas(64) {dtype}_planes u;
   const int32_t blocks = job->k / {fmt.block}, steps = {steps}, step = (blocks + steps - 1) / steps;
+  if (job->tokens == 1) {{
+    for (int p = 0; p < 2; p++) {dtype}_stream(job, w + (size_t)p * panel_bytes, acc + p * 16);
+    return;
+  }}
   memset(acc, 0, (size_t)job->tokens * 32 * sizeof *acc);
   for (int p = 0; p < 2; p += {tile.panels})
     for (int32_t b = 0, count; b < blocks; b += count) {{

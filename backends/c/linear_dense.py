@@ -13,7 +13,7 @@ LINES = 128  # lines of 16 rows unpacked at a time: 16 KB of two panels
 @dataclass(frozen=True)
 class Dense:
     """How a dense panel is read: lines of `step` values of k, `bytes` each, unpacked by `load` to lanes of type `lane`.
-    `x` is what meets line i in every lane, of the row at `row`."""
+    `x` is what meets line i in every lane, of the row at `row`; `fma` adds its product with a line {w} to {y}."""
 
     step: int
     bytes: int
@@ -24,7 +24,7 @@ class Dense:
 
 
 def _float(line_bytes: int, load: str) -> Dense:
-    x, fma = "f32_splat(f32_at(row + 4 * i))", "f32_fma(x, f32_load(u[i][p]), y[p][t])"
+    x, fma = "f32_splat(f32_at(row + 4 * i))", "f32_fma(x, {w}, {y})"
     return Dense(1, line_bytes, "float", load, x, fma)
 
 
@@ -32,7 +32,7 @@ DENSE_FORMATS = {
     "f32": _float(64, "f32_load((const void *)w)"),
     "f16": _float(32, "f32_load_f16((const void *)w)"),
     "bf16": Dense(2, 64, "int32_t", "i32_load((const void *)w)", "i32_splat(i32_at(row + 4 * i))",
-                  "dot2_bf16(y[p][t], i32_load(u[i][p]), x)"),
+                  "dot2_bf16({y}, {w}, x)"),
 }  # fmt: skip
 
 AT = Kernel("at", """\
@@ -47,17 +47,30 @@ def dense_panels(dtype: str, target: str) -> Kernel:
     """`static void F_panels(job, w, panel_bytes, acc)`, a linear_panels."""
     d, tile = DENSE_FORMATS[dtype], TILES[target]["dense"]
     panels, tokens, word = each(tile.panels, "p"), each("T", "t"), "f32" if d.lane == "float" else "i32"
+    step = f"y[p][t] = {d.fma.format(w=f'{word}_load(u[i][p])', y='y[p][t]')};"
+    streamed = f"""{{
+      const uint8_t *w = first + (size_t)p * panel_bytes + (size_t)i * {d.bytes};
+      prefetch(w + STREAM_AHEAD, {d.bytes});
+      y[p] = {d.fma.format(w=d.load, y='y[p]')};
+    }}"""
+    both = each(2, "p")
     if d.step == 1:
-        lines, whole, odd = "job->k", "count", ""
+        lines, whole, full, odd, last = "job->k", "count", "job->k", "", ""
     else:  # an odd k ends in a pair of which x has one
-        lines, whole = "(job->k + 1) / 2", "(left / 2 < count ? left / 2 : count)"
+        lines, whole, full = "(job->k + 1) / 2", "(left / 2 < count ? left / 2 : count)", "job->k / 2"
         odd = f"""\
   if (left < 2 * count)
     {tokens} {{
       const int32_t i = count - 1;
       const vi32 x = i32_splat(u16_at(first + t * x_row + 4 * i));
-      {panels} y[p][t] = {d.fma};
+      {panels} {step}
     }}
+"""
+        last = f"""\
+  if (job->k % 2) {{
+    const vi32 x = i32_splat(u16_at(row + 4 * i));
+    {both} {streamed}
+  }}
 """
     pointers = ["const uint8_t *row = job->x + (size_t)t * job->x_row + (size_t)l * 4;",
                 "float *to = acc + t * 32 + p * 16;"]  # fmt: skip
@@ -73,14 +86,30 @@ INLINE void {dtype}_tile(const int T, {d.lane} (*u)[{tile.panels}][16], int32_t 
     {tokens} {{
       const uint8_t *row = first + t * x_row;
       const v{word} x = {d.x};
-      {panels} y[p][t] = {d.fma};
+      {panels} {step}
     }}
 {odd}  {panels} {tokens} f32_store(acc + t * 32 + p * 16, y[p][t]);
+}}
+
+/* One token, straight from the panels: the sum of {dtype}_tile. */
+static void {dtype}_stream(const linear_job *job, const uint8_t *first, size_t panel_bytes, float *acc) {{
+  const uint8_t *row = job->x;
+  vf32 y[2] = {{f32_zero(), f32_zero()}};
+  int32_t i = 0;
+  for (; i < {full}; i++) {{
+    const v{word} x = {d.x};
+    {both} {streamed}
+  }}
+{last}  {each(2, "p")} f32_store(acc + p * 16, y[p]);
 }}
 
 static void {dtype}_panels(const linear_job *job, const uint8_t *first, size_t panel_bytes, float *acc) {{
   _Alignas(64) {d.lane} u[{LINES}][{tile.panels}][16];
   const int32_t lines = {lines};
+  if (job->tokens == 1) {{
+    {dtype}_stream(job, first, panel_bytes, acc);
+    return;
+  }}
   memset(acc, 0, (size_t)job->tokens * 32 * sizeof *acc);
   for (int p = 0; p < 2; p += {tile.panels})
     for (int32_t l = 0, count; l < lines; l += count) {{

@@ -2,8 +2,9 @@
 
 A worker takes panels of 16 rows in pairs. For each it walks k in blocks of at most `KBLOCK`: unpacks the pair's block
 into the first-level cache once, then runs tiles of panels x tokens over it, their accumulators going through scratch
-from one block to the next, in the fixed order of `ir.numerics.linear`. Then bias and residual are added, or two
-products gated, and rows are written. Which worker, which chunk and which tile computes a row never changes its bits.
+from one block to the next, in the fixed order of `ir.numerics.linear`. One token alone meets the packed bytes as they
+come from memory, in the same order. Then bias and residual are added, or two products gated, and rows are written.
+Which worker, which chunk and which tile computes a row never changes its bits.
 """
 
 from __future__ import annotations
@@ -156,8 +157,9 @@ static inline void linear_run(const run *r, const linear_job *jobs, int32_t coun
   parallel(r, pairs, stream < share ? stream : share, linear_body, &region);
 }
 
-/* Fetches bytes that are wanted in a while. With those one k-block ahead, decode reads memory at 80 to 90 % of the rate
- * of a plain loop; without, at half: unpacking comes in bursts. */
+/* Fetches bytes that are wanted in a while: the next k-block, since unpacking reads in bursts that the hardware does not
+ * foresee, or for one token what lies STREAM_AHEAD bytes on. */
+enum { STREAM_AHEAD = 2048 };
 INLINE void prefetch(const uint8_t *p, int bytes) {
   for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
 }
