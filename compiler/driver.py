@@ -19,7 +19,7 @@ from ..backends.c import program as c_program
 from ..backends.c import target as c_target
 from ..backends.c import toolchain
 from ..errors import InfercError
-from ..ir.graph import Module
+from ..ir.graph import IRError, Module
 from ..ir.interpret import prepare_weights
 from ..ir.text import print_module
 from ..ir.types import evaluate
@@ -68,8 +68,13 @@ def plan_model(path: Path, *, target: str = "native", context: int | None = None
         raise InfercError(f"{path}: the context must be 1 to {trained}, what the model was trained for, not {context}")
     chunk = min(chunk, context)
     chosen = c_target.get(target)
-    module = run_passes(gguf.build_module(source, context, chunk), chosen.ir, dump_ir)
-    program = c_program.build(module, chosen, prefix=PREFIX, context=context, chunk=chunk, name=source.name)
+    try:
+        module = run_passes(gguf.build_module(source, context, chunk), chosen.ir, dump_ir)
+        program = c_program.build(module, chosen, prefix=PREFIX, context=context, chunk=chunk, name=source.name)
+    except IRError as error:
+        raise InfercError(f"{path}: cannot be compiled for {chosen.name}: {error}") from error
+    except OSError as error:
+        raise InfercError(f"cannot write the graph to {dump_ir}: {error.strerror}") from error
     return Plan(source, module, chosen, program, context, chunk)
 
 

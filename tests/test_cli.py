@@ -144,6 +144,11 @@ def test_missing_compiler(inferc, model, home):
     assert not list(home.glob("*never*"))
 
 
+def test_dump_folder_that_is_a_file(inferc, model, home):
+    error = inferc("compile", model, "-o", home / "never.inferc", "--dump-ir", model, fails=True).stderr
+    assert "cannot write the graph" in error and not (home / "never.inferc").exists()
+
+
 def test_folder_that_is_not_there(inferc, model, home):
     assert "nowhere" in inferc("compile", model, "-o", home / "nowhere" / "x.inferc", fails=True).stderr
 

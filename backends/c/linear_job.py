@@ -157,8 +157,8 @@ static inline void linear_run(const run *r, const linear_job *jobs, int32_t coun
   parallel(r, pairs, stream < share ? stream : share, linear_body, &region);
 }
 
-/* Fetches bytes that are wanted in a while: the next k-block, since unpacking reads in bursts that the hardware does not
- * foresee, or for one token what lies STREAM_AHEAD bytes on. */
+/* Fetches bytes that are wanted in a while: the next k-block, since unpacking reads in bursts that the hardware does
+ * not foresee, or for one token what lies STREAM_AHEAD bytes on. */
 enum { STREAM_AHEAD = 2048 };
 INLINE void prefetch(const uint8_t *p, int bytes) {
   for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
