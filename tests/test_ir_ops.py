@@ -13,7 +13,7 @@ from inferc.ir.interpret import interpret
 from inferc.ir.ops import OPS, cache_row
 from inferc.ir.ops.common import narrow
 from inferc.ir.rewrite import expand
-from inferc.ir.types import DTYPES, Type, bf16, f32, i32, numpy_dtype
+from inferc.ir.types import DTYPES, Type, bf16, f16, f32, i32, numpy_dtype
 from inferc.ir.verify import verify
 
 from .ir_build import graph, inputs, node, op, sample, typed
@@ -302,6 +302,17 @@ def test_a_ring_serves_a_window_as_a_whole_cache_does():
     assert cache_row(8, np.array([3, 11]), window=5).tolist() == [3, 3]
     with pytest.raises(IRError, match="positions 3..11 lie outside a cache of 8 rows"):
         cache_row(8, np.array([3, 11]), window=0)
+
+
+def test_cache_write_rounds_drops_and_wraps():
+    cache = np.zeros((2, 1, 8, 4), np.float16)
+    x = np.full((4, 1, 4), 1e6, np.float32)
+    x[1] = 1.0001
+    types = [Type(cache.shape, f16), Type(x.shape, f32)]
+    write = OPS["cache_write"].reference
+    (got,) = write(types, cache, x, np.array([0, 1, 2, -1]), np.array([9, 3, 0, 0]), window=4)
+    assert np.isinf(got[0, 0, 1]).all() and (got[1, 0, 3] == 1).all() and np.count_nonzero(got) == 8
+    assert not cache.any()
 
 
 REFUSED = [

@@ -131,8 +131,10 @@ def test_cache_write(kind: str, style: str, window: int, target: str) -> None:
     node = make(OPS[name], state[0], *inputs, window=window, **({"style": style} if style else {}))
     operands = [region, x, *((cos, sin) if style else ()), sequence, position]
     run_call(cache.LOWERINGS[name](node, HOST), operands, [None], {"T": 6, "S": 2}, target, 2, sessions)
-    turned = attention.rope(x, cos, sin, style) if style else x
-    want = attention.cache_write(np.zeros((2, heads, rows, size), np.float16), turned, sequence, position, window)
+    empty = np.zeros((2, heads, rows, size), np.float16)
+    step = {"state": empty, "x": x, "cos": cos, "sin": sin, "sequence": sequence, "position": position}
+    arrays = [step[part] for part in ("state", "x", *(("cos", "sin") if style else ()), "sequence", "position")]
+    (want,) = node.op.reference([v.type for v in node.inputs], *arrays, **dict(node.attrs))
     for s, memory in enumerate(sessions):
         parts = [memory[64 + p * page_bytes :][:page_bytes].view(np.float16) for p in range(pages)]
         got = [read_back(kind, part, heads, size) for part in parts]

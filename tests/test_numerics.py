@@ -191,17 +191,6 @@ def test_attention_bits_do_not_depend_on_the_company() -> None:
     assert np.array_equal(wrapped, together[:6])
 
 
-def test_cache_write_rounds_drops_and_wraps() -> None:
-    cache = np.zeros((2, 1, 8, 4), np.float16)
-    x = np.full((4, 1, 4), 1e6, np.float32)
-    x[1] = 1.0001
-    got = attention.cache_write(cache, x, np.array([0, 1, 2, -1]), np.array([9, 3, 0, 0]), window=4)
-    assert np.isinf(got[0, 0, 1]).all() and (got[1, 0, 3] == 1).all() and np.count_nonzero(got) == 8
-    with pytest.raises(IndexError):
-        attention.cache_write(cache, x[:1], np.array([0]), np.array([9]))
-    assert not cache.any()
-
-
 def test_rope_styles_rotate_the_same_pairs() -> None:
     x = RNG.normal(size=(5, 2, 12)).astype(np.float32)
     cos, sin = attention.rope_angles(np.arange(5), np.array([1, 0.1, 0.01, 0.001], np.float32))

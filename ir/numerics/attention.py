@@ -126,22 +126,6 @@ def cache_row(position: NDArray, rows: int, window: int = 0) -> NDArray:
     return np.asarray(position) % rows if window else np.asarray(position)
 
 
-def cache_write(cache: NDArray, x: NDArray, sequence: NDArray, position: NDArray, window: int = 0) -> NDArray:
-    """cache[S, H, C, D] with x[T, H, D] (rounded to the cache's dtype) at [sequence[t], :, row(position[t])].
-
-    Tokens whose sequence is not in 0..S-1 are dropped. Raises IndexError for a position outside a cache without window.
-    """
-    sequence, position = np.asarray(sequence), np.asarray(position)
-    kept = (sequence >= 0) & (sequence < cache.shape[0])
-    rows = cache_row(position[kept], cache.shape[2], window)
-    if rows.size and (rows.min() < 0 or rows.max() >= cache.shape[2]):
-        raise IndexError(f"position {position[kept].max()} is outside the cache of {cache.shape[2]} rows")
-    result = cache.copy()
-    with np.errstate(over="ignore"):
-        result[sequence[kept], :, rows] = np.asarray(x)[kept].astype(cache.dtype)
-    return result
-
-
 @quiet
 def cached_attention(q: NDArray, k_cache: NDArray, v_cache: NDArray, sequence: NDArray, position: NDArray,
                      scale: float, softcap: float = 0.0, window: int = 0) -> F32:  # fmt: skip
