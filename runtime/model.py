@@ -163,7 +163,7 @@ class Model:
 
         tokenizer = self.tokenizer
         if tokenizer.chat_template is None:
-            raise InfercError(f"{self.artifact.path} has no chat template: continue a text with `inferc run` or generate")
+            raise InfercError(f"{self.artifact.path} has no chat template: use `inferc run` or generate")
         bos = "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)
         eos = tokenizer.token_text(tokenizer.eos_ids[0]) if tokenizer.eos_ids else ""
         text = chat.render(tokenizer.chat_template, messages, bos_token=bos, eos_token=eos, **(variables or {}))
