@@ -1,0 +1,107 @@
+"""GGUF's types whose weights are points of grids, or digits, taken apart into codes and integer scales.
+
+Each function takes blocks, uint8 [..., blocks, block bytes], and gives (codes uint8 [..., blocks, 256], the bits of d
+uint16 [..., blocks], scales uint8 [..., blocks, groups], or None for TQ1_0, which has none). A value is
+d * scale * (the code's value) * the type's unit: `formats` says which code book and unit. The scales given are 2 s + 1
+of the stored s. The layouts are those of ggml's `block_*` structures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import code_books
+
+Bytes = NDArray[np.uint8]
+Halves = NDArray[np.uint16]
+Parts = tuple[Bytes, Halves, "Bytes | None"]
+
+
+def _bytes_as(kind: str, blocks: Bytes, first: int, end: int) -> np.ndarray:
+    """Bytes first .. end of every block as little-endian integers, [..., blocks, count]."""
+    return np.ascontiguousarray(blocks[..., first:end]).view(kind)
+
+
+def _fields(data: np.ndarray, bits: int, step: int, count: int) -> np.ndarray:
+    """`count` fields of `bits` bits from each integer, `step` bits apart, the lowest first: [..., integers * count]."""
+    shifts = (step * np.arange(count)).astype(data.dtype)
+    return (data[..., None] >> shifts & data.dtype.type((1 << bits) - 1)).reshape(*data.shape[:-1], -1)
+
+
+def _odd(scales: np.ndarray) -> Bytes:
+    return (2 * scales + 1).astype(np.uint8)
+
+
+def _points(grid: Bytes, index: np.ndarray) -> Bytes:
+    """Points of a grid by their indices: [..., count] → [..., count * coordinates]."""
+    whole = grid.view(f"V{grid.shape[1]}")[:, 0]  # a point is one element, so that taking is one copy
+    return whole[index].view(np.uint8).reshape(*index.shape[:-1], -1)
+
+
+_SIGNS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")  # of eight values by a byte
+_EVEN_SIGNS = _SIGNS[[i | (i.bit_count() & 1) << 7 for i in range(128)]]  # seven bits, the eighth makes the count even
+
+
+def _iq2_xxs(blocks: Bytes) -> Parts:
+    words = _bytes_as("<u4", blocks, 2, 66)  # of 32 values: four indices of 8 bits, then 4 * 7 bits of signs, the scale
+    index, rest = np.ascontiguousarray(words[..., ::2]).view(np.uint8), words[..., 1::2]
+    q = _points(code_books.IQ2_XXS_GRID, index) | _points(_EVEN_SIGNS, _fields(rest, 7, 7, 4)) << 2
+    return q, _bytes_as("<u2", blocks, 0, 2)[..., 0], _odd(rest >> 28)
+
+
+def _iq2_xs(blocks: Bytes) -> Parts:
+    words = _bytes_as("<u2", blocks, 2, 66)  # of 8 values: an index of 9 bits, 7 bits of signs
+    q = _points(code_books.IQ2_XS_GRID, words & 511) | _points(_EVEN_SIGNS, words >> 9) << 2
+    return q, _bytes_as("<u2", blocks, 0, 2)[..., 0], _odd(_fields(blocks[..., 66:74], 4, 4, 2))
+
+
+def _iq2_s(blocks: Bytes) -> Parts:
+    index = blocks[..., 2:34] | _fields(blocks[..., 66:74], 2, 2, 4).astype(np.uint16) << 8
+    q = _points(code_books.IQ2_S_GRID, index) | _points(_SIGNS, blocks[..., 34:66]) << 2
+    return q, _bytes_as("<u2", blocks, 0, 2)[..., 0], _odd(_fields(blocks[..., 74:82], 4, 4, 2))
+
+
+def _iq3_xxs(blocks: Bytes) -> Parts:
+    words = _bytes_as("<u4", blocks, 66, 98)  # of 32 values: 4 * 7 bits of signs, the scale
+    q = _points(code_books.IQ3_XXS_GRID, blocks[..., 2:66]) | _points(_EVEN_SIGNS, _fields(words, 7, 7, 4)) << 3
+    return q, _bytes_as("<u2", blocks, 0, 2)[..., 0], _odd(words >> 28)
+
+
+def _iq3_s(blocks: Bytes) -> Parts:
+    index = blocks[..., 2:66] | _fields(blocks[..., 66:74], 1, 1, 8).astype(np.uint16) << 8
+    q = _points(code_books.IQ3_S_GRID, index) | _points(_SIGNS, blocks[..., 74:106]) << 3
+    return q, _bytes_as("<u2", blocks, 0, 2)[..., 0], _odd(_fields(blocks[..., 106:110], 4, 4, 2))
+
+
+def _iq1_s(blocks: Bytes) -> Parts:
+    high = _bytes_as("<u2", blocks, 34, 50)  # of 32 values: the high 3 bits of four indices, the scale, the offset's sign
+    index = blocks[..., 2:34] | _fields(high, 3, 3, 4) << 8
+    q = _points(code_books.IQ1_GRID, index) | np.repeat(high >> 15, 32, axis=-1).astype(np.uint8) << 2
+    return q, _bytes_as("<u2", blocks, 0, 2)[..., 0], _odd(high >> 12 & 7)
+
+
+def _iq1_m(blocks: Bytes) -> Parts:
+    high = _fields(blocks[..., 32:48], 4, 4, 2)  # of 8 values: the high 3 bits of the index, the offset's sign
+    index = blocks[..., :32] | (high & 7).astype(np.uint16) << 8
+    q = _points(code_books.IQ1_GRID, index) | np.repeat(high >> 3, 8, axis=-1) << 2
+    words = _bytes_as("<u2", blocks, 48, 56)  # four scales of 3 bits, a quarter of d
+    d = np.bitwise_or.reduce(words >> 12 << np.arange(0, 16, 4, dtype=np.uint16), axis=-1)
+    return q, d, _odd(_fields(words, 3, 3, 4))
+
+
+def _tq1_0(blocks: Bytes) -> Parts:
+    """A byte is a fraction of 256 whose digits in base 3 are the values: multiplied by 3, the next one overflows."""
+    powers = np.array([[1], [3], [9], [27], [81]], np.uint8)
+    parts = ((0, 32, 5), (32, 48, 5), (48, 52, 4))  # first and end of the bytes, the digits that each has
+    rest = [blocks[..., None, first:end] * powers[:count] for first, end, count in parts]
+    q = np.concatenate([r.reshape(*blocks.shape[:-1], -1) for r in rest], axis=-1).astype(np.uint16) * 3 >> 8
+    return q.astype(np.uint8), _bytes_as("<u2", blocks, 52, 54)[..., 0], None
+
+
+READERS: Mapping[str, Callable[[Bytes], Parts]] = {
+    "iq2_xxs": _iq2_xxs, "iq2_xs": _iq2_xs, "iq2_s": _iq2_s, "iq3_xxs": _iq3_xxs, "iq3_s": _iq3_s,
+    "iq1_s": _iq1_s, "iq1_m": _iq1_m, "tq1_0": _tq1_0,
+}  # fmt: skip
