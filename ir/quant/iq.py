@@ -41,6 +41,10 @@ def _points(grid: Bytes, index: np.ndarray) -> Bytes:
     return whole[index].view(np.uint8).reshape(*index.shape[:-1], -1)
 
 
+def _signed(points: Bytes, signs: Bytes, bit: int) -> Bytes:
+    return points | signs << np.uint8(bit)
+
+
 _SIGNS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")  # of eight values by a byte
 _EVEN_SIGNS = _SIGNS[[i | (i.bit_count() & 1) << 7 for i in range(128)]]  # seven bits, the eighth makes the count even
 
@@ -48,47 +52,47 @@ _EVEN_SIGNS = _SIGNS[[i | (i.bit_count() & 1) << 7 for i in range(128)]]  # seve
 def _iq2_xxs(blocks: Bytes) -> Parts:
     words = _bytes_as("<u4", blocks, 2, 66)  # of 32 values: four indices of 8 bits, then 4 * 7 bits of signs, the scale
     index, rest = np.ascontiguousarray(words[..., ::2]).view(np.uint8), words[..., 1::2]
-    q = _points(code_books.IQ2_XXS_GRID, index) | _points(_EVEN_SIGNS, _fields(rest, 7, 7, 4)) << 2
+    q = _signed(_points(code_books.IQ2_XXS_GRID, index), _points(_EVEN_SIGNS, _fields(rest, 7, 7, 4)), 2)
     return q, _bytes_as("<u2", blocks, 0, 2)[..., 0], _odd(rest >> 28)
 
 
 def _iq2_xs(blocks: Bytes) -> Parts:
     words = _bytes_as("<u2", blocks, 2, 66)  # of 8 values: an index of 9 bits, 7 bits of signs
-    q = _points(code_books.IQ2_XS_GRID, words & 511) | _points(_EVEN_SIGNS, words >> 9) << 2
+    q = _signed(_points(code_books.IQ2_XS_GRID, words & 511), _points(_EVEN_SIGNS, words >> 9), 2)
     return q, _bytes_as("<u2", blocks, 0, 2)[..., 0], _odd(_fields(blocks[..., 66:74], 4, 4, 2))
 
 
 def _iq2_s(blocks: Bytes) -> Parts:
     index = blocks[..., 2:34] | _fields(blocks[..., 66:74], 2, 2, 4).astype(np.uint16) << 8
-    q = _points(code_books.IQ2_S_GRID, index) | _points(_SIGNS, blocks[..., 34:66]) << 2
+    q = _signed(_points(code_books.IQ2_S_GRID, index), _points(_SIGNS, blocks[..., 34:66]), 2)
     return q, _bytes_as("<u2", blocks, 0, 2)[..., 0], _odd(_fields(blocks[..., 74:82], 4, 4, 2))
 
 
 def _iq3_xxs(blocks: Bytes) -> Parts:
     words = _bytes_as("<u4", blocks, 66, 98)  # of 32 values: 4 * 7 bits of signs, the scale
-    q = _points(code_books.IQ3_XXS_GRID, blocks[..., 2:66]) | _points(_EVEN_SIGNS, _fields(words, 7, 7, 4)) << 3
+    q = _signed(_points(code_books.IQ3_XXS_GRID, blocks[..., 2:66]), _points(_EVEN_SIGNS, _fields(words, 7, 7, 4)), 3)
     return q, _bytes_as("<u2", blocks, 0, 2)[..., 0], _odd(words >> 28)
 
 
 def _iq3_s(blocks: Bytes) -> Parts:
     index = blocks[..., 2:66] | _fields(blocks[..., 66:74], 1, 1, 8).astype(np.uint16) << 8
-    q = _points(code_books.IQ3_S_GRID, index) | _points(_SIGNS, blocks[..., 74:106]) << 3
+    q = _signed(_points(code_books.IQ3_S_GRID, index), _points(_SIGNS, blocks[..., 74:106]), 3)
     return q, _bytes_as("<u2", blocks, 0, 2)[..., 0], _odd(_fields(blocks[..., 106:110], 4, 4, 2))
 
 
 def _iq1_s(blocks: Bytes) -> Parts:
-    high = _bytes_as("<u2", blocks, 34, 50)  # of 32 values: the high 3 bits of four indices, the scale, the offset's sign
-    index = blocks[..., 2:34] | _fields(high, 3, 3, 4) << 8
-    q = _points(code_books.IQ1_GRID, index) | np.repeat(high >> 15, 32, axis=-1).astype(np.uint8) << 2
+    high = _bytes_as("<u2", blocks, 34, 50)  # of 32 values: the high 3 bits of 4 indices, scale, sign
+    index = blocks[..., 2:34] | _fields(high, 3, 3, 4) << np.uint16(8)
+    q = _signed(_points(code_books.IQ1_GRID, index), np.repeat(high >> 15, 32, axis=-1).astype(np.uint8), 2)
     return q, _bytes_as("<u2", blocks, 0, 2)[..., 0], _odd(high >> 12 & 7)
 
 
 def _iq1_m(blocks: Bytes) -> Parts:
-    high = _fields(blocks[..., 32:48], 4, 4, 2)  # of 8 values: the high 3 bits of the index, the offset's sign
-    index = blocks[..., :32] | (high & 7).astype(np.uint16) << 8
-    q = _points(code_books.IQ1_GRID, index) | np.repeat(high >> 3, 8, axis=-1) << 2
+    high = _fields(blocks[..., 32:48], 4, 4, 2)  # of 8 values: the high 3 bits of the index, the sign of the eighth
+    index = blocks[..., :32] | (high & 7).astype(np.uint16) << np.uint16(8)
+    q = _signed(_points(code_books.IQ1_GRID, index), np.repeat(high >> 3, 8, axis=-1), 2)
     words = _bytes_as("<u2", blocks, 48, 56)  # four scales of 3 bits, a quarter of d
-    d = np.bitwise_or.reduce(words >> 12 << np.arange(0, 16, 4, dtype=np.uint16), axis=-1)
+    d: Halves = np.bitwise_or.reduce(words >> 12 << np.arange(0, 16, 4, dtype=np.uint16), axis=-1)
     return q, d, _odd(_fields(words, 3, 3, 4))
 
 
