@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .types import BLOCK_SIZES, DTYPES, DType, a8g32, a8g256, bf16, f16, f32
+from .types import BLOCK_SIZES, DTYPES, DType, a8g32, bf16, f16, f32
 
 # The dtype that activations are quantised to before a product with each weight dtype; absent: they stay f32.
-ACTIVATIONS: Mapping[str, DType] = {
-    name: a8g32 if block == 32 else a8g256 for name, (block, _) in BLOCK_SIZES.items() if block in (32, 256)
-} | {"bf16": bf16}
+ACTIVATIONS: Mapping[str, DType] = dict.fromkeys(BLOCK_SIZES, a8g32) | {"bf16": bf16}
 
 
 @dataclass(frozen=True)

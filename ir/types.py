@@ -307,8 +307,8 @@ BLOCK_SIZES = {
     "iq1_s": (256, 50), "iq1_m": (256, 56), "iq4_nl": (32, 18), "iq4_xs": (256, 136),
     "tq1_0": (256, 54), "tq2_0": (256, 66), "mxfp4": (32, 17), "nvfp4": (64, 36),
 }  # fmt: skip
-# Activations quantised to int8: values, one f32 scale per block, one i32 sum per 32 (a8g32) or per 16 values (a8g256).
-ACTIVATION_SIZES = {"a8g32": (32, 32 + 4 + 4), "a8g256": (256, 256 + 4 + 16 * 4)}
+# Activations quantised to int8: values, one f32 scale per block of 32, one i32 sum per 16 values.
+ACTIVATION_SIZES = {"a8g32": (32, 32 + 4 + 2 * 4)}
 DTYPES: dict[str, DType] = {
     d.name: d
     for d in (
@@ -316,7 +316,7 @@ DTYPES: dict[str, DType] = {
         *(DType(name, *size) for name, size in {**BLOCK_SIZES, **ACTIVATION_SIZES}.items()),
     )
 }
-a8g32, a8g256 = DTYPES["a8g32"], DTYPES["a8g256"]
+a8g32 = DTYPES["a8g32"]
 
 
 def numpy_dtype(dtype: DType) -> np.dtype:

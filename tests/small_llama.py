@@ -8,8 +8,8 @@ import numpy as np
 
 from inferc.ir import quant
 from inferc.ir.graph import Graph, Module, Node, Value, Weight, make_input
-from inferc.ir.target import Target
-from inferc.ir.types import DTYPES, a8g32, a8g256, bf16
+from inferc.ir.target import ACTIVATIONS, Target
+from inferc.ir.types import DTYPES
 
 from .ir_build import node, op, typed
 from .tiny_models import random_weight
@@ -18,7 +18,7 @@ VOCABULARY, WIDTH, HIDDEN, HEADS, KV_HEADS, HEAD = 48, 256, 512, 4, 2, 64
 FUSIONS = frozenset({"linear_group", "linear_add", "gated_linear", "rms_norm_quantize", "rope_cache_write"})
 PACKED = Target(
     name="packed", backend="test", weight_layout="panel16", fusions=FUSIONS, direct=frozenset(quant.DIRECT),
-    activations={n: a8g32 if DTYPES[n].block == 32 else a8g256 for n in quant.FORMATS} | {"bf16": bf16},
+    activations=ACTIVATIONS,
 )  # fmt: skip
 PLAIN = Target(name="plain", backend="test", cache=DTYPES["f32"])  # no quantised activations, layouts or fusions
 MATRICES = {

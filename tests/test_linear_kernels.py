@@ -17,7 +17,7 @@ from inferc.ir.numerics import elementary
 from inferc.ir.numerics import linear as numerics
 from inferc.ir.ops import OPS
 from inferc.ir.target import Target
-from inferc.ir.types import DTYPES, DType, Type, bf16, f32, i32, symbol
+from inferc.ir.types import DTYPES, DType, Type, a8g32, bf16, f32, i32, symbol
 
 from .c_harness import Calls, build, every_target, same_bits
 from .test_quant import random_raw
@@ -30,7 +30,7 @@ INNER = {32: 352, 256: 512, 1: 301}  # by block size: uneven blocks of k, an odd
 
 def x_dtype(name: str) -> DType:
     """The activations that a weight dtype multiplies."""
-    return DTYPES[quant.FORMATS[name].activation] if name in quant.FORMATS else bf16 if name == "bf16" else f32
+    return a8g32 if name in quant.FORMATS else bf16 if name == "bf16" else f32
 
 
 def weight(name: str, rows: int, k: int, seed: int = 0) -> np.ndarray:
@@ -179,7 +179,7 @@ def test_experts(target: str) -> None:
 
 @every_target
 def test_quantize(target: str) -> None:
-    dtypes = (DTYPES["a8g32"], DTYPES["a8g256"], bf16)
+    dtypes = (a8g32, bf16)
     x = np.random.default_rng(0).normal(size=(3, 20, 512)).astype(np.float32)
     x[0, 0], x[0, 1], x[0, 2], x[0, 3] = 0, 1e-31, 1e-38, 3e38
     x[1, 0, 3], x[1, 1, 40], x[1, 2, :32] = np.inf, np.nan, -np.inf
@@ -218,7 +218,7 @@ def test_a_pair_without_kernel_is_refused() -> None:
     with pytest.raises(IRError, match="no kernel multiplies f32 with q4_k"):
         lower(wrong, "generic")
     with pytest.raises(IRError, match="panel16"):
-        lower(node("linear", Type((T, 512), DTYPES["a8g256"]), Type((16, 512), DTYPES["q4_k"])), "generic")
+        lower(node("linear", Type((T, 512), a8g32), Type((16, 512), DTYPES["q4_k"])), "generic")
 
 
 def test_fma_equals_c() -> None:

@@ -44,7 +44,7 @@ def test_norms(k: int, threads: int, target: str) -> None:
 
 
 @every_target
-@pytest.mark.parametrize(("dtype", "k"), (("a8g32", 96), ("a8g256", 512), ("bf16", 100)))
+@pytest.mark.parametrize(("dtype", "k"), (("a8g32", 96), ("bf16", 100)))
 def test_rms_norm_stores_activations(dtype: str, k: int, target: str) -> None:
     x, w = random(5, k), random(k, seed=1)
     x[1] = 0

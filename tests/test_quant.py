@@ -85,7 +85,6 @@ def test_packed_bytes_lie_as_documented(name: str) -> None:
             at = (row // 16 * 2 + block) * size
             data, lane = packed[at : at + size], row % 16
             halves = data[: 32 * (2 if fmt.mins else 1)].view(np.float16).reshape(-1, 16)[:, lane].astype(np.float32)
-            assert halves[0] == expected.d[row, block] and (not fmt.mins or halves[1] == expected.m[row, block])
             start = 32 * (2 if fmt.mins else 1)
             stored = [0] * fmt.scale_count
             for plane, position in quant.planes_of(fmt.scale_bits) if fmt.scale_bits else ():
@@ -94,11 +93,12 @@ def test_packed_bytes_lie_as_documented(name: str) -> None:
                 for v in range(fmt.scale_count):
                     stored[v] |= (int(words[v // per]) >> plane * (v % per) & ((1 << plane) - 1)) << position
                 start += fmt.scale_count * plane * 2
-            if fmt.scale_bits:
-                signed = [(v ^ 128) - 128 if fmt.scale_signed else v - fmt.scale_zero for v in stored[: fmt.groups]]
-                assert signed == expected.scales[row].reshape(2, -1)[block].tolist()
-                if fmt.mins:
-                    assert stored[fmt.groups :] == expected.mins[row].reshape(2, -1)[block].tolist()
+            signed = [(v ^ 128) - 128 if fmt.scale_signed else v - fmt.scale_zero for v in stored[: fmt.groups]]
+            scales = halves[0] * np.float32(signed if fmt.scale_bits else [1])
+            assert scales.tolist() == expected.scale[row].reshape(2, -1)[block].tolist()
+            if fmt.mins:
+                offsets = -halves[1] * np.float32(stored[fmt.groups :]) if fmt.scale_bits else halves[1:]
+                assert offsets.tolist() == expected.offset[row].reshape(2, -1)[block].tolist()
             lines = data[start:].reshape(-1, fmt.bits, 64)
             values = [integer(lines[i // 32], fmt.bits, 0, i % 32 // 4, 8, lane, i % 4) for i in range(fmt.block)]
             values = [(v ^ 128) - 128 if fmt.signed else v - fmt.zero for v in values]
@@ -116,11 +116,10 @@ def test_requantize_reports_its_error() -> None:
 
 def test_activation_rows_round_trip() -> None:
     rng = np.random.default_rng(0)
-    for name, block in (("a8g32", 32), ("a8g256", 256)):
-        q = rng.integers(-127, 128, (3, 512)).astype(np.int8)
-        sums = q.reshape(3, -1, quant.SUM_GROUP[name]).sum(-1, dtype=np.int32)
-        x = quant.Activation(q, rng.normal(size=(3, 512 // block)).astype(np.float32), sums)
-        rows = quant.encode_activation(x)
-        assert rows.shape == (3, quant.row_bytes(DTYPES[name], 512))
-        back = quant.decode_activation(DTYPES[name], rows)
-        assert same(back.q, x.q) and same(back.d, x.d) and same(back.sums, x.sums)
+    q = rng.integers(-127, 128, (3, 512)).astype(np.int8)
+    sums = q.reshape(3, -1, quant.SUM_GROUP).sum(-1, dtype=np.int32)
+    x = quant.Activation(q, rng.normal(size=(3, 16)).astype(np.float32), sums)
+    rows = quant.encode_activation(x)
+    assert rows.shape == (3, quant.row_bytes(DTYPES["a8g32"], 512))
+    back = quant.decode_activation(DTYPES["a8g32"], rows)
+    assert same(back.q, x.q) and same(back.d, x.d) and same(back.sums, x.sums)

@@ -17,7 +17,7 @@ from ...ir.target import Target
 from ...ir.types import DTYPES, Dim, DType, Type
 from .activation import STORE_ROW
 from .kernels import THREADS, Call, DimValue, Kernel, Literal, Operand, Result, Run, Scratch
-from .linear_block import block_panels, block_terms, terms_per_block
+from .linear_block import block_panels, block_terms
 from .linear_dense import dense_panels
 from .linear_job import JOB
 
@@ -66,13 +66,9 @@ class Product:
         return (self.dtype, self.up) if self.up else (self.dtype,)
 
 
-def _blocks(block: int, each: int = 1) -> str:
-    """C for the number of blocks in k, `each` times."""
-    return f"k / {block}" + (f" * {each}" if each > 1 else "")
-
-
 def _term_row(dtype: DType) -> str:
-    return _blocks(dtype.block, terms_per_block(FORMATS[dtype.name]))
+    """C for the words of terms of a row of k activations: one a group."""
+    return f"k / {FORMATS[dtype.name].group}"
 
 
 def _panel_bytes(dtype: DType) -> str:
@@ -80,12 +76,12 @@ def _panel_bytes(dtype: DType) -> str:
     if dtype.name == "bf16":
         return "(size_t)((k + 1) / 2) * 64"
     size = panel_bytes(dtype, dtype.block)
-    return f"(size_t)({_blocks(dtype.block)}) * {size}" if dtype.is_block else f"(size_t)k * {size}"
+    return f"(size_t)(k / {dtype.block}) * {size}" if dtype.is_block else f"(size_t)k * {size}"
 
 
 def _x_row(x: DType) -> str:
     """C for the bytes of a row of k activations."""
-    return f"(size_t)({_blocks(x.block)}) * {x.block_bytes}" if x.is_block else f"(size_t)k * {x.block_bytes}"
+    return f"(size_t)(k / {x.block}) * {x.block_bytes}" if x.is_block else f"(size_t)k * {x.block_bytes}"
 
 
 def _panels(dtypes: Iterable[DType], target: str) -> tuple[Kernel, ...]:
@@ -107,7 +103,7 @@ def _terms(dtypes: Iterable[DType]) -> tuple[str, tuple[Kernel, ...]]:
 
 def _terms_bytes(dtypes: Iterable[DType], tokens: Dim, k: int) -> Dim:
     blocks = [d for d in dict.fromkeys(dtypes) if d.is_block]
-    words = sum(terms_per_block(FORMATS[d.name]) * (k // d.block) for d in blocks)
+    words = sum(k // FORMATS[d.name].group for d in blocks)
     return tokens * (words * 4) + LINE * len(blocks)
 
 
@@ -164,7 +160,7 @@ def _inner(x: Type) -> int:
 def _check(x: Type, w: Type) -> None:
     if w.layout != "panel16" or not is_direct(w.dtype):
         raise IRError(f"needs weights of a directly computed dtype in layout panel16, not {w}")
-    fits = x.dtype.is_block and x.dtype.block == w.dtype.block if w.dtype.is_block else (
+    fits = x.dtype.name == "a8g32" if w.dtype.is_block else (
         x.dtype == (w.dtype if w.dtype.name == "bf16" else DTYPES["f32"]))  # fmt: skip
     if not fits:
         raise IRError(f"no kernel multiplies {x.dtype} with {w.dtype}; the quantize pass chooses a pair that has one")

@@ -169,7 +169,7 @@ def _eps(node: Node) -> Literal:
 
 
 def rms_norm(node: Node, target: Target) -> Call:
-    """x[..., K], weight[K] -> [..., K] in f32, bf16, a8g32 or a8g256."""
+    """x[..., K], weight[K] -> [..., K] in f32, bf16 or a8g32."""
     (type_,) = node.types
     head = Run(), DimValue(_rows(type_.shape)), DimValue(type_.shape[-1]), _eps(node), Operand(0), Operand(1), Result()
     if type_.dtype == f32:

@@ -24,10 +24,10 @@ PIECE = 1 << 22  # weights expanded at a time
 
 @quiet
 def quantize(x: F32, dtype: DType) -> NDArray:
-    """f32 [..., K] → bf16 bits (uint16, nearest even) or rows of a8g32 or a8g256 (uint8, see `ir.quant.activations`).
+    """f32 [..., K] → bf16 bits (uint16, nearest even) or rows of a8g32 (uint8, see `ir.quant.activations`).
 
     Per block: amax = max16(|x|); d = amax / 127 and inv = 127 / amax, both 0 unless amax > 1e-30;
-    q = nearest even of min(max(x * inv, -127), 127); a sum of q for every 32 values (a8g32) or 16 (a8g256).
+    q = nearest even of min(max(x * inv, -127), 127); a sum of q for every 16 values.
     """
     x = np.ascontiguousarray(x, np.float32)
     if dtype == bf16:
@@ -39,7 +39,7 @@ def quantize(x: F32, dtype: DType) -> NDArray:
     inverse = np.where(used, np.float32(127) / amax, np.float32(0))
     scaled = minimum(maximum(blocks * inverse[..., None], np.float32(-127)), np.float32(127))
     q = np.rint(scaled).astype(np.int8).reshape(x.shape)
-    sums = q.reshape(*x.shape[:-1], -1, quant.SUM_GROUP[dtype.name]).sum(axis=-1, dtype=np.int32)
+    sums = q.reshape(*x.shape[:-1], -1, quant.SUM_GROUP).sum(axis=-1, dtype=np.int32)
     return quant.encode_activation(Activation(q, d, sums))
 
 
@@ -57,7 +57,7 @@ def from_bf16(bits: NDArray[np.uint16]) -> F32:
 def linear(x: NDArray, x_dtype: DType, w: NDArray, w_type: Type) -> F32:
     """x [T, K] times the rows of w [N, K] → f32 [T, N], without bias.
 
-    x is f32, bf16 bits with a bf16 weight, or rows of a8g32 (weights in blocks of 32) or a8g256 (blocks of 256). w is
+    x is f32, bf16 bits with a bf16 weight, or rows of a8g32 with a weight in blocks. w is
     row-major or in panels, as its type says. With x f32 the weight is widened to f32 and the product is `dense`.
     """
     if w_type.layout:
@@ -89,30 +89,20 @@ def _pieces(n: int, k: int) -> Iterator[slice]:
 def quantized(x: Activation, dtype: DType, raw: NDArray[np.uint8]) -> F32:
     """Integer product of activations [T, K] with a block weight's raw rows [N, row bytes] → f32 [T, N].
 
-    From y = +0, blocks ascending. Blocks of 32: y += (d_w * d_x) * float(i), i = sum of (q - zero) * x; with an offset
-    then y += m_w * (d_x * float(sum of x)). Blocks of 256: the same with i = sum over groups of
-    scale * (sum of (q - zero) * x); with mins then y -= (dmin_w * d_x) * float(sum over groups of min * sum of x).
-    The integers fit int32.
+    From y = +0, the weight's groups of 16 or 32 ascending: y += (scale_w * d_x) * float(i), i = sum of (q - zero) * x,
+    exact; with an offset then y += offset_w * (d_x * float(sum of x)). d_x is that of the 32 values the group lies in.
     """
-    fmt, w = quant.FORMATS[dtype.name], quant.fields(dtype, raw)
-    tokens, rows, block = x.q.shape[0], raw.shape[0], dtype.block
-    exact = np.dtype(np.float32 if block == 32 else np.float64)  # 32 * 128 * 127 < 2**24; 256 * 32 * 128 * 127 < 2**31
-    q = w.q.astype(exact)
-    if w.scales is not None:
-        q = (q.reshape(rows, -1, fmt.group) * w.scales[..., None]).reshape(rows, -1)
-    blocks_x = x.q.reshape(tokens, -1, block).transpose(1, 0, 2).astype(exact)
-    products = blocks_x @ q.reshape(rows, -1, block).transpose(1, 2, 0)  # [blocks, T, N], integers
-    sums = x.sums.reshape(tokens, -1, block // quant.SUM_GROUP[fmt.activation])
+    w = quant.fields(dtype, raw)
+    tokens, rows, group = x.q.shape[0], raw.shape[0], quant.FORMATS[dtype.name].group
+    groups_x = x.q.reshape(tokens, -1, group).transpose(1, 0, 2).astype(np.float32)  # 32 * 128 * 127 < 2**24
+    products = groups_x @ w.q.astype(np.float32).reshape(rows, -1, group).transpose(1, 2, 0)  # [groups, T, N], integers
+    sums = x.sums.reshape(tokens, -1, group // quant.SUM_GROUP).sum(-1).astype(np.float32)
     y = np.zeros((tokens, rows), np.float32)
-    for b in range(products.shape[0]):
-        d_x, d_w = x.d[:, b, None], w.d[None, :, b]
-        y += (d_w * d_x) * products[b].astype(np.float32)
-        if w.m is not None and w.mins is None:
-            y += w.m[None, :, b] * (d_x * sums[:, b].astype(np.float32))
-        elif w.m is not None and w.mins is not None:
-            grouped = sums[:, b].reshape(tokens, fmt.groups, -1).sum(-1)
-            mins = w.mins.reshape(rows, -1, fmt.groups)[:, b]
-            y -= (w.m[None, :, b] * d_x) * (grouped.astype(np.float64) @ mins.T.astype(np.float64)).astype(np.float32)
+    for g in range(products.shape[0]):
+        d_x = x.d[:, g * group // 32, None]
+        y += (w.scale[None, :, g] * d_x) * products[g]
+        if w.offset is not None:
+            y += w.offset[None, :, g] * (d_x * sums[:, g, None])
     return y
 
 

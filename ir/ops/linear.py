@@ -13,13 +13,11 @@ from .. import quant
 from ..graph import REQUIRED, Op
 from ..numerics import elementary
 from ..numerics import linear as products
-from ..types import DTYPES, Dim, DType, Type, a8g32, a8g256, array_shape, bf16, f32, i32
+from ..types import DTYPES, Dim, DType, Type, a8g32, array_shape, bf16, f32, i32
 from . import decompose
 from .common import Arrays, Types, arity, expect, is_rank, kind_of, vector
 
 LAYOUTS = ("", "panel16")
-# What an int8 activation dtype multiplies: weights in blocks of this many values.
-WEIGHT_BLOCK = {a8g32: 32, a8g256: 256}
 Q8_0 = DTYPES["q8_0"]
 
 
@@ -43,10 +41,8 @@ def _product(x: Type, w: Type, *extra: Type, residual: bool = False) -> Type:
 
 
 def _pair(x: DType, w: DType) -> None:
-    if x in WEIGHT_BLOCK:
-        expect(w.block == WEIGHT_BLOCK[x], f"{x} multiplies weights in blocks of {WEIGHT_BLOCK[x]}, not {w}")
-    else:
-        expect(x == f32 or x == w == bf16, f"x may be f32, a8g32, a8g256, or bf16 with a bf16 weight, not {x} with {w}")
+    fits = x == f32 or x == w == bf16 or x == a8g32 and kind_of(w) == "block"
+    expect(fits, f"x may be f32, a8g32 with a weight in blocks, or bf16 with a bf16 weight, not {x} with {w}")
 
 
 def _infer_linear(*types: Type) -> Types:
@@ -95,7 +91,7 @@ def _infer_embedding(table: Type, ids: Type) -> Types:
     return (Type((ids.shape[0], table.shape[1]), f32),)
 
 
-QUANTIZED = (bf16, a8g32, a8g256)
+QUANTIZED = (bf16, a8g32)
 
 
 def _infer_quantize(x: Type, *, dtype: DType) -> Types:

@@ -1,4 +1,4 @@
-"""Rows of activations quantised to int8, as the C buffers hold them: K bytes q, K / block f32 scales, then i32 sums."""
+"""Rows of activations quantised to int8, as the C buffers hold them: K bytes q, K / 32 f32 scales, K / 16 i32 sums."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from ..types import DType
 from .formats import Bytes
 
-SUM_GROUP = {"a8g32": 32, "a8g256": 16}  # values per stored sum
+SUM_GROUP = 16  # values per stored sum: the least group that a weight format has
 
 
 @dataclass(frozen=True)
 class Activation:
-    """q int8 [..., K], d f32 [..., K / block], sums i32 [..., K / SUM_GROUP]."""
+    """q int8 [..., K], d f32 [..., K / 32], sums i32 [..., K / SUM_GROUP]."""
 
     q: NDArray[np.int8]
     d: NDArray[np.float32]

@@ -38,17 +38,12 @@ def dequantize(dtype: DType, raw: np.ndarray, shape: Sequence[int]) -> NDArray[n
 
 
 def _direct(dtype: DType, raw: Bytes) -> NDArray[np.float32]:
-    """(d * scale) * q, then + m or - dmin * min: gguf-py's order of operations, one formula for all."""
-    fmt, parts = FORMATS[dtype.name], fields(dtype, raw)
-    q = parts.q.reshape(raw.shape[0], -1, fmt.groups, fmt.group).astype(np.float32)
-    scale = parts.d[..., None]
-    if parts.scales is not None:
-        scale = scale * parts.scales.reshape(*q.shape[:3]).astype(np.float32)
-    q *= scale[..., None]
-    if parts.m is not None and parts.mins is None:
-        q += parts.m[..., None, None]
-    elif parts.m is not None and parts.mins is not None:
-        q -= (parts.m[..., None] * parts.mins.reshape(*q.shape[:3]).astype(np.float32))[..., None]
+    """scale * q + offset: gguf-py's order of operations, one formula for all."""
+    parts = fields(dtype, raw)
+    q = parts.q.reshape(*parts.scale.shape, -1).astype(np.float32)
+    q *= parts.scale[..., None]
+    if parts.offset is not None:
+        q += parts.offset[..., None]
     return q.reshape(raw.shape[0], -1)
 
 

@@ -1,9 +1,10 @@
-"""GGUF's block formats as data: where bits, scales and mins lie, and how they become integers.
+"""GGUF's block formats as data: where bits, scales and mins lie, and what they mean.
 
 Every directly computed format is one `Format`: a block holds unsigned `bits`-bit values in bit planes, an f16 scale
 `d`, perhaps an f16 `m` (an offset that is added) or `dmin` (a scale of integer mins that are subtracted), and perhaps
-packed integer scales and mins, one per group. A value is `(d * scale) * (q - zero)`, then `+ m` or `- dmin * min`.
-The layouts are those of ggml's `block_*` structures.
+packed integer scales and mins, one per group. To whoever computes, all of them are the same: groups of 16 or 32 values
+`scale * (q - zero) + offset`, with scale = d times the group's integer, offset = m or minus dmin times its min. (Both
+products are exact in f32.) The layouts are those of ggml's `block_*` structures.
 """
 
 from __future__ import annotations
@@ -119,11 +120,6 @@ class Format:
         """q is a two's complement byte rather than an unsigned number less `zero`."""
         return self.bits == 8
 
-    @property
-    def activation(self) -> str:
-        """The dtype of activations that this format multiplies."""
-        return "a8g32" if self.block == 32 else "a8g256"
-
     @cached_property
     def offsets(self) -> tuple[int, ...]:
         """Where each part starts in a block."""
@@ -236,28 +232,26 @@ def _encode_scales6(values: Bytes) -> Bytes:
 
 @dataclass(frozen=True)
 class Fields:
-    """What a kernel computes with, [..., K] along the last axis: q int8 already less zero; d and m f32 per block;
-    scales and mins int32 per group, None where the format has none."""
+    """What a product computes with: q int8 [..., K], already less zero; scale and offset f32 [..., K / group], the
+    offset None where the format has none."""
 
     q: NDArray[np.int8]
-    d: NDArray[np.float32]
-    m: NDArray[np.float32] | None
-    scales: NDArray[np.int32] | None
-    mins: NDArray[np.int32] | None
+    scale: NDArray[np.float32]
+    offset: NDArray[np.float32] | None
 
 
 def fields(dtype: DType, raw: Bytes) -> Fields:
-    """raw uint8 [..., K / block * block_bytes] of a direct block format → its integers and scales."""
+    """raw uint8 [..., K / block * block_bytes] of a direct block format → its integers, scales and offsets."""
     fmt = FORMATS[dtype.name]
     parts = take_apart(fmt, raw)
     lead = raw.shape[:-1]
     q = parts.q.reshape(*lead, -1).view(np.int8)
-    scales = mins = None
+    scale = parts.d.view(np.float16).astype(np.float32)
+    offset = None if parts.m is None else parts.m.view(np.float16).astype(np.float32)
     if parts.scales is not None:
-        values = parts.scales.view(np.int8) if fmt.scale_signed else parts.scales
-        scales = (values[..., : fmt.groups].astype(np.int32) - fmt.scale_zero).reshape(*lead, -1)
-        if fmt.mins == "subtract":
-            mins = values[..., fmt.groups :].astype(np.int32).reshape(*lead, -1)
-    d = parts.d.view(np.float16).astype(np.float32)
-    m = None if parts.m is None else parts.m.view(np.float16).astype(np.float32)
-    return Fields(q - np.int8(fmt.zero) if fmt.zero else q, d, m, scales, mins)
+        integers = parts.scales.view(np.int8) if fmt.scale_signed else parts.scales
+        groups = integers[..., : fmt.groups].astype(np.float32) - np.float32(fmt.scale_zero)
+        scale = (scale[..., None] * groups).reshape(*lead, -1)
+        if offset is not None:
+            offset = -(offset[..., None] * integers[..., fmt.groups :].astype(np.float32)).reshape(*lead, -1)
+    return Fields(q - np.int8(fmt.zero) if fmt.zero else q, scale, offset)

@@ -133,7 +133,7 @@ INLINE __m256 dot2_bf16_8(__m256 acc, __m256i w, __m256i x) {
 }
 INLINE vf32 dot2_bf16(vf32 acc, vi32 w, vi32 x) { return F32_(dot2_bf16_8(acc.a, w.a, x.a), dot2_bf16_8(acc.b, w.b, x.b)); }
 
-/* ---- bytes and dot products: maddubs sums pairs in 16 bits, madd widens or scales them ---- */
+/* ---- bytes and dot products: maddubs sums pairs in 16 bits, madd widens them ---- */
 INLINE vu8 u8_load(const uint8_t *p) { return I32_(load256(p), load256(p + 32)); }
 INLINE void u8_store(uint8_t *p, vu8 v) { store256(p, v.a); store256(p + 32, v.b); }
 INLINE vu8 u8_and_splat(vu8 v, uint8_t x) { const __m256i m = _mm256_set1_epi8((char)x); return I32_(_mm256_and_si256(v.a, m), _mm256_and_si256(v.b, m)); }
@@ -141,9 +141,11 @@ INLINE vu8 u8_or(vu8 x, vu8 y) { return i32_or(x, y); }
 INLINE vu8 u8_shr16(vu8 x, int n) { return I32_(_mm256_srli_epi16(x.a, n), _mm256_srli_epi16(x.b, n)); }
 INLINE vu8 u8_shl16(vu8 x, int n) { return I32_(_mm256_slli_epi16(x.a, n), _mm256_slli_epi16(x.b, n)); }
 INLINE vquad quad_load(const int8_t *p) { int32_t x; memcpy(&x, p, 4); return _mm256_set1_epi32(x); }
+INLINE vu8 u8_lookup(const uint8_t *codes, vu8 index) {
+  const __m256i table = _mm256_broadcastsi128_si256(load128(codes));
+  return I32_(_mm256_shuffle_epi8(table, index.a), _mm256_shuffle_epi8(table, index.b));
+}
 #define DOT_QUADS(bits) ((bits) == 8 ? 1 : (bits) < 4 ? 8 : 32767 / (254 * ((1 << (bits)) - 1)))
-#define DOT_SCALED_QUADS(bits) DOT_QUADS(bits)
-INLINE vdot dot_zero(void) { return i32_zero(); }
 INLINE vdot dot4_u7s8(vdot d, vu8 w, vquad x) {
   return I32_(_mm256_add_epi16(d.a, _mm256_maddubs_epi16(w.a, x)), _mm256_add_epi16(d.b, _mm256_maddubs_epi16(w.b, x)));
 }
@@ -153,13 +155,11 @@ INLINE __m256i pairs_s8(__m256i w, __m256i x) { return _mm256_maddubs_epi16(_mm2
 INLINE vdot dot4_s8s8(vdot d, vu8 w, vquad x) {
   return I32_(_mm256_add_epi16(d.a, pairs_s8(w.a, x)), _mm256_add_epi16(d.b, pairs_s8(w.b, x)));
 }
-INLINE vi32 dot2_s16(vi32 sum, vi32 x, vi32 y) {
-  return I32_(_mm256_add_epi32(sum.a, _mm256_madd_epi16(x.a, y.a)), _mm256_add_epi32(sum.b, _mm256_madd_epi16(x.b, y.b)));
-}
 INLINE vdot dot_begin(vi32 sum) { (void)sum; return i32_zero(); }
-INLINE vi32 dot_end(vi32 sum, vdot d) { return dot2_s16(sum, d, i32_splat(0x10001)); }
-INLINE vi32 dot_scale(vi32 s, int bits) { (void)bits; return i32_or(i32_and(s, i32_splat(0xffff)), i32_shl(s, 16)); }
-INLINE vi32 dot_scaled(vi32 sum, vdot d, vi32 scale, int bits) { (void)bits; return dot2_s16(sum, d, scale); }
+INLINE vi32 dot_end(vi32 sum, vdot d) {
+  const __m256i one = _mm256_set1_epi16(1);
+  return I32_(_mm256_add_epi32(sum.a, _mm256_madd_epi16(d.a, one)), _mm256_add_epi32(sum.b, _mm256_madd_epi16(d.b, one)));
+}
 #undef F32_
 #undef I32_
 #endif

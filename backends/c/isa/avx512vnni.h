@@ -108,7 +108,7 @@ INLINE vf32 dot2_bf16(vf32 acc, vi32 w, vi32 x) {
 }
 #endif
 
-/* ---- bytes and dot products: vpdpbusd sums in 32 bits, vpdpwssd scales what fits in 16 ---- */
+/* ---- bytes and dot products: vpdpbusd sums in 32 bits ---- */
 INLINE vu8 u8_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
 INLINE void u8_store(uint8_t *p, vu8 a) { _mm512_storeu_si512(p, a); }
 INLINE vu8 u8_and_splat(vu8 a, uint8_t x) { return _mm512_and_si512(a, _mm512_set1_epi8((char)x)); }
@@ -116,19 +116,14 @@ INLINE vu8 u8_or(vu8 a, vu8 b) { return _mm512_or_si512(a, b); }
 INLINE vu8 u8_shr16(vu8 a, int n) { return _mm512_srli_epi16(a, (unsigned)n); }
 INLINE vu8 u8_shl16(vu8 a, int n) { return _mm512_slli_epi16(a, (unsigned)n); }
 INLINE vquad quad_load(const int8_t *p) { int32_t x; memcpy(&x, p, 4); return _mm512_set1_epi32(x); }
+INLINE vu8 u8_lookup(const uint8_t *codes, vu8 index) {
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)codes)), index);
+}
 #define DOT_QUADS(bits) 8
-#define DOT_SCALED_QUADS(bits) ((bits) == 4 ? 4 : 8) /* 4 quads of 4 bits: 16 * 15 * 127 < 2^15 */
-INLINE vdot dot_zero(void) { return _mm512_setzero_si512(); }
 INLINE vdot dot4_u7s8(vdot d, vu8 w, vquad x) { return _mm512_dpbusd_epi32(d, w, x); }
 enum { S8_ZERO = 128 };
 INLINE vu8 s8_weights(vu8 w) { return _mm512_xor_si512(w, _mm512_set1_epi8((char)0x80)); }
 INLINE vdot dot4_s8s8(vdot d, vu8 w, vquad x) { return _mm512_dpbusd_epi32(d, w, x); }
 INLINE vdot dot_begin(vi32 sum) { return sum; }
 INLINE vi32 dot_end(vi32 sum, vdot d) { (void)sum; return d; }
-/* To 4 bits a dot fits in 16 bits: vpdpwssd with zero in the scale's high half. Above, a 32-bit product. */
-INLINE vi32 dot_scale(vi32 scale, int bits) { return bits > 4 ? scale : _mm512_and_si512(scale, _mm512_set1_epi32(0xffff)); }
-INLINE vi32 dot_scaled(vi32 sum, vdot d, vi32 scale, int bits) {
-  return bits > 4 ? _mm512_add_epi32(sum, _mm512_mullo_epi32(d, scale)) : _mm512_dpwssd_epi32(sum, d, scale);
-}
-INLINE vi32 dot2_s16(vi32 sum, vi32 a, vi32 b) { return _mm512_dpwssd_epi32(sum, a, b); }
 #endif

@@ -179,11 +179,15 @@ INLINE vu8 u8_shl16(vu8 a, int n) {
 }
 INLINE vquad quad_load(const int8_t *p) { vquad r; memcpy(&r, p, sizeof r); return r; }
 
-/* A vdot takes dot4s between dot_begin and dot_end, or dot_zero and dot_scaled: at most DOT_QUADS of weights of so many
- * bits, before dot_scaled DOT_SCALED_QUADS, since some ISAs sum in 16 bits. */
+/* codes[index] of each byte, an index being below 16. */
+INLINE vu8 u8_lookup(const uint8_t *codes, vu8 index) {
+  for (int i = 0; i < 64; i++) index.v[i] = codes[index.v[i]];
+  return index;
+}
+
+/* A vdot takes dot4s between dot_begin and dot_end: at most DOT_QUADS of weights of so many bits, since some ISAs sum in
+ * 16 bits. */
 #define DOT_QUADS(bits) 8
-#define DOT_SCALED_QUADS(bits) 8
-INLINE vdot dot_zero(void) { return i32_zero(); }
 /* Lane: d + sum over a quad of w * x; weights at most 127, activations in [-127, 127]. */
 INLINE vdot dot4_u7s8(vdot d, vu8 w, vquad x) {
   LANES_(i) for (int j = 0; j < 4; j++) d.v[i] += w.v[4 * i + j] * x.v[j];
@@ -199,13 +203,5 @@ INLINE vdot dot4_s8s8(vdot d, vu8 w, vquad x) {
 /* dot_end(sum, dot4s of dot_begin(sum)) = sum + the dot products */
 INLINE vdot dot_begin(vi32 sum) { return sum; }
 INLINE vi32 dot_end(vi32 sum, vdot d) { (void)sum; return d; }
-/* sum + scale * d, for weights of so many bits and a scale in [-128, 127] in the form that dot_scale gives. */
-INLINE vi32 dot_scale(vi32 scale, int bits) { (void)bits; return scale; }
-INLINE vi32 dot_scaled(vi32 sum, vdot d, vi32 scale, int bits) { (void)bits; return i32_add(sum, i32_mul(d, scale)); }
-/* Lane: sum + a.even * b.even + a.odd * b.odd of int16 pairs (even in the low half). */
-INLINE vi32 dot2_s16(vi32 sum, vi32 a, vi32 b) {
-  LANES_(i) sum.v[i] += (int16_t)a.v[i] * (int16_t)b.v[i] + (a.v[i] >> 16) * (b.v[i] >> 16);
-  return sum;
-}
 #undef LANES_
 #endif
