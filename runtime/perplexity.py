@@ -21,27 +21,19 @@ class Estimate:
 
 
 def perplexity(model, ids: Sequence[int], window: int) -> Iterator[Estimate]:
-    """Yields the running estimate after each window of `window` tokens; a last, partial window is left out.
+    """Yields the running estimate after each of `windows(model, ids, window)`.
 
-    Each window is evaluated from an empty context, its first token replaced by the beginning-of-text token where the
-    model adds one, and the negative log-likelihood of tokens window/2 + 1 … window - 1 is averaged. The standard error
-    is that of the mean, carried through the exponential. Raises InfercError when `ids` is shorter than two windows.
+    The negative log-likelihood of tokens window/2 + 1 … window - 1 is averaged. The standard error is that of the mean,
+    carried through the exponential. Raises InfercError as `windows` does.
     """
-    if window < 4 or window > model.context:
-        raise InfercError(f"the window must have 4 to {model.context} tokens (the model's context), not {window}")
-    if len(ids) < 2 * window:
-        raise InfercError(f"the text has {len(ids)} tokens; two windows of {window} are needed: give a longer text")
     total = squares = 0.0
     count = 0
-    first = window // 2
-    for index in range(len(ids) // window):
-        tokens = list(ids[index * window : (index + 1) * window])
-        if model.tokenizer.add_bos and model.tokenizer.bos_id is not None:
-            tokens[0] = model.tokenizer.bos_id
+    for index, tokens in enumerate(windows(model, ids, window)):
         # The last token's logits predict what lies beyond the window.
-        losses = np.concatenate([
-            _losses(logits, tokens[start + 1 : start + 1 + len(logits)])
-            for start, logits in model.logits_from(tokens[:-1], first)
+        losses = np.array([
+            -log_softmax(row)[tokens[start + i + 1]]
+            for start, logits in model.logits_from(tokens[:-1], window // 2)
+            for i, row in enumerate(logits)
         ])  # fmt: skip
         total, squares, count = total + losses.sum(), squares + (losses**2).sum(), count + len(losses)
         mean = total / count
@@ -49,9 +41,24 @@ def perplexity(model, ids: Sequence[int], window: int) -> Iterator[Estimate]:
         yield Estimate(index + 1, exp(mean), exp(mean) * deviation)
 
 
-def _losses(logits: np.ndarray, targets: Sequence[int]) -> np.ndarray:
-    """Negative log-likelihood in nats of each target: logits f32[R, V], targets R ids; f64[R]."""
-    wide = logits.astype(np.float64)
-    top = wide.max(axis=1)
-    normaliser = top + np.log(np.exp(wide - top[:, None]).sum(axis=1))
-    return normaliser - wide[np.arange(len(targets)), list(targets)]
+def windows(model, ids: Sequence[int], window: int) -> Iterator[list[int]]:
+    """The pieces of `window` tokens that `ids` are scored in, each from an empty context; a last, partial one is left
+    out.
+
+    Where the model adds a beginning-of-text token, it replaces the first of each. Raises InfercError for a window that
+    the model's context cannot hold, and when `ids` is shorter than two.
+    """
+    if window < 4 or window > model.context:
+        raise InfercError(f"the window must have 4 to {model.context} tokens (the model's context), not {window}")
+    if len(ids) < 2 * window:
+        raise InfercError(f"the text has {len(ids)} tokens; two windows of {window} are needed: give a longer text")
+    begin = [model.tokenizer.bos_id] if model.tokenizer.add_bos and model.tokenizer.bos_id is not None else []
+    for start in range(0, len(ids) - window + 1, window):
+        yield [*begin, *ids[start + len(begin) : start + window]]
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Natural logarithms of the probabilities, f64[V], that logits f32[V] stand for."""
+    below = logits.astype(np.float64)
+    below -= below.max()
+    return below - np.log(np.exp(below).sum())

@@ -6,13 +6,14 @@ Names and shapes are GGUF's, dimensions in row-major order ([rows, columns]). No
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType
 from gguf.gguf_reader import ReaderTensor
@@ -252,19 +253,31 @@ def build_module(source: Source, context: int, chunk: int) -> Module:
     return Module({"step": graph}, {**source.weights, **constants})
 
 
+def reference(source: Source, count: int) -> tuple[Callable[..., jax.Array], dict[str, np.ndarray]]:
+    """The model in plain JAX, for tests and measurements: a function, and the dequantised weights it is given.
+
+    `logits(weights, ids i32 [count], rows i32 [R])` -> f32 [R, vocabulary], of one sequence from an empty cache.
+    """
+    config = source.config.within(count)
+
+    def logits(weights: Mapping[str, jax.Array], ids: jax.Array, rows: jax.Array) -> jax.Array:
+        state = {
+            f"layers.{i}.{which}": jnp.zeros((1, config.kv_heads, count, length), jnp.float32)
+            for i in range(config.layers)
+            for which, length in (("k", config.key_length), ("v", config.value_length))
+        }
+        position = jnp.arange(count, dtype=jnp.int32)
+        step = ARCHITECTURES[source.architecture].step
+        return step(config, weights, ids, jnp.zeros_like(position), position, rows, state)[0]
+
+    return logits, {name: dequantized(weight) for name, weight in source.weights.items()}
+
+
 def reference_logits(source: Source, ids: Sequence[int]) -> np.ndarray:
-    """Logits f32 [len(ids), vocabulary] of one sequence, by plain JAX in f32 on dequantised weights: for tests."""
-    config, count = source.config.within(len(ids)), len(ids)
-    weights = {name: dequantized(weight) for name, weight in source.weights.items()}
-    state = {
-        f"layers.{i}.{which}": np.zeros((1, config.kv_heads, count, length), np.float32)
-        for i in range(config.layers)
-        for which, length in (("k", config.key_length), ("v", config.value_length))
-    }
-    positions = np.arange(count, dtype=np.int32)
-    step = jax.jit(partial(ARCHITECTURES[source.architecture].step, config))
-    logits, _ = step(weights, np.array(ids, np.int32), np.zeros_like(positions), positions, positions, state)
-    return np.asarray(logits)
+    """Logits f32 [len(ids), vocabulary] of one sequence, by plain JAX in f32 on dequantised weights."""
+    logits, weights = reference(source, len(ids))
+    rows = np.arange(len(ids), dtype=np.int32)
+    return np.asarray(jax.jit(logits)(weights, np.array(ids, np.int32), rows))
 
 
 def dequantized(weight: Weight) -> np.ndarray:
