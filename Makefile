@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow bench lint clean
 
 demo: $(VENV)/.compiler
 	$(BIN)/inferc run smollm2 -p "The capital of France is" -n 48
@@ -14,6 +14,18 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(PYTEST) -m slow $(ARGS)
+
+# Models and peers of `make bench`; docs/benchmarks.md says where they come from. A peer is NAME=PATH of a llama-bench.
+MODELS ?= $(error say which models: make bench MODELS="a.gguf b.gguf=pp512,tg64" PEERS="llama.cpp=PATH")
+PEERS ?=
+BENCH_THREADS ?= 2
+BENCH_ROUNDS ?= 3
+BENCH_OUT ?= benchmarks/results/$(shell date -u +%Y-%m-%d)
+
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/models.py $(MODELS) $(addprefix --peer ,$(PEERS)) --threads $(BENCH_THREADS) \
+	  --rounds $(BENCH_ROUNDS) --out $(BENCH_OUT)-models $(ARGS)
+	$(BIN)/python benchmarks/kernels.py --threads $(BENCH_THREADS) --out $(BENCH_OUT)-kernels
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -26,7 +38,7 @@ $(VENV)/bin/python:
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24.1"
 
 # One stamp per extra: the install is repeated only when pyproject.toml changes.
-$(VENV)/.compiler $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.compiler $(VENV)/.test $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	@touch $@
 

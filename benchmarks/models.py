@@ -1,117 +1,166 @@
-"""Speed of compiled models: compile time and memory, time to the first token, prompt and generation tokens/s.
+"""Speed of compiled models beside other engines, interleaved in one run, and beside the hardware's limits.
 
-    python benchmarks/models.py smollm2 gemma3-270m --threads 1 2 --prompt 512 --tokens 64 --runs 5
+    python benchmarks/models.py MODEL.gguf[=TEST,...]... --peer llama.cpp=PATH --peer ik_llama.cpp=PATH
 
-Every figure is the median of the runs with the least and the most; thread counts take turns within a run, so that a
-drift of the machine hits them alike. Prints a markdown table, and JSON with `--json FILE`.
+TEST is pp512 (a prompt of 512 tokens), tg64 (64 tokens, one after another, from an empty cache) or tg64@4096 (once
+4096 positions are filled). In each round every engine runs every test once; figures are medians over the rounds, with
+the least and the most. docs/benchmarks.md says what the limits are. Results go to --out as PREFIX.json, .md and .svg.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import start
+from costs import AMX_OF, Costs, costs
+from machine import described, manifest, version_of
+from ours import Compiled, Sample
+from peers import Peer, Test, found
+from report import plot, table
+from roofline import Roofline
 
-from inferc.runtime.model import Model, load
-
-
-def compiled(model: str, folder: Path) -> tuple[Path, dict[str, float]]:
-    """Compiles in a fresh process: the artifact, seconds, and the process's peak memory in MB."""
-    output = folder / f"{Path(model).stem}.inferc"
-    code = (
-        "import resource, sys; from pathlib import Path; from inferc.compiler.driver import compile_model; "
-        "report = compile_model(sys.argv[1], Path(sys.argv[2])); "
-        "print(report.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    )
-    started = time.monotonic()
-    command = [sys.executable, "-c", code, model, str(output)]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True)
-    _, peak = answer.stdout.split()
-    return output, {"compile_seconds": time.monotonic() - started, "compile_peak_mb": float(peak) / 1024,
-                    "artifact_mb": output.stat().st_size / 1e6}  # fmt: skip
+OURS = "inferc"
+DEFAULT_TESTS = "pp512,tg64,tg64@4096"
 
 
-def first_token(artifact: Path) -> float:
-    """Seconds from starting `inferc run` on an artifact to its first token, everything included."""
-    command = [sys.executable, "-m", "inferc.compiler", "run", str(artifact), "-p", "The capital of", "-n", "1"]
-    started = time.monotonic()
-    subprocess.run(command, check=True, capture_output=True)
-    return time.monotonic() - started
+@dataclass
+class Seen:
+    """What one engine's runs of one test gave."""
+
+    speeds: list[float] = field(default_factory=list)
+    bandwidths: list[float] = field(default_factory=list)
+    peaks: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, sample: Sample) -> None:
+        self.speeds.append(sample.tokens_per_second)
+        self.bandwidths += sample.bandwidths
+        for peaks in sample.peaks:
+            for name, value in peaks.items():
+                self.peaks[name].append(value)
 
 
-def speeds(model: Model, prompt: int, tokens: int) -> tuple[float, float]:
-    """Tokens per second of a prompt of random ids, and of the generation after it."""
-    ids = np.random.default_rng(0).integers(3, model.vocab_size, prompt).tolist()
-    model.logits([ids[-1] ^ 1])  # so that nothing of the last run is kept
-    for _ in model.generate_ids(ids, max_tokens=tokens + 1, ignore_eos=True):
-        pass
-    timings = model.timings
-    return timings.prompt_tokens / timings.prompt_seconds, timings.tokens / timings.seconds
+Results = dict[tuple[int, Test, str], Seen]  # by threads, test and engine
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+def measure(model: Path, tests: Sequence[Test], artifact: Path, peers: Sequence[Peer], of: Costs, roofline: Roofline,
+            arguments: argparse.Namespace) -> Results:  # fmt: skip
+    """Runs all rounds of one model: in each, for each number of threads, ours and then every peer."""
+    results: Results = defaultdict(Seen)
+    opened = {threads: Compiled(artifact, threads, of, roofline) for threads in arguments.threads}
+    for round in range(arguments.rounds):
+        wanted = [test for test in tests if not test.depth or round < arguments.depth_rounds]
+        for threads, ours in opened.items():
+            for test, sample in ours.measure(wanted):
+                results[threads, test, OURS].add(sample)
+            for peer in peers:
+                for test, speed in peer.measure(model, wanted, threads):
+                    results[threads, test, peer.name].add(Sample(speed))
+        print(f"{model.stem}: round {round + 1} of {arguments.rounds}", file=sys.stderr)
+    for ours in opened.values():
+        ours.close()
+    return results
 
 
-def shown(values: dict[str, float], digits: int = 0) -> str:
-    return f"{values['median']:.{digits}f} ({values['min']:.{digits}f}–{values['max']:.{digits}f})"
+def rows_of(name: str, results: Results, of: Costs) -> Iterator[dict[str, Any]]:
+    """JSON rows: one for each engine, test and number of threads."""
+    for (threads, test, backend), seen in results.items():
+        speed = statistics.median(seen.speeds)
+        row: dict[str, Any] = {
+            "model": name, "backend": backend, "test": test.name, "n_prompt": test.prompt, "n_gen": test.generate,
+            "n_depth": test.depth, "threads": threads, "tokens_per_second": speed, "min": min(seen.speeds),
+            "max": max(seen.speeds), "samples": seen.speeds,
+        }  # fmt: skip
+        beside = results[threads, test, OURS]  # the limits were measured around our own runs
+        yield row | (_prompt_limit if test.prompt else _decode_limit)(test, of, beside, speed)
 
 
-def machine() -> dict[str, str | int | None]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count(), "system": platform.platform()}
+def _prompt_limit(test: Test, of: Costs, beside: Seen, speed: float) -> dict[str, Any]:
+    work = of.work(test.prompt, 1)
+    peaks = {name: statistics.median(values) for name, values in beside.peaks.items()}
+    if not work.keys() <= peaks.keys():
+        return {}
+    row: dict[str, Any] = {"macs_per_token": sum(work.values()) / test.prompt, "peaks": peaks}
+    row["limit"] = test.prompt / sum(macs / peaks[name] for name, macs in work.items())
+    row["fraction"] = speed / row["limit"]
+    if all(AMX_OF.get(name) in peaks for name in work):
+        row["amx_fraction"] = speed * sum(macs / peaks[AMX_OF[n]] for n, macs in work.items()) / test.prompt
+    return row
 
 
-def measure(name: str, arguments: argparse.Namespace, folder: Path) -> dict:
-    artifact, facts = compiled(name, folder)
-    first = [first_token(artifact) for _ in range(arguments.runs)]
-    result: dict = {"model": name, **facts, "first_token_seconds": spread(first)}
-    models = {threads: load(artifact, threads) for threads in arguments.threads}
-    seen: dict[int, list[tuple[float, float]]] = {threads: [] for threads in models}
-    for _ in range(arguments.runs + 1):
-        for threads, model in models.items():
-            seen[threads].append(speeds(model, arguments.prompt, arguments.tokens))
-    for threads, model in models.items():
-        prompts, generations = zip(*seen[threads][1:])  # the first run warms up
-        result[f"threads_{threads}"] = {"prompt": spread(list(prompts)), "generation": spread(list(generations))}
-        model.close()
-    return result
+def _decode_limit(test: Test, of: Costs, beside: Seen, speed: float) -> dict[str, Any]:
+    size, bandwidth = of.decode_bytes(test.depth + test.generate / 2), statistics.median(beside.bandwidths)
+    return {"bytes_per_token": size, "bandwidth": bandwidth, "limit": bandwidth / size,
+            "fraction": speed * size / bandwidth, "macs_per_token": sum(of.work(1, 1).values())}  # fmt: skip
+
+
+def parsed(argument: str) -> tuple[Path, list[Test]]:
+    path, _, tests = argument.partition("=")
+    return Path(path), [Test.parse(text) for text in (tests or DEFAULT_TESTS).split(",")]
+
+
+def arguments_of() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="+", metavar="MODEL.gguf[=TEST,...]", type=parsed)
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH", help="a llama-bench, and flags")
+    parser.add_argument("--no-peers", action="store_true", help="measure ours alone")
+    parser.add_argument("--skip", action="append", default=[], metavar="NAME:MODEL",
+                        help="a peer, and a part of a model's name that it computes wrongly")  # fmt: skip
+    parser.add_argument("--threads", type=int, nargs="+", default=[2])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--depth-rounds", type=int, default=2, help="rounds of the tests at a depth, which take long")
+    parser.add_argument("--starts", type=int, default=5, help="runs of each start that is timed")
+    parser.add_argument("--out", type=Path, help="prefix of the files to write")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="+")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        results = [measure(name, arguments, Path(folder)) for name in arguments.models]
-    print(f"{machine()}\n")
-    columns = f"prompt {arguments.prompt}, tokens/s | generation {arguments.tokens}, tokens/s"
-    print(f"| model | threads | {columns} |\n|---|---|---|---|")
-    for result in results:
-        for threads in arguments.threads:
-            row = result[f"threads_{threads}"]
-            print(f"| {result['model']} | {threads} | {shown(row['prompt'])} | {shown(row['generation'], 1)} |")
-    print("\n| model | compile s | peak MB | artifact MB | first token s |\n|---|---|---|---|---|")
-    for result in results:
-        print(f"| {result['model']} | {result['compile_seconds']:.1f} | {result['compile_peak_mb']:.0f} | "
-              f"{result['artifact_mb']:.0f} | {shown(result['first_token_seconds'], 2)} |")  # fmt: skip
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
+    arguments = arguments_of()
+    try:
+        peers = [] if arguments.no_peers else found(arguments.peer)
+    except ValueError as error:
+        sys.exit(str(error))
+    began = time.monotonic()
+    roofline = Roofline()
+    about = manifest(roofline, arguments.threads)
+    about["peers"] = {p.name: {"version": version_of([str(p.path)]), "flags": " ".join(p.flags)} for p in peers}
+    rows: list[dict[str, Any]] = []
+    starts: dict[str, Mapping[str, Any]] = {}
+    skipped: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="inferc-bench-") as folder:
+        for model, tests in arguments.models:
+            artifact, of = Path(folder) / f"{model.stem}.inferc", costs(model)
+            starts[model.stem] = start.measure(model, artifact, max(arguments.threads), arguments.starts)
+            left_out = [p for p in peers if any(_skips(skip, p, model) for skip in arguments.skip)]
+            skipped += [f"{peer.name} was not run on {model.stem} (--skip)." for peer in left_out]
+            running = [peer for peer in peers if peer not in left_out]
+            results = measure(model, tests, artifact, running, of, roofline, arguments)
+            rows += rows_of(model.stem, results, of)
+            artifact.unlink()
+    about["minutes"] = round((time.monotonic() - began) / 60, 1)
+    text = "\n\n".join(["# Speed", described(about), table(rows, OURS), *skipped, "## Compile time and starts",
+                        start.table(starts)])  # fmt: skip
+    print(text)
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        write = {"machine": about, "rows": rows, "starts": starts, "skipped": skipped}
+        Path(f"{arguments.out}.json").write_text(json.dumps(write, indent=1) + "\n")
+        Path(f"{arguments.out}.md").write_text(text + "\n")
+        plot(rows, about, Path(f"{arguments.out}.svg"))
+
+
+def _skips(skip: str, peer: Peer, model: Path) -> bool:
+    name, _, part = skip.partition(":")
+    return name == peer.name and part in model.stem
 
 
 if __name__ == "__main__":
