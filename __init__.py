@@ -34,8 +34,8 @@ def compile(
     """Compiles a model and loads it.
 
     `source` is a GGUF file, a short name (`smollm2`, `gemma3-270m`), `hf:ORG/REPO/FILE` or `pypi:PACKAGE`; `output` the
-    artifact to write, by default one in the user's cache, made once. `target` is `native`, `generic`, `avx2`,
-    `avx512vnni` or `avx512bf16`; `context` the most tokens of a session, by default what the model was trained for;
+    artifact to write, by default one in the user's cache, made once. `target` is `native`, `portable` or
+    names of kinds of CPUs, commas between them; `context` the most tokens of a session, by default the model's own;
     `chunk` the most tokens evaluated at once; `dump_ir` a folder for the graph after every pass. `progress` is told
     (what, bytes done, bytes in all). Raises InfercError.
     """
@@ -54,11 +54,14 @@ def compile(
     return load(output)
 
 
-def load(path: str | Path, threads: int | None = None) -> Model:
-    """Opens a compiled artifact; `threads` defaults to the physical cores. Raises InfercError if it cannot be used."""
+def load(path: str | Path, threads: int | None = None, target: str | None = None) -> Model:
+    """Opens a compiled artifact; `threads` defaults to the physical cores, `target` to the best variant for this CPU.
+
+    Raises InfercError if it cannot be used.
+    """
     from .runtime import model
 
-    return model.load(path, threads)
+    return model.load(path, threads, target)
 
 
 def __getattr__(name: str) -> Any:

@@ -34,7 +34,14 @@ ModelName = Annotated[
     ),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Threads; default: the physical cores.")]
-Target = Annotated[str, typer.Option("--target", help="`native`, `generic`, `avx2`, `avx512vnni` or `avx512bf16`.")]
+Target = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        help="`native`, `portable` (every CPU of this kind of machine), or names with commas between them: `generic`, "
+        "`avx2`, `avx512vnni`, `avx512bf16`. Of an artifact: the variant to run.",
+    ),
+]
 Context = Annotated[int | None, typer.Option("--context", min=1, help="Positions of the cache; default: the model's.")]
 Tokens = Annotated[int, typer.Option("-n", "--tokens", min=1, help="Tokens to generate at most.")]
 Temperature = Annotated[float, typer.Option("--temp", min=0, help="Temperature; 0 takes the likeliest token.")]
@@ -69,13 +76,14 @@ def progress_bars() -> Iterator[Progress]:
 
 
 def opened(name: str, target: str, context: int | None, threads: int | None) -> Model:
-    """The model, compiled if need be, loaded."""
+    """The model, compiled if need be, loaded. Of an artifact, `target` names the variant."""
     from ..runtime.model import load
     from .cache import compiled
 
     with progress_bars() as progress:
         path = compiled(name, progress, target=target, context=context)
-    return load(path, threads=threads)
+    forced = target not in ("native", "portable") and "," not in target
+    return load(path, threads=threads, target=target if forced else None)
 
 
 @app.command()

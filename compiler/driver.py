@@ -37,7 +37,6 @@ class Plan:
 
     source: gguf.Source
     module: Module
-    target: c_target.CTarget
     program: c_program.Program
     context: int
     chunk: int
@@ -57,8 +56,9 @@ def plan_model(path: Path, *, target: str = "native", context: int | None = None
                dump_ir: Path | None = None) -> Plan:  # fmt: skip
     """Front end, tracing, passes and lowering of one GGUF file.
 
-    `context` is the most positions a session may hold, at most and by default the model's own; `chunk` the most tokens
-    that one evaluation takes. `dump_ir` is a folder for the graph after every pass.
+    `target` names CPUs as `c_target.choose` reads them. `context` is the most positions a session may hold, at most and
+    by default the model's own; `chunk` the most tokens that one evaluation takes. `dump_ir` is a folder for the graph
+    after every pass.
     Raises InfercError for a bad file, an unknown architecture, target or context.
     """
     source = gguf.load(path)
@@ -67,15 +67,15 @@ def plan_model(path: Path, *, target: str = "native", context: int | None = None
     if not 1 <= context <= trained:
         raise InfercError(f"{path}: the context must be 1 to {trained}, what the model was trained for, not {context}")
     chunk = min(chunk, context)
-    chosen = c_target.get(target)
+    targets = c_target.choose(target)
     try:
-        module = run_passes(gguf.build_module(source, context, chunk), chosen.ir, dump_ir)
-        program = c_program.build(module, chosen, prefix=PREFIX, context=context, chunk=chunk, name=source.name)
+        module = run_passes(gguf.build_module(source, context, chunk), targets[0].ir, dump_ir)
+        program = c_program.build(module, targets, prefix=PREFIX, context=context, chunk=chunk, name=source.name)
     except IRError as error:
-        raise InfercError(f"{path}: cannot be compiled for {chosen.name}: {error}") from error
+        raise InfercError(f"{path}: cannot be compiled for {target}: {error}") from error
     except OSError as error:
         raise InfercError(f"cannot write the graph to {dump_ir}: {error.strerror}") from error
-    return Plan(source, module, chosen, program, context, chunk)
+    return Plan(source, module, program, context, chunk)
 
 
 def compile_model(source: str, output: Path, *, target: str = "native", context: int | None = None, chunk: int = 512,
@@ -97,7 +97,7 @@ def compile_model(source: str, output: Path, *, target: str = "native", context:
         ArtifactWriter(output) as artifact,
     ):
         library = Path(scratch) / f"lib{PREFIX}.so"
-        compiling = pool.submit(toolchain.compile_program, program, plan.target, library)
+        compiling = pool.submit(toolchain.compile_program, program, library)
         hashing = pool.submit(_sha256, path)
         tokenizer = _tokenizer(plan.source)
         weights_sha256 = artifact.write_stream("weights", program.weight_bytes, _packed(plan, report))
@@ -115,7 +115,7 @@ def compile_model(source: str, output: Path, *, target: str = "native", context:
             "tokenizer": None if tokenizer is None else "tokenizer.json",
         }
         artifact.write_manifest(manifest)
-    return Report(Path(output), plan.target.name, time.monotonic() - started, tuple(manifest["notes"]))
+    return Report(Path(output), manifest["target"], time.monotonic() - started, tuple(manifest["notes"]))
 
 
 def _tokenizer(source: gguf.Source) -> dict[str, Any] | None:
@@ -151,8 +151,8 @@ def describe(plan: Plan) -> dict[str, Any]:
         "name": source.name,
         "architecture": source.architecture,
         "backend": "c",
-        "target": plan.target.name,
-        "cpu_features": list(plan.target.cpu_features),
+        "target": " ".join(t.name for t in program.targets),
+        "variants": [{"target": t.name, "cpu_features": list(t.cpu_features)} for t in program.targets],
         "machine": machine(),
         "prefix": program.prefix,
         "context": plan.context,

@@ -33,11 +33,15 @@ def show(manifest: dict[str, Any], *, tensors: bool) -> None:
     """Prints a manifest for people; with `tensors` every tensor of the model file."""
     console = Console(highlight=False, soft_wrap=True)
     facts = Table.grid(padding=(0, 2))
-    for key in ("name", "architecture", "source", "target", "machine", "cpu_features", "context", "chunk", "vocab_size",
+    for key in ("name", "architecture", "source", "target", "machine", "context", "chunk", "vocab_size",
                 "compiler", "producer"):  # fmt: skip
         if key in manifest:
             facts.add_row(key, _text(manifest[key]))
     console.print(facts)
+    variants = Table("variant, the best first", "CPU features that it needs")
+    for variant in manifest["variants"]:
+        variants.add_row(variant["target"], " ".join(variant["cpu_features"]))
+    console.print(variants)
     console.print(_types(manifest))
     memory = Table("memory", "bytes, over T tokens and R wanted rows", title_justify="left")
     for key, value in manifest["memory"].items():

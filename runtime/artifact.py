@@ -37,7 +37,7 @@ _PIECE = 1 << 20
 _MACHINES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
 
 _MANIFEST_FIELDS: dict[str, Any] = {
-    "producer": str, "name": str, "architecture": str, "target": str, "machine": str, "cpu_features": list,
+    "producer": str, "name": str, "architecture": str, "target": str, "machine": str, "variants": list,
     "prefix": str, "context": int, "chunk": int, "vocab_size": int, "library": str, "weights": dict,
     "tokenizer": str | None,
 }  # fmt: skip
@@ -267,9 +267,17 @@ class Artifact:
                 f"was compiled for {manifest['machine']} and this computer is {machine()}", "compile the model here"
             )
         present = cpu_features()
-        missing = [str(f) for f in manifest["cpu_features"] if present is not None and f not in present]
-        if missing:
-            raise self._unusable(
-                f"needs the CPU features {', '.join(missing)} (target {manifest['target']}), which this CPU lacks",
-                "compile the model with `--target generic`, or here with `--target native`",
-            )
+        missing = [[f for f in needed if present is not None and f not in present] for needed in self._needs(manifest)]
+        if not all(missing):
+            return
+        raise self._unusable(
+            f"needs the CPU features {', '.join(missing[-1])} (target {manifest['target']}), which this CPU lacks",
+            "compile the model with `--target portable`, or here with `--target native`",
+        )
+
+    def _needs(self, manifest: dict[str, Any]) -> list[list[str]]:
+        """The CPU features that each variant of the library needs, the least variant last."""
+        lists = [v.get("cpu_features") if isinstance(v, dict) else None for v in manifest["variants"]]
+        if lists and all(isinstance(needed, list) for needed in lists):
+            return [[str(f) for f in needed] for needed in lists]
+        raise self._unusable("has no usable 'variants' in its manifest", "compile the model again")

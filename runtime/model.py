@@ -41,9 +41,13 @@ class Timings:
         return f"{prompt}, {speed('generation', self.tokens, self.seconds)}"
 
 
-def load(path: Path | str, threads: int | None = None) -> Model:
-    """Opens a compiled artifact; `threads` defaults to the physical cores. Raises InfercError if it cannot be used."""
-    return Model(path, threads)
+def load(path: Path | str, threads: int | None = None, target: str | None = None) -> Model:
+    """Opens a compiled artifact; `threads` defaults to the physical cores.
+
+    `target` names one of the artifact's variants; by default the best that this CPU can run is taken. Raises
+    InfercError if the artifact cannot be used.
+    """
+    return Model(path, threads, target)
 
 
 class Model:
@@ -52,9 +56,9 @@ class Model:
     Threads may share a model; their calls take turns token by token.
     """
 
-    def __init__(self, path: Path | str, threads: int | None = None) -> None:
+    def __init__(self, path: Path | str, threads: int | None = None, target: str | None = None) -> None:
         self.artifact = Artifact(path)
-        self._engine = Engine(self.artifact, threads)
+        self._engine = Engine(self.artifact, threads, target)
         self._session = self._engine.session()
         self._ids: list[int] = []  # what the session has evaluated
         self._turn = threading.Lock()
@@ -85,6 +89,11 @@ class Model:
     @property
     def threads(self) -> int:
         return self._engine.threads
+
+    @property
+    def target(self) -> str:
+        """The variant of the library that runs on this CPU."""
+        return self._engine.target
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

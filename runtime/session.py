@@ -21,13 +21,32 @@ ABI = 1
 
 
 class _OpenOptions(ctypes.Structure):
-    _fields_ = [("size", c_size_t), ("weights", c_void_p), ("weights_bytes", c_size_t), ("threads", c_int32)]
+    _fields_ = [
+        ("size", c_size_t),
+        ("weights", c_void_p),
+        ("weights_bytes", c_size_t),
+        ("threads", c_int32),
+        ("pin", c_int32),
+        ("target", c_char_p),
+        ("parallel_for", c_void_p),
+        ("pool", c_void_p),
+    ]
 
 
 class _Info(ctypes.Structure):
-    """The first fields of `model_info`; later ones are for C."""
+    """`model_info`."""
 
-    _fields_ = [("abi", c_int32), ("vocab_size", c_int32), ("context", c_int32), ("chunk", c_int32)]
+    _fields_ = [
+        ("abi", c_int32),
+        ("vocab_size", c_int32),
+        ("context", c_int32),
+        ("chunk", c_int32),
+        ("weights_bytes", c_size_t),
+        ("name", c_char_p),
+        ("target", c_char_p),
+        ("cpu_features", c_char_p),
+        ("targets", c_char_p),
+    ]
 
 
 class _Item(ctypes.Structure):
@@ -42,7 +61,7 @@ class _Item(ctypes.Structure):
 
 # name: (result, arguments) of every function called here, without the prefix.
 _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
-    "describe": (POINTER(_Info), []),
+    "describe": (POINTER(_Info), [c_void_p]),
     "message": (c_char_p, [c_int32]),
     "open": (c_int32, [POINTER(_OpenOptions), POINTER(c_void_p)]),
     "close": (None, [c_void_p]),
@@ -115,10 +134,16 @@ class _Library:
 
 
 class Engine:
-    """An opened model. Not for two threads at once: callers take turns."""
+    """An opened model; `target` is the variant of its library that runs.
 
-    def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
-        """Raises InfercError when the library cannot be loaded or disagrees with the manifest."""
+    Not for two threads at once: callers take turns.
+    """
+
+    def __init__(self, artifact: Artifact, threads: int | None = None, target: str | None = None) -> None:
+        """`target` names the variant of the library to run; by default the library takes the best for this CPU.
+
+        Raises InfercError when the library cannot be loaded, disagrees with the manifest, or has no such variant.
+        """
         manifest = artifact.manifest
         self.threads = threads or physical_cores()
         if self.threads < 1:
@@ -128,20 +153,26 @@ class Engine:
         self.c = self._library.functions
         self.handle = c_void_p()
         self._workspace = np.empty(0, np.uint8)
-        info = self.c.describe().contents
+        info = self.c.describe(None).contents
         self.vocab_size, self.context, self.chunk = info.vocab_size, info.context, info.chunk
         declared = (ABI, manifest["vocab_size"], manifest["context"], manifest["chunk"])
         if declared != (info.abi, info.vocab_size, info.context, info.chunk):
             self._library.unload()
             raise InfercError(f"{artifact.path}: the library is not the one of its manifest: compile the model again")
+        targets = info.targets.decode().split()
+        if target is not None and target not in targets:
+            self._library.unload()
+            raise InfercError(f"{artifact.path} has no variant {target!r}: choose one of {', '.join(targets)}")
         options = _OpenOptions(
-            ctypes.sizeof(_OpenOptions), self._weights.ctypes.data, self._weights.nbytes, self.threads
-        )
+            ctypes.sizeof(_OpenOptions), self._weights.ctypes.data, self._weights.nbytes, self.threads,
+            target=None if target is None else target.encode(),
+        )  # fmt: skip
         try:
             self.check(self.c.open(byref(options), byref(self.handle)))
         except InfercError:
             self._library.unload()
             raise
+        self.target: str = self.c.describe(self.handle).contents.target.decode()
 
     def session(self) -> Session:
         """A new, empty session."""

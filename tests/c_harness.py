@@ -111,8 +111,8 @@ def calls_source(calls: Sequence[Call]) -> str:
 {signature};
 {signature} {{
   pool p;
-  pool_helper helpers[64];
-  if (!pool_start(&p, threads, helpers)) return 1;
+  pool_worker workers[64];
+  if (!pool_start(&p, threads, workers)) return 1;
   run r = {{.threads = threads, .session_count = session_count, .sessions = sessions}};
   r.pool = &p;
   r.parallel_for = pool_for;

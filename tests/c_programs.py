@@ -95,7 +95,8 @@ def reference_logits(ids: Sequence[int], windows: tuple[int, ...] = (0, 0)) -> n
 
 
 class OpenOptions(ctypes.Structure):
-    _fields_ = [("size", c_size_t), ("weights", c_void_p), ("weights_bytes", c_size_t), ("threads", c_int32)]
+    _fields_ = [("size", c_size_t), ("weights", c_void_p), ("weights_bytes", c_size_t), ("threads", c_int32),
+                ("pin", c_int32), ("target", c_char_p), ("parallel_for", c_void_p), ("pool", c_void_p)]  # fmt: skip
 
 
 class Item(ctypes.Structure):
@@ -129,8 +130,8 @@ class Library:
         self.model = c_void_p()
         assert self.open(self.weights, self.threads, self.model) == OK
 
-    def open(self, weights: np.ndarray, threads: int, out: c_void_p) -> int:
-        options = OpenOptions(ctypes.sizeof(OpenOptions), weights.ctypes.data, weights.nbytes, threads)
+    def open(self, weights: np.ndarray, threads: int, out: c_void_p, **options: object) -> int:
+        options = OpenOptions(ctypes.sizeof(OpenOptions), weights.ctypes.data, weights.nbytes, threads, **options)
         return self.c.model_open(byref(options), byref(out))
 
     def close(self) -> None:
@@ -184,7 +185,7 @@ class Session:
 
 def build(module: Module, target_name: str, *, context: int = 512, chunk: int = 64,
           prefix: str = "model") -> program.Program:  # fmt: skip
-    return program.build(module, target.get(target_name), prefix=prefix, context=context, chunk=chunk, name="toy")
+    return program.build(module, target.choose(target_name), prefix=prefix, context=context, chunk=chunk, name="toy")
 
 
 def packed_weights(module: Module, built: program.Program) -> np.ndarray:
@@ -199,7 +200,7 @@ def packed_weights(module: Module, built: program.Program) -> np.ndarray:
 def compile_library(module: Module, target_name: str, *, threads: int = 1, **options: int) -> Library:
     built = build(module, target_name, **options)
     path = FOLDER / f"{len(list(FOLDER.iterdir()))}.so"
-    toolchain.compile_program(built, target.get(target_name), path, extra=("-Werror",))
+    toolchain.compile_program(built, path, extra=("-Werror",))
     return Library(built, path, packed_weights(module, built), threads)
 
 

@@ -183,7 +183,9 @@ def test_bytes_missing_at_the_front(path):
         ({"version": None}, ["format None"]),
         ({"format": "zip"}, ["no inferc artifact"]),
         ({"machine": "pdp11"}, ["compiled for pdp11", machine()]),
-        ({"cpu_features": ["sse2", "quantum"]}, ["CPU features", "quantum", "--target"]),
+        ({"variants": [{"cpu_features": ["sse2", "quantum"]}]}, ["CPU features", "quantum", "--target"]),
+        ({"variants": []}, ["'variants'"]),
+        ({"variants": [{"cpu_features": 5}]}, ["'variants'"]),
         ({"library": "c/other.so"}, ["c/other.so"]),
         ({"library": 5}, ["'library'"]),
         ({"tokenizer": "nope"}, ["nope"]),
@@ -203,7 +205,7 @@ def test_manifests_that_do_not_fit(tmp_path, changes, words):
 
 
 def test_features_of_other_systems_are_not_checked(tmp_path, monkeypatch):
-    path = fake_artifact.write(tmp_path / "a.inferc", LIBRARY, cpu_features=["quantum"])
+    path = fake_artifact.write(tmp_path / "a.inferc", LIBRARY, variants=[{"cpu_features": ["quantum"]}])
     monkeypatch.setattr(artifact_module, "cpu_features", lambda: None)
     Artifact(path)
 

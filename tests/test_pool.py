@@ -64,9 +64,9 @@ int main(int argc, char **argv) {
   const int32_t threads = atoi(argv[1]), regions = atoi(argv[2]), pause_every = atoi(argv[3]);
   static atomic_int touched[MOST], busy[64], failures;
   static pool p;
-  static pool_helper helpers[64];
+  static pool_worker workers[64];
   fesetround(FE_UPWARD); /* what helpers would inherit */
-  if (rounds_to_nearest() || !pool_start(&p, threads, helpers)) return 3;
+  if (rounds_to_nearest() || !pool_start(&p, threads, workers)) return 3;
   fesetround(FE_TONEAREST);
   const run r = {.threads = threads, .pool = &p, .parallel_for = pool_for};
   for (int32_t n = 0; n < regions; n++) {

@@ -98,10 +98,9 @@ class Host:
 
     def build(self, *flags: str) -> Path:
         """The program, of the model's own file for its target and the others for the baseline CPU."""
-        program, target = self.plan.program, self.plan.target
+        program = self.plan.program
         output = self.folder / f"sessions{len(list(self.folder.iterdir()))}"
-        for unit in program.units:
-            own = target.cflags if unit == program.unit else target.baseline
+        for unit, own in program.units.items():
             run([compiler(), *toolchain.FLAGS, *flags, *own, "-c", self.folder / unit,
                  "-o", self.folder / f"{unit}.o"])  # fmt: skip
         objects = [self.folder / f"{unit}.o" for unit in program.units]

@@ -18,20 +18,41 @@ STEP_INPUTS = ("tokens", "sequence", "position", "rows")
 
 
 @dataclass(frozen=True)
+class Variant:
+    """A module lowered for one target."""
+
+    target: CTarget
+    emitter: Emitter
+
+    @property
+    def name(self) -> str:
+        return self.target.name
+
+    @property
+    def kernels(self) -> dict[str, str]:
+        """The source of every kernel that is called, by its symbol, after what it needs."""
+        calls = (line.call for f in self.emitter.functions.values() for line in f.lines if line.call)
+        return {k.symbol: k.source for call in calls for k in call.kernel.closure()}
+
+
+@dataclass(frozen=True)
 class Facts:
-    """What the interface says about a module."""
+    """What the interface says about a module; `variants` are in the order in which a CPU tries them."""
 
     prefix: str
     name: str
-    target: CTarget
+    variants: tuple[Variant, ...]
     context: int
     chunk: int
     weight_bytes: int
     entries: Mapping[str, Graph]
-    emitter: Emitter
     layout: SessionLayout
 
     def __post_init__(self) -> None:
+        for graph in self.entries.values():
+            for v in self.variants[1:]:
+                if v.emitter.signature(graph) != self.emitter.signature(graph):
+                    raise IRError(f"{graph.name} takes other arguments on {v.name} than on {self.variants[0].name}")
         for entry, graph in self.entries.items():
             if entry != "step" and graph.inputs_of("state"):
                 raise IRError(f"entry {entry}: only the entry named step may have states")
@@ -49,6 +70,16 @@ class Facts:
             raise IRError(f"entry step: it gives logits f32[R, vocabulary] over T and R, not {outputs} over {dims}")
         if self.emitter.functions[graph].optional is None:
             raise IRError("entry step: its logits do not depend on the wanted rows")
+
+    @property
+    def emitter(self) -> Emitter:
+        """That of the first variant: in what the interface shows they agree."""
+        return self.variants[0].emitter
+
+    @property
+    def targets(self) -> str:
+        """The variants' names, separated by spaces."""
+        return " ".join(v.name for v in self.variants)
 
     @property
     def vocab_size(self) -> int:
@@ -85,7 +116,7 @@ def c_string(text: str) -> str:
 
 def header(facts: Facts, memory: Mapping[str, Any]) -> str:
     """PREFIX.h."""
-    title = comment_text(f"{facts.name}, compiled by inferc for {facts.target.name}.")
+    title = comment_text(f"{facts.name}, compiled by inferc for {facts.targets}.")
     text = runtime_text("abi.h").replace("@TITLE@", title)
     constants = []
     if facts.vocab_size:
@@ -93,7 +124,7 @@ def header(facts: Facts, memory: Mapping[str, Any]) -> str:
                      f"MODEL_MAX_POSITIONS = {facts.context}, /* of a session */",
                      f"MODEL_MAX_TOKENS = {facts.chunk} /* of one eval */"]  # fmt: skip
         language = runtime_text("language.h").replace("@SESSION_FORMULA@", memory["session"])
-        formulas = [f"{key} = {value}" for key, value in memory.items() if key == "workspace" or key.endswith("_arena")]
+        formulas = [f"{key} = {value}" for key, value in memory.items() if key == "workspace" or "_arena" in key]
         text += language.replace("@WORKSPACE_FORMULA@", "\n * ".join(map(_folded, formulas)))
     text = text.replace("  @CONSTANTS@\n", "".join(f"  {line}\n" for line in constants))
     for name, graph in facts.functions.items():
@@ -141,9 +172,9 @@ def _entry_type(facts: Facts, name: str, graph: Graph) -> list[str]:
 
 
 def program_header(facts: Facts, fingerprint: int) -> str:
-    """PREFIX_program.h: the table that the model's file gives, and constants of its sessions."""
+    """PREFIX_program.h: the table that the model's file for each target gives, and constants of its sessions."""
     lines = [
-        "/* What the model's own file gives to the library's functions. */",
+        "/* What the model's own files, one for each target, give to the library's functions. */",
         "#ifndef MODEL_PROGRAM_H\n#define MODEL_PROGRAM_H\n",
         '#include "model.h"\n#include "run.h"\n',
     ]
@@ -161,34 +192,40 @@ def program_header(facts: Facts, fingerprint: int) -> str:
     lines += ["  const char *const *cpu_features; /* ends with a null pointer */"]
     for name, graph in facts.entries.items():
         lines += _entry_type(facts, name, graph)
-    lines += ["} model_program_table;\n", "extern const model_program_table model_program;\n", "#endif\n"]
+    lines += ["} model_program_table;\n"]
+    lines += [f"extern const model_program_table model_program_{v.name};" for v in facts.variants]
+    lines += ["\n#endif\n"]
     return facts.prefixed("\n".join(lines))
 
 
-def program_table(facts: Facts) -> str:
-    """The definition of that table, at the end of the model's file."""
-    features = ", ".join([*(c_string(f) for f in facts.target.cpu_features), "NULL"])
+def program_table(facts: Facts, variant: Variant) -> str:
+    """The definition of that table, at the end of a target's file."""
+    target, emitter = variant.target, variant.emitter
+    features = ", ".join([*(c_string(f) for f in target.cpu_features), "NULL"])
     fields = [
         f".abi = {facts.prefix.upper()}_ABI", f".vocab_size = {facts.vocab_size}",
         f".context = {facts.context if facts.vocab_size else 0}", f".chunk = {facts.chunk if facts.vocab_size else 0}",
         f".weights_bytes = {facts.weight_bytes}", f".name = {c_string(facts.name)}",
-        f".target = {c_string(facts.target.name)}", f".cpu_features = {c_string(' '.join(facts.target.cpu_features))}",
+        f".target = {c_string(variant.name)}", f".cpu_features = {c_string(' '.join(target.cpu_features))}",
+        f".targets = {c_string(facts.targets)}",
     ]  # fmt: skip
     rows = "".join(f"          {field},\n" for field in fields)
     entries = ""
     for name, graph in facts.entries.items():
-        function, arena = facts.emitter.function_names[graph], facts.emitter.arena_name(graph)
+        function, arena = emitter.function_names[graph], emitter.arena_name(graph)
         entries += f"    .{name} = {function},\n    .{name}_arena_bytes = {arena}_bytes,\n"
     return (
         f"static const char *const cpu_features[] = {{{features}}};\n\n"
-        f"const {facts.prefix}_program_table {facts.prefix}_program = {{\n"
+        f"const {facts.prefix}_program_table {facts.prefix}_program_{variant.name} = {{\n"
         f"    .info =\n        {{\n{rows}        }},\n    .cpu_features = cpu_features,\n{entries}}};"
     )
 
 
 def implementation(facts: Facts) -> str:
     """PREFIX_abi.c."""
-    text = runtime_text("abi.c") + (runtime_text("language.c") if facts.vocab_size else "")
+    programs = "".join(f"    &model_program_{v.name},\n" for v in facts.variants)
+    text = runtime_text("abi.c").replace("    @PROGRAMS@\n", programs)
+    text += runtime_text("language.c") if facts.vocab_size else ""
     for name, graph in facts.functions.items():
         text += "\n" + _function_definition(facts, name, graph)
     return facts.prefixed(text)
@@ -203,14 +240,14 @@ def _function_definition(facts: Facts, name: str, graph: Graph) -> str:
     nulls = "".join(f" || !{p.name}" for p in parameters if isinstance(p.type, Type))
     passed = ", ".join(p.name for p in parameters)
     return f"""size_t {_bytes_head(facts, name, graph)} {{
-  return model ? model_program.{name}_arena_bytes(model->threads{dims}) : 0;
+  return model ? model->program->{name}_arena_bytes(model->threads{dims}) : 0;
 }}
 
 model_status {_function_head(name, parameters)} {{
   if (!model || !workspace || !is_aligned(workspace){outside}{nulls}) return MODEL_INVALID;
   if (bytes < model_{name}_workspace_bytes(model{dims})) return MODEL_SIZE;
   const visit entered = visit_begin(model, NULL, 0);
-  model_program.{name}(&entered.run, {passed}, workspace);
+  model->program->{name}(&entered.run, {passed}, workspace);
   visit_end(model, &entered);
   return MODEL_OK;
 }}

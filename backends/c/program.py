@@ -1,11 +1,13 @@
 """A module as a C library: every source file, where each weight lies, and what memory it takes.
 
-    PREFIX.h           the interface, documented
-    PREFIX.c           the model: weights' offsets, one function a graph, `step`; compiled for the target
-    PREFIX_kernels.h   the kernels that it calls
-    PREFIX_program.h   what PREFIX.c gives to PREFIX_abi.c
-    PREFIX_abi.c       open, sessions, eval: compiled for the baseline CPU
-    *.h                hand-written: threads, CPU features, vector words
+    PREFIX.h                  the interface, documented
+    PREFIX_TARGET.c           the model: weights' offsets, one function a graph, `step`; compiled for that target
+    PREFIX_TARGET_kernels.h   the kernels that it calls
+    PREFIX_program.h          what each PREFIX_TARGET.c gives to PREFIX_abi.c: one constant table
+    PREFIX_abi.c              open, sessions, eval: compiled for the baseline CPU, chooses among the tables
+    *.h                       hand-written: threads, CPU features, vector words
+
+Every variant reads the same weights file and the same sessions.
 """
 
 from __future__ import annotations
@@ -13,17 +15,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...ir.graph import Graph, IRError, Module
+from ...ir.graph import IRError, Module
 from ...ir.types import bounds, evaluate, symbol
 from . import interface
 from .emit import Emitter
 from .function import function_text
-from .lower import LOWERINGS, Function, Lowering, lower_module
+from .lower import LOWERINGS, Lowering, lower_module
 from .memory import align, storage_bytes
 from .state import SessionLayout, session_layout, workspace
 from .target import BASELINE_HEADERS, CTarget
@@ -36,27 +38,21 @@ RUNTIME_HEADERS = ("run.h", "parallel.h", "floating.h", "cpu.h")
 class Program:
     """C sources by file name, and facts about them.
 
-    `weight_order` lists (name, offset, bytes) of each weight in the weights file of `weight_bytes` bytes. `memory` has
-    the exact formulas, over T tokens, R wanted rows and the number of threads, and their values at full size.
+    `units` are the sources that are compiled, each with its flags for the CPU; all others are included. `targets` has
+    one target for each variant, the best first. `weight_order` lists (name, offset, bytes) of each weight in the
+    weights file of `weight_bytes` bytes. `memory` has the exact formulas, over T tokens, R wanted rows and the number
+    of threads, and their values at full size.
     """
 
     prefix: str
     sources: Mapping[str, str]
+    units: Mapping[str, tuple[str, ...]]
+    targets: tuple[CTarget, ...]
     weight_order: tuple[tuple[str, int, int], ...]
     weight_bytes: int
     kernels: tuple[str, ...]
     memory: Mapping[str, Any]
     session: SessionLayout
-
-    @property
-    def unit(self) -> str:
-        """The source file that is compiled for the target."""
-        return f"{self.prefix}.c"
-
-    @property
-    def units(self) -> tuple[str, ...]:
-        """The source files that are compiled; all others are included."""
-        return tuple(name for name in self.sources if name.endswith(".c"))
 
     def write(self, folder: Path) -> None:
         """Writes every source into an existing folder."""
@@ -64,38 +60,44 @@ class Program:
             (folder / name).write_text(text, encoding="utf-8")
 
 
-def build(module: Module, target: CTarget, *, prefix: str = "model", context: int, chunk: int, name: str,
+def build(module: Module, targets: Sequence[CTarget], *, prefix: str = "model", context: int, chunk: int, name: str,
           lowerings: Mapping[str, Lowering] = LOWERINGS) -> Program:  # fmt: skip
-    """The C library of a module whose weights are all given (those of `prepare` included).
+    """The C library of a module whose weights are all given (those of `prepare` included), for `targets`, best first.
 
     An entry named `step` becomes the language model's sessions and eval; any other entry, which may have no states,
     becomes a function PREFIX_ENTRY of its dimensions, arguments and results. `context` is the most positions of a
     session, `chunk` the most tokens of one eval. Raises IRError for an op without a kernel, a state that is not a
-    cache, or a step without its inputs.
+    cache, a step without its inputs, or targets that the passes would give different modules.
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", prefix):
         raise IRError(f"the prefix {prefix!r} is no C identifier")
-    functions = lower_module(module, target.ir, context, lowerings)
+    first, *others = targets
+    for target in others:
+        if replace(target.ir, name=first.name) != first.ir:
+            raise IRError(f"no library can hold both {first.name} and {target.name}: their passes differ")
     layout = session_layout(module.entries, context, chunk)
     order, weight_bytes = _weight_order(module)
-    emitter = Emitter(
-        functions, frozenset(module.entries.values()), context, {n: offset for n, offset, _ in order}, layout.regions,
-        Names(("cpu_features", f"{prefix}_program", *LIBRARY)),
-    )  # fmt: skip
-    facts = interface.Facts(prefix, name, target, context, chunk, weight_bytes, module.entries, emitter, layout)
-    kernels = {k.symbol: k.source for f in functions.values() for line in f.lines if line.call
-               for k in line.call.kernel.closure()}  # fmt: skip
-    memory = _memory(facts, functions)
-    sources = {
-        f"{prefix}.h": interface.header(facts, memory),
-        f"{prefix}.c": _model(facts, functions, memory),
-        f"{prefix}_kernels.h": _kernels(kernels, target),
+    entries, offsets = frozenset(module.entries.values()), {n: offset for n, offset, _ in order}
+    variants = []
+    for target in targets:
+        functions = lower_module(module, target.ir, context, lowerings)
+        names = Names(("cpu_features", f"{prefix}_program_{target.name}", *LIBRARY))
+        variants.append(interface.Variant(target, Emitter(functions, entries, context, offsets, layout.regions, names)))
+    facts = interface.Facts(prefix, name, tuple(variants), context, chunk, weight_bytes, module.entries, layout)
+    memory = _merged({v.name: _memory(facts, v) for v in variants})
+    sources = {f"{prefix}.h": interface.header(facts, memory)}
+    for v in variants:
+        sources[f"{prefix}_{v.name}.c"] = _model(facts, v)
+        sources[f"{prefix}_{v.name}_kernels.h"] = _kernels(v)
+    sources |= {
         f"{prefix}_program.h": interface.program_header(facts, _fingerprint(facts, order)),
         f"{prefix}_abi.c": interface.implementation(facts),
         **{header: runtime_text(header) for header in RUNTIME_HEADERS},
-        **{header: isa_text(header) for header in (target.header, *BASELINE_HEADERS)},
+        **{header: isa_text(header) for t in targets for header in (t.header, *BASELINE_HEADERS)},
     }
-    return Program(prefix, sources, order, weight_bytes, tuple(kernels), memory, layout)
+    units = {f"{prefix}_{v.name}.c": v.target.cflags for v in variants} | {f"{prefix}_abi.c": first.baseline}
+    kernels = dict.fromkeys(symbol for v in variants for symbol in v.kernels)
+    return Program(prefix, sources, units, tuple(targets), order, weight_bytes, tuple(kernels), memory, layout)
 
 
 def _weight_order(module: Module) -> tuple[tuple[tuple[str, int, int], ...], int]:
@@ -118,15 +120,16 @@ def _fingerprint(facts: interface.Facts, order: tuple[tuple[str, int, int], ...]
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") or 1
 
 
-def _memory(facts: interface.Facts, functions: Mapping[Graph, Function]) -> dict[str, Any]:
+def _memory(facts: interface.Facts, variant: interface.Variant) -> dict[str, Any]:
     """Exact formulas as text, and bytes at the context and at a full chunk with one wanted row on one thread."""
+    emitter, functions = variant.emitter, variant.emitter.functions
     memory: dict[str, Any] = {"weights": facts.weight_bytes}
     if facts.vocab_size:
         layout = facts.layout
         step = facts.entries["step"]
         tokens, rows = symbol("T", 1, facts.chunk), symbol("R", 1, facts.chunk)
         arena = functions[step].plan.plan.bytes
-        named = symbol(facts.emitter.arena_name(step), *bounds(arena))
+        named = symbol(emitter.arena_name(step), *bounds(arena))
         total = workspace(tokens, rows, facts.vocab_size, arena)
         memory |= {
             "session": f"{layout.fixed_bytes} + {layout.page_bytes} * ceil(positions / 256)",
@@ -134,26 +137,39 @@ def _memory(facts: interface.Facts, functions: Mapping[Graph, Function]) -> dict
             "workspace": str(workspace(tokens, rows, facts.vocab_size, named)),
             "workspace_at_chunk": evaluate(total, {"T": facts.chunk, "R": 1, "threads": 1}),
         }
-    for graph in reversed(facts.emitter.measured()):
+    for graph in reversed(emitter.measured()):
         if functions[graph].plan.plan.slots:
-            memory[facts.emitter.arena_name(graph)] = str(sum(facts.emitter.slot_bytes(graph), start=0))
+            memory[emitter.arena_name(graph)] = str(sum(emitter.slot_bytes(graph), start=0))
     return memory
 
 
-def _kernels(kernels: Mapping[str, str], target: CTarget) -> str:
-    includes = "\n".join(f'#include "{header}"' for header in ("run.h", target.header, *BASELINE_HEADERS))
-    body = "\n\n".join(text.strip() for text in kernels.values())
-    return f"/* The kernels that the model calls, for {target.name}. */\n{includes}\n\n{body}\n"
+def _merged(memories: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The memory of all variants; what differs between them goes by "KEY for VARIANT"."""
+    merged: dict[str, Any] = {}
+    for key in dict.fromkeys(key for memory in memories.values() for key in memory):
+        values = {name: memory.get(key, 0) for name, memory in memories.items()}
+        if len(set(values.values())) == 1:
+            merged[key] = next(iter(values.values()))
+        else:
+            merged |= {f"{key} for {name}": value for name, value in values.items()}
+    return merged
 
 
-def _model(facts: interface.Facts, functions: Mapping[Graph, Function], memory: Mapping[str, Any]) -> str:
-    """The model's own file."""
-    emitter, prefix = facts.emitter, facts.prefix
+def _kernels(variant: interface.Variant) -> str:
+    includes = "\n".join(f'#include "{header}"' for header in ("run.h", variant.target.header, *BASELINE_HEADERS))
+    body = "\n\n".join(text.strip() for text in variant.kernels.values())
+    return f"/* The kernels that the model calls, for {variant.name}. */\n{includes}\n\n{body}\n"
+
+
+def _model(facts: interface.Facts, variant: interface.Variant) -> str:
+    """The model's own file for one target."""
+    emitter, functions, prefix = variant.emitter, variant.emitter.functions, facts.prefix
+    memory = _memory(facts, variant)
     reads = "".join(f"\n *   {key}: {value}" for key, value in memory.items() if isinstance(value, int))
     sections = [
-        f"/* {interface.comment_text(facts.name)}, compiled by inferc for {facts.target.name}.\n *\n"
+        f"/* {interface.comment_text(facts.name)}, compiled by inferc for {variant.name}.\n *\n"
         f" * Bytes (exact formulas: {prefix}.h):{reads} */\n"
-        f'#include <string.h>\n\n#include "{prefix}_kernels.h"\n#include "{prefix}_program.h"'
+        f'#include <string.h>\n\n#include "{prefix}_{variant.name}_kernels.h"\n#include "{prefix}_program.h"'
     ]
     if constants := emitter.constant_definitions():
         sections.append("/* Constants. */\n" + "\n".join(constants))
@@ -172,5 +188,5 @@ def _model(facts: interface.Facts, functions: Mapping[Graph, Function], memory: 
         if graph in measured:
             sections.append(emitter.arena_function(graph))
         sections.append(function_text(emitter, graph))
-    sections.append(interface.program_table(facts))
+    sections.append(interface.program_table(facts, variant))
     return "\n\n".join(sections) + "\n"

@@ -87,3 +87,12 @@ def get(name: str) -> CTarget:
     if name not in TARGETS:
         raise InfercError(f"there is no target {name!r}: choose one of native, {', '.join(TARGETS)}")
     return TARGETS[name]
+
+
+def choose(names: str) -> tuple[CTarget, ...]:
+    """The targets of one library, the best first: "portable" (all of this machine), or names separated by commas.
+
+    Raises InfercError for a name that is unknown.
+    """
+    wanted = set(TARGETS.values()) if names == "portable" else {get(name.strip()) for name in names.split(",")}
+    return tuple(t for t in reversed(TARGETS.values()) if t in wanted)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from ...errors import InfercError
 from .program import Program
-from .target import CTarget
 
 FLAGS = (
     "-std=c11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
@@ -64,25 +63,23 @@ def _run(command: Sequence[str], folder: Path) -> str:
     return done.stdout
 
 
-def compile_program(program: Program, target: CTarget, output: Path, *, extra: Sequence[str] = (),
-                    sanitize: bool = False) -> str:  # fmt: skip
+def compile_program(program: Program, output: Path, *, extra: Sequence[str] = (), sanitize: bool = False) -> str:
     """Compiles a program to the shared library `output`, which appears whole or not at all.
 
-    The program's own file is compiled with the target's flags, the library's other functions for the baseline CPU.
-    `extra` is appended to the flags; `sanitize` builds with the address and undefined-behaviour sanitizers. Returns the
-    compiler's version line. Raises InfercError where no compiler is found, or it fails, or the disk is full.
+    Its units are compiled at the same time, each with its own flags for the CPU. `extra` is appended to all flags;
+    `sanitize` builds with the address and undefined-behaviour sanitizers. Returns the compiler's version line. Raises
+    InfercError where no compiler is found, or it fails, or the disk is full.
     """
     compiler = find_compiler()
     flags = [*FLAGS, *WARNINGS, *extra, *(SANITIZERS if sanitize else ())]
-    with tempfile.TemporaryDirectory(prefix="inferc-cc-") as name, ThreadPoolExecutor() as pool:
+    with tempfile.TemporaryDirectory(prefix="inferc-cc-") as name, ThreadPoolExecutor(os.cpu_count()) as pool:
         folder = Path(name)
         program.write(folder)
-        units = {unit: target.cflags if unit == program.unit else target.baseline for unit in program.units}
         commands = [[*compiler, *flags, *spelled(own, compiler), "-c", unit, "-o", f"{unit}.o"]
-                    for unit, own in units.items()]  # fmt: skip
+                    for unit, own in program.units.items()]  # fmt: skip
         for _ in pool.map(_run, commands, [folder] * len(commands)):
             pass
-        objects = [f"{unit}.o" for unit in units]
+        objects = [f"{unit}.o" for unit in program.units]
         _run([*compiler, "-shared", *(SANITIZERS if sanitize else ()), *objects, "-o", "library", *LIBRARIES], folder)
         partial = output.with_name(output.name + ".part")
         try:

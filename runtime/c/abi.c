@@ -1,6 +1,6 @@
 /* The library's functions that are the same for every model. Compiled for the baseline CPU, so that model_open can
- * refuse a lesser one than the program needs. */
-#define _POSIX_C_SOURCE 200809L
+ * choose the variant of the program that this CPU can run, or refuse a CPU that can run none. */
+#define _GNU_SOURCE
 
 #include "model.h"
 
@@ -18,11 +18,14 @@
 enum { MOST_THREADS = 1024 };
 
 struct model_model {
+  const model_program_table *program;
   const uint8_t *weights;
   int32_t threads;
   atomic_flag busy; /* a call has the pool */
+  model_parallel_for host_for; /* the host's threads in place of the pool, or null */
+  void *host_pool;
   pool pool;
-  pool_helper helpers[];
+  pool_worker workers[];
 };
 
 static bool is_aligned(const void *p) { return (uintptr_t)p % MODEL_ALIGNMENT == 0; }
@@ -42,7 +45,33 @@ const char *model_message(model_status status) {
   return i < sizeof messages / sizeof *messages ? messages[i] : "no such status";
 }
 
-const model_info *model_describe(void) { return &model_program.info; }
+static const model_program_table *const programs[] = {
+    /* the best first */
+    @PROGRAMS@
+};
+
+enum { PROGRAMS = sizeof programs / sizeof *programs };
+
+/* The best variant that this CPU can run, of those with that name if it is not null; null where there is none. */
+static const model_program_table *choose(const char *target) {
+  for (size_t i = 0; i < PROGRAMS; i++) {
+    if (target && strcmp(programs[i]->info.target, target) != 0) continue;
+    if (cpu_has_all(programs[i]->cpu_features)) return programs[i];
+  }
+  return NULL;
+}
+
+static bool is_target(const char *name) {
+  for (size_t i = 0; i < PROGRAMS; i++) {
+    if (strcmp(programs[i]->info.target, name) == 0) return true;
+  }
+  return false;
+}
+
+const model_info *model_describe(const model_model *model) {
+  const model_program_table *program = model ? model->program : choose(NULL);
+  return program ? &program->info : &programs[PROGRAMS - 1]->info;
+}
 
 static int32_t processors(void) {
   const long found = sysconf(_SC_NPROCESSORS_ONLN);
@@ -52,19 +81,28 @@ static int32_t processors(void) {
 model_status model_open(const model_open_options *options, model_model **out_model) {
   if (!options || !out_model || options->size < sizeof *options) return MODEL_INVALID;
   if (options->threads < 0 || options->threads > MOST_THREADS) return MODEL_INVALID;
-  if (!cpu_has_all(model_program.cpu_features)) return MODEL_CPU;
-  if (options->weights_bytes != model_program.info.weights_bytes) return MODEL_WEIGHTS;
+  if (options->target && !is_target(options->target)) return MODEL_INVALID;
+  const model_program_table *program = choose(options->target);
+  if (!program) return MODEL_CPU;
+  if (options->weights_bytes != program->info.weights_bytes) return MODEL_WEIGHTS;
   if ((!options->weights && options->weights_bytes) || !is_aligned(options->weights)) return MODEL_INVALID;
   const int32_t threads = options->threads ? options->threads : processors();
-  model_model *model = calloc(1, sizeof *model + (size_t)(threads - 1) * sizeof(pool_helper));
+  const int32_t own = options->parallel_for ? 1 : threads;
+  const size_t bytes = sizeof(model_model) + (size_t)own * sizeof(pool_worker);
+  model_model *model = aligned_alloc(_Alignof(model_model), bytes);
   if (!model) return MODEL_SYSTEM;
+  memset(model, 0, bytes);
+  model->program = program;
   model->weights = options->weights;
   model->threads = threads;
+  model->host_for = options->parallel_for;
+  model->host_pool = options->pool;
   atomic_flag_clear(&model->busy);
-  if (!pool_start(&model->pool, threads, model->helpers)) {
+  if (!pool_start(&model->pool, own, model->workers)) {
     free(model);
     return MODEL_SYSTEM;
   }
+  if (options->pin) pool_pin(&model->pool);
   *out_model = model;
   return MODEL_OK;
 }
@@ -75,6 +113,30 @@ void model_close(model_model *model) {
   free(model);
 }
 
+/* A region on the host's threads: each task is one worker, which claims pieces until none is left. */
+typedef struct host_region {
+  parallel_body *body;
+  const void *args;
+  int32_t count, grain;
+  _Atomic int64_t next;
+} host_region;
+
+static void host_worker(void *argument, int32_t worker) {
+  host_region *h = argument;
+  const floating_state before = floating_begin();
+  for (int64_t begin; (begin = atomic_fetch_add_explicit(&h->next, h->grain, memory_order_relaxed)) < h->count;) {
+    h->body(h->args, (int32_t)begin, h->count - begin < h->grain ? h->count : (int32_t)begin + h->grain, worker);
+  }
+  floating_set(before);
+}
+
+static void host_for(void *argument, int32_t count, int32_t grain, parallel_body *body, const void *args) {
+  const model_model *model = argument;
+  host_region h = {.body = body, .args = args, .count = count, .grain = int_max(grain, 1)};
+  const int64_t pieces = ((int64_t)count + h.grain - 1) / h.grain;
+  model->host_for(model->host_pool, pieces < model->threads ? (int32_t)pieces : model->threads, host_worker, &h);
+}
+
 /* What one call on a model must undo at its end. */
 typedef struct visit {
   run run;
@@ -83,14 +145,15 @@ typedef struct visit {
 } visit;
 
 static visit visit_begin(model_model *model, char *const *sessions, int32_t session_count) {
-  visit v = {.has_pool = !atomic_flag_test_and_set(&model->busy), .before = floating_begin()};
+  const bool host = model->host_for != NULL;
+  visit v = {.has_pool = !host && !atomic_flag_test_and_set(&model->busy), .before = floating_begin()};
   v.run = (run){
-      .threads = v.has_pool ? model->threads : 1,
+      .threads = host || v.has_pool ? model->threads : 1,
       .session_count = session_count,
       .sessions = sessions,
       .weights = model->weights,
-      .pool = &model->pool,
-      .parallel_for = pool_for,
+      .pool = host ? (void *)model : &model->pool,
+      .parallel_for = host ? host_for : pool_for,
   };
   return v;
 }

@@ -28,7 +28,7 @@ enum {
 typedef enum model_status {
   MODEL_OK,
   MODEL_INVALID, /* an argument is out of its range, null or not aligned */
-  MODEL_CPU,     /* the CPU lacks a feature that this library was compiled for */
+  MODEL_CPU,     /* the CPU lacks a feature that each variant in this library, or the one asked for, needs */
   MODEL_WEIGHTS, /* the weights have another size than those the model was compiled with */
   MODEL_SYSTEM,  /* the system gave no memory or no threads */
   MODEL_SIZE,    /* the memory given is smaller than its size function says */
@@ -46,21 +46,31 @@ typedef struct model_info {
   int32_t chunk;      /* most tokens of one eval */
   size_t weights_bytes;
   const char *name;
-  const char *target;
-  const char *cpu_features; /* that the target needs, separated by spaces, as in Linux's /proc/cpuinfo */
+  const char *target;       /* the variant: the kind of CPU that its code is for */
+  const char *cpu_features; /* that the variant needs, separated by spaces, as in Linux's /proc/cpuinfo */
+  const char *targets;      /* all variants in this library, separated by spaces, the best first */
 } model_info;
-
-/* Facts about the model, for as long as the library is loaded. */
-MODEL_API const model_info *model_describe(void);
 
 /* A loaded model: the weights and a pool of threads. Any number may be open. */
 typedef struct model_model model_model;
 
+/* Facts about an open model, or for null about what model_open would choose on this CPU (the least variant where it
+ * can run none), for as long as the library is loaded. Only target and cpu_features differ between variants. */
+MODEL_API const model_info *model_describe(const model_model *model);
+
+/* Calls task(argument, i) once for each i of [0, count), in any order, on any threads, at once or one after another,
+ * and returns when all are done. */
+typedef void (*model_parallel_for)(void *pool, int32_t count, void (*task)(void *argument, int32_t i), void *argument);
+
 typedef struct model_open_options {
-  size_t size;         /* sizeof(model_open_options) */
+  size_t size;         /* sizeof(model_open_options); what follows weights_bytes may be zero */
   const void *weights; /* the whole weights file, mapped or read, kept until model_close */
   size_t weights_bytes;
-  int32_t threads; /* workers of one call, its caller included; 0: one for each processor */
+  int32_t threads;    /* workers of one call, its caller included; 0: one for each processor */
+  int32_t pin;        /* not 0: each of the model's own threads stays on one processor (on Linux; elsewhere ignored) */
+  const char *target; /* a variant by name; null: the best that this CPU can run. Results have the same bits */
+  model_parallel_for parallel_for; /* the host's threads, which may serve several calls at once; null: own threads */
+  void *pool;                       /* what parallel_for is given */
 } model_open_options;
 
 /* Checks the CPU and the weights, starts the threads. INVALID, CPU, WEIGHTS, SYSTEM. */
@@ -70,4 +80,4 @@ MODEL_API model_status model_open(const model_open_options *options, model_model
 MODEL_API void model_close(model_model *model);
 
 /* Calls on one model may come from several host threads at once (not with the same session or workspace): one of them
- * has the pool, the others do their work on their own thread. */
+ * has the model's threads, the others do their work on their own. */

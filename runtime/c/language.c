@@ -94,7 +94,7 @@ static parts split(uint8_t *at, size_t tokens, size_t rows) {
 size_t model_workspace_bytes(const model_model *model, int32_t tokens, int32_t rows) {
   if (!model || tokens < 1 || tokens > MODEL_MAX_TOKENS || rows < 0 || rows > tokens) return 0;
   rows = int_max(rows, 1);
-  return lists_bytes((size_t)tokens, (size_t)rows) + model_program.step_arena_bytes(model->threads, tokens, rows);
+  return lists_bytes((size_t)tokens, (size_t)rows) + model->program->step_arena_bytes(model->threads, tokens, rows);
 }
 
 /* Whether an item can be evaluated after `tokens` others; marks its session as taken. */
@@ -158,7 +158,7 @@ model_status model_eval(model_model *model, void *workspace, size_t bytes, const
   }
   float *logits = place_logits(items, count, p.logits);
   const visit v = visit_begin(model, p.sessions, (int32_t)count);
-  model_program.step(&v.run, tokens, planned_rows, p.tokens, p.sequence, p.position, p.rows, logits, p.arena);
+  model->program->step(&v.run, tokens, planned_rows, p.tokens, p.sequence, p.position, p.rows, logits, p.arena);
   visit_end(model, &v);
   const float *from = p.logits;
   for (size_t i = 0; i < count; i++) {

@@ -12,14 +12,27 @@
 enum { ABI = 1, VOCAB = 64, CONTEXT = 600, CHUNK = 16, REWIND = 20, WEIGHTS = 4 * VOCAB };
 enum { OK, INVALID, CPU, WRONG_WEIGHTS, SYSTEM, SIZE, FULL, EVICTED };
 
-typedef struct { int32_t abi, vocab_size, context, chunk; size_t weights_bytes; } info;
-typedef struct { size_t size; const void *weights; size_t weights_bytes; int32_t threads; } options;
+typedef struct {
+  int32_t abi, vocab_size, context, chunk;
+  size_t weights_bytes;
+  const char *name, *target, *cpu_features, *targets;
+} info;
+typedef struct {
+  size_t size;
+  const void *weights;
+  size_t weights_bytes;
+  int32_t threads, pin;
+  const char *target;
+  void (*parallel_for)(void);
+  void *pool;
+} options;
 typedef struct { const int32_t *weights; int32_t evaluated; } model;
 typedef struct { int32_t position, furthest, ids[CONTEXT]; } session;
 typedef struct { session *session; const int32_t *ids; int32_t id_count, rows_wanted; float *logits; } item;
 
-API const info *model_describe(void) {
-  static const info facts = {ABI, VOCAB, CONTEXT, CHUNK, WEIGHTS};
+API const info *model_describe(const model *m) {
+  static const info facts = {ABI, VOCAB, CONTEXT, CHUNK, WEIGHTS, "fake", "generic", "", "generic"};
+  (void)m;
   return &facts;
 }
 

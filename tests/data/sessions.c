@@ -193,7 +193,7 @@ static void refuse(model_model *model, const int32_t *ids) {
 
 static void refuse_to_open(char *weights, size_t size) {
   model_model *model = NULL;
-  const model_open_options good = {sizeof good, weights, size, 1};
+  const model_open_options good = {.size = sizeof good, .weights = weights, .weights_bytes = size, .threads = 1};
   model_open_options o = good;
   EXPECT(model_open(NULL, &model) == MODEL_INVALID && model_open(&good, NULL) == MODEL_INVALID);
   o.size--;
@@ -219,7 +219,7 @@ static void refuse_to_open(char *weights, size_t size) {
 
 int main(int argc, char **argv) {
   EXPECT(argc == 4);
-  const size_t size = model_describe()->weights_bytes;
+  const size_t size = model_describe(NULL)->weights_bytes;
   char *weights = take(size);
   FILE *file = fopen(argv[1], "rb");
   EXPECT(file && fread(weights, 1, size, file) == size);
@@ -228,7 +228,8 @@ int main(int argc, char **argv) {
 
   model_model *model;
   const int32_t threads = atoi(argv[2]), count = atoi(argv[3]);
-  EXPECT(model_open(&(model_open_options){sizeof(model_open_options), weights, size, threads}, &model) == MODEL_OK);
+  const model_open_options options = {.size = sizeof options, .weights = weights, .weights_bytes = size, .threads = threads};
+  EXPECT(model_open(&options, &model) == MODEL_OK);
   EXPECT(model_workspace_bytes(model, 0, 0) == 0 && model_workspace_bytes(model, CHUNK + 1, 0) == 0);
   EXPECT(model_workspace_bytes(model, 1, 2) == 0 && model_workspace_bytes(NULL, 1, 1) == 0);
   int32_t *ids = take((size_t)count * sizeof *ids);
