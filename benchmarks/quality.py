@@ -33,7 +33,7 @@ import numpy as np
 import inferc
 from inferc.compiler.frontends import gguf
 from inferc.compiler.hub import pull
-from inferc.compiler.named_ops import PREFIX
+from inferc.compiler.named_ops import PREFIX, attention
 from inferc.compiler.tracing import INLINED
 from inferc.runtime.perplexity import log_softmax, windows
 
@@ -48,41 +48,59 @@ GROUP = 32
 ENGINES = ("f32", "plain 32", "compiled")
 
 Array = jax.Array
-Operands = Sequence[Array]
-Rule = Callable[..., Operands]
+Operation = Callable[[Sequence[Array]], list[Array]]
+Rule = Callable[..., list[Array]]  # (the op itself, *operands, **attributes) -> results
 
 
-def rounded_to_groups(x: Array, *rest: Array, group: int) -> Operands:
-    """A linear's operands, with x [T, K] as q * d of int8 q: per group d = amax / 127, q = nearest even of x / d."""
+def rounded_to_groups(x: Array, group: int) -> Array:
+    """x [T, K] as int8 q holds it: per group of a row q * d, d = amax / 127, q = nearest even of x / d."""
     padded = jnp.pad(x, ((0, 0), (0, -x.shape[1] % group)))
     blocks = padded.reshape(x.shape[0], -1, group)
     amax = jnp.max(jnp.abs(blocks), axis=-1, keepdims=True)
     inverse = jnp.where(amax > 1e-30, 127 / amax, 0)
-    quantised = jnp.rint(blocks * inverse) * (amax / 127)
-    return quantised.reshape(padded.shape)[:, : x.shape[1]], *rest
+    return (jnp.rint(blocks * inverse) * (amax / 127)).reshape(padded.shape)[:, : x.shape[1]]
 
 
-def rounded_to_f16(cache: Array, x: Array, *rest: Array) -> Operands:
-    """A cache write's operands, with x as f16 holds it."""
-    return cache, x.astype(jnp.float16).astype(jnp.float32), *rest
+def linear_of_groups(linear: Operation, x: Array, *rest: Array) -> list[Array]:
+    return linear([rounded_to_groups(x, GROUP), *rest])
 
 
-CACHE: Mapping[str, Rule] = {"cache_write": rounded_to_f16}
-PLAIN: Mapping[str, Rule] = {**CACHE, "linear": partial(rounded_to_groups, group=GROUP)}
+def cache_write_of_f16(cache_write: Operation, cache: Array, x: Array, *rest: Array, window: int) -> list[Array]:
+    return cache_write([cache, x.astype(jnp.float16).astype(jnp.float32), *rest])
 
 
-def evaluate(jaxpr: Any, operands: Operands, rules: Mapping[str, Rule]) -> list[Array]:
-    """Applies a jaxpr to arrays, the operands of each named op first changed by its rule, where it has one."""
+def attention_at_once(
+    _: Operation, q: Array, k: Array, v: Array, sequence: Array, position: Array, *,
+    scale: float, softcap: float = 0.0, window: int = 0,
+) -> list[Array]:  # fmt: skip
+    """Cached attention where one sequence begins and row p of its cache holds position p. The op's own meaning copies
+    the cache for every token."""
+    distance = position[:, None] - position[None, :]
+    seen = (distance >= 0) & (distance < (window or len(position)))
+    mixed = attention(q.transpose(1, 0, 2)[None], k, v, seen[None, None], scale=scale, softcap=softcap)
+    return [mixed[0].transpose(1, 0, 2)]
+
+
+EXACT: Mapping[str, Rule] = {"cache_write": cache_write_of_f16, "cached_attention": attention_at_once}
+PLAIN: Mapping[str, Rule] = {**EXACT, "linear": linear_of_groups}
+
+
+def evaluate(jaxpr: Any, rules: Mapping[str, Rule], operands: Sequence[Array]) -> list[Array]:
+    """Applies a jaxpr to arrays, and in place of each named op its rule, where it has one."""
     jaxpr, constants = getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
     known = dict(zip((*jaxpr.invars, *jaxpr.constvars), (*operands, *constants), strict=True))
     read = lambda atom: atom.val if hasattr(atom, "val") else known[atom]  # noqa: E731
     for eqn in jaxpr.eqns:
         primitive, params, values = eqn.primitive, eqn.params, [read(v) for v in eqn.invars]
         if primitive.name in INLINED:
-            if rule := rules.get(params["name"].removeprefix(PREFIX) if primitive.name == "composite" else ""):
-                values = list(rule(*values))
             inner = next(params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call") if key in params)
-            results = evaluate(inner, values, rules)
+            whole = partial(evaluate, inner, rules)
+            name = params["name"].removeprefix(PREFIX) if primitive.name == "composite" else ""
+            if rule := rules.get(name):
+                attributes = {key: tree.unflatten(leaves) for key, leaves, tree in params["attributes"]}
+                results: Sequence[Array] = rule(whole, *values, **attributes)
+            else:
+                results = whole(values)
         else:
             result = primitive.bind(*values, **params)
             results = result if primitive.multiple_results else [result]
@@ -91,11 +109,11 @@ def evaluate(jaxpr: Any, operands: Operands, rules: Mapping[str, Rule]) -> list[
 
 
 def with_rules(function: Callable[..., Array], rules: Mapping[str, Rule]) -> Callable[..., Array]:
-    """The jitted `function` of arrays and dicts of arrays, `rules` applied to its named ops."""
+    """The jitted `function` of arrays and dicts of arrays, with `rules` in place of its named ops."""
 
     @jax.jit
     def changed(*arguments: Any) -> Array:
-        return evaluate(jax.make_jaxpr(function)(*arguments), jax.tree.leaves(arguments), rules)[0]
+        return evaluate(jax.make_jaxpr(function)(*arguments), rules, jax.tree.leaves(arguments))[0]
 
     return changed
 
@@ -108,7 +126,7 @@ class Reference:
         logits, weights = gguf.reference(source, window)
         self._weights = jax.device_put(weights)
         self._rows = np.arange(window // 2, window - 1, dtype=np.int32)
-        self.f32 = partial(self._logits, with_rules(logits, CACHE))
+        self.f32 = partial(self._logits, with_rules(logits, EXACT))
         self.plain = partial(self._logits, with_rules(logits, PLAIN))
 
     def _logits(self, function: Callable[..., Array], tokens: Sequence[int]) -> np.ndarray:
