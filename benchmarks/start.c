@@ -1,8 +1,8 @@
 /* Opens a compiled model and evaluates one token: what the library alone costs to start.
  *
- *     start FILE OFFSET THREADS
+ *     start FILE OFFSET BYTES THREADS
  *
- * Linked with the library; the weights begin at OFFSET of FILE. Prints the monotonic clock in seconds, first when the
+ * Linked with the library; the weights are the BYTES at OFFSET of FILE. Prints the monotonic clock in seconds, first when the
  * model and a session are ready, then when the first logits are there. */
 #include <fcntl.h>
 #include <stdint.h>
@@ -27,15 +27,15 @@ static void *memory(size_t bytes) {
 }
 
 int main(int argc, char **argv) {
-  if (argc != 4) return fprintf(stderr, "start FILE OFFSET THREADS\n"), 2;
+  if (argc != 5) return fprintf(stderr, "start FILE OFFSET BYTES THREADS\n"), 2;
   const int file = open(argv[1], O_RDONLY);
-  const size_t bytes = model_describe()->weights_bytes;
+  const size_t bytes = strtoull(argv[3], NULL, 10);
   void *weights = mmap(NULL, bytes, PROT_READ, MAP_PRIVATE, file, (off_t)strtoll(argv[2], NULL, 10));
   if (file < 0 || weights == MAP_FAILED) return perror(argv[1]), 1;
 
   model_model *model = NULL;
   model_session *session = NULL;
-  const model_open_options options = {sizeof options, weights, bytes, atoi(argv[3])};
+  const model_open_options options = {sizeof options, weights, bytes, atoi(argv[4])};
   model_status status = model_open(&options, &model);
   const size_t session_bytes = model_session_bytes(POSITIONS);
   if (status == MODEL_OK) status = model_session_init(model, memory(session_bytes), session_bytes, &session);

@@ -85,11 +85,13 @@ def library_starts(path: Path, threads: int, runs: int) -> tuple[list[float], li
         library.write_bytes(artifact.read(artifact.manifest["library"]))
         subprocess.run([*find_compiler(), "-O2", "-iquote", name, str(SOURCE), str(library), f"-Wl,-rpath,{name}",
                         "-o", str(program)], check=True)  # fmt: skip
-        offset = member_offset(path, artifact.manifest["weights"]["file"])
+        weights = artifact.manifest["weights"]
+        offset = member_offset(path, weights["file"])
+        command = [str(program), str(path), str(offset), str(weights["bytes"]), str(threads)]
         ready, evaluated = [], []
         for _ in range(runs + 1):  # the first is not counted: its pages are not in memory yet
             started = time.monotonic()
-            done = subprocess.run([str(program), str(path), str(offset), str(threads)], check=True, capture_output=True)
+            done = subprocess.run(command, check=True, capture_output=True)
             times = [float(word) - started for word in done.stdout.split()]
             ready.append(times[0])
             evaluated.append(times[1])
