@@ -163,15 +163,16 @@ def describe(plan: Plan) -> dict[str, Any]:
         "memory": dict(program.memory),
         "weights_by_type": dict(by_type),
         "tensors": tensors,
-        "notes": _requantised(plan.module),
+        "notes": _recoded(plan.module),
     }
 
 
-def _requantised(module: Module) -> list[str]:
-    """One line for each weight type that the target does not compute with as it is."""
-    nodes = [] if module.prepare is None else [n for n in module.prepare.nodes() if n.op.name == "requantize"]
+def _recoded(module: Module) -> list[str]:
+    """One line for each weight type that has another form in memory than in the file."""
+    nodes = [] if module.prepare is None else [n for n in module.prepare.nodes() if n.op.name == "recode"]
+    counts = Counter((n.inputs[0].dtype, n.types[0].dtype) for n in nodes)
     return [
-        f"{count} tensors of type {dtype} are computed with as q8_0: a weight moves by at most 1/220 of the largest "
-        "magnitude in its group of 32"
-        for dtype, count in sorted(Counter(str(n.inputs[0].dtype) for n in nodes).items())
+        f"{count} tensors of type {stored} lie in memory as {used}: the same values, "
+        f"{used.block_bytes / used.block * 8:.4g} bits each rather than {stored.block_bytes / stored.block * 8:.4g}"
+        for (stored, used), count in sorted(counts.items(), key=str)
     ]

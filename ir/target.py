@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .types import BLOCK_SIZES, DTYPES, DType, a8g32, bf16, f16, f32
+from .types import BLOCK_SIZES, DType, a8g32, bf16, f16, f32
 
 # The dtype that activations are quantised to before a product with each weight dtype; absent: they stay f32.
 ACTIVATIONS: Mapping[str, DType] = dict.fromkeys(BLOCK_SIZES, a8g32) | {"bf16": bf16}
@@ -18,7 +18,6 @@ class Target:
     `activations` maps a weight dtype's name to the dtype its activations are quantised to; weights that it leaves out
     take f32. `ops` names the ops that have a kernel, if any are named; others are decomposed where they can be.
     `weight_layout` packs linear weights ("" leaves them row-major). `fusions` names the fusion rules allowed.
-    `direct` names the weight dtypes that linears compute with; other block dtypes are requantised to `requantised`.
     `page` is the number of positions by which a cache grows, 0 where it is allocated whole.
     """
 
@@ -28,8 +27,6 @@ class Target:
     ops: frozenset[str] = frozenset()
     weight_layout: str = ""
     fusions: frozenset[str] = frozenset()
-    direct: frozenset[str] = frozenset(DTYPES)
-    requantised: DType = DTYPES["q8_0"]
     cache: DType = f16
     compute: DType = f32
     page: int = 0
@@ -37,7 +34,3 @@ class Target:
     def activation(self, weight: DType) -> DType | None:
         """The dtype that activations are quantised to before a product with `weight`; None if they stay f32."""
         return self.activations.get(weight.name)
-
-    def weight(self, dtype: DType) -> DType:
-        """The dtype in which weights stored as `dtype` are computed with."""
-        return dtype if dtype.name in self.direct or not dtype.is_block else self.requantised

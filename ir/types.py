@@ -301,11 +301,16 @@ boolean = DType("bool", 1, 1, "bool")
 
 # GGUF's block formats: (values, bytes) per block, from ggml's type table.
 BLOCK_SIZES = {
-    "q4_0": (32, 18), "q4_1": (32, 20), "q5_0": (32, 22), "q5_1": (32, 24), "q8_0": (32, 34), "q8_1": (32, 40),
+    "q4_0": (32, 18), "q4_1": (32, 20), "q5_0": (32, 22), "q5_1": (32, 24), "q8_0": (32, 34),
     "q2_k": (256, 84), "q3_k": (256, 110), "q4_k": (256, 144), "q5_k": (256, 176), "q6_k": (256, 210),
     "iq2_xxs": (256, 66), "iq2_xs": (256, 74), "iq2_s": (256, 82), "iq3_xxs": (256, 98), "iq3_s": (256, 110),
     "iq1_s": (256, 50), "iq1_m": (256, 56), "iq4_nl": (32, 18), "iq4_xs": (256, 136),
     "tq1_0": (256, 54), "tq2_0": (256, 66), "mxfp4": (32, 17), "nvfp4": (64, 36),
+}  # fmt: skip
+# Our own: grid points as codes (`ir.quant.formats`).
+CODE_SIZES = {
+    "iq1_g32": (256, 102), "iq1_g16": (256, 106), "iq2_g32": (256, 102), "iq2_g16": (256, 106),
+    "iq3_xxs_g32": (256, 134), "iq3_s_g32": (256, 134),
 }  # fmt: skip
 # Activations quantised to int8: values, one f32 scale per block of 32, one i32 sum per 16 values.
 ACTIVATION_SIZES = {"a8g32": (32, 32 + 4 + 2 * 4)}
@@ -313,7 +318,7 @@ DTYPES: dict[str, DType] = {
     d.name: d
     for d in (
         *(f32, f16, f64, bf16, i8, i16, i32, i64, u8, u16, u32, u64, boolean),
-        *(DType(name, *size) for name, size in {**BLOCK_SIZES, **ACTIVATION_SIZES}.items()),
+        *(DType(name, *size) for name, size in {**BLOCK_SIZES, **CODE_SIZES, **ACTIVATION_SIZES}.items()),
     )
 }
 a8g32 = DTYPES["a8g32"]

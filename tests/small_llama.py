@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from inferc.ir import quant
 from inferc.ir.graph import Graph, Module, Node, Value, Weight, make_input
 from inferc.ir.target import ACTIVATIONS, Target
 from inferc.ir.types import DTYPES
@@ -16,10 +15,7 @@ from .tiny_models import random_weight
 
 VOCABULARY, WIDTH, HIDDEN, HEADS, KV_HEADS, HEAD = 48, 256, 512, 4, 2, 64
 FUSIONS = frozenset({"linear_group", "linear_add", "gated_linear", "rms_norm_quantize", "rope_cache_write"})
-PACKED = Target(
-    name="packed", backend="test", weight_layout="panel16", fusions=FUSIONS, direct=frozenset(quant.DIRECT),
-    activations=ACTIVATIONS,
-)  # fmt: skip
+PACKED = Target("packed", "test", weight_layout="panel16", fusions=FUSIONS, activations=ACTIVATIONS)
 PLAIN = Target(name="plain", backend="test", cache=DTYPES["f32"])  # no quantised activations, layouts or fusions
 MATRICES = {
     "q": (HEADS * HEAD, WIDTH), "k": (KV_HEADS * HEAD, WIDTH), "v": (KV_HEADS * HEAD, WIDTH),

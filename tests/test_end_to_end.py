@@ -21,6 +21,7 @@ CHUNK = 16
 
 # A mix as K-quantised files have it, so that a layer's siblings differ in type and in activation groups.
 MIXED = {"attn_v": "q6_k", "ffn_down": "q5_k", "attn_k": "q5_0", "token_embd": "q6_k", "": "q4_k"}
+RECODED = {"attn_v": "iq4_xs", "ffn_down": "iq3_s", "attn_k": "nvfp4", "token_embd": "iq2_xs", "": "iq1_m"}
 CASES = {name: (name, "q4_1") for name in MODELS}
 CASES |= {f"llama {dtype}": ("llama", dtype) for dtype in WEIGHT_TYPES}
 CASES |= {f"{name} mixed": (name, MIXED) for name in ("llama", "gemma3", "qwen2")}
@@ -88,7 +89,9 @@ def test_c_equals_interpreter(case, tmp_path):
     assert_same_bits(compiled_logits(artifact, IDS), expected)
 
 
-@pytest.mark.parametrize("model, types", [("llama", MIXED), ("gemma3", "q4_0"), ("llama", "bf16"), ("qwen3", "f16")])
+@pytest.mark.parametrize("model, types", [
+    ("llama", MIXED), ("llama", RECODED), ("gemma3", "q4_0"), ("llama", "bf16"), ("qwen3", "f16"),
+])  # fmt: skip
 def test_bits_do_not_depend_on_target_threads_or_chunking(model, types, tmp_path):
     path = write_model(tmp_path / "tiny.gguf", model, types, tokenizer="bpe")
     seen = []

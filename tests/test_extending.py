@@ -196,7 +196,7 @@ def test_a_record_that_no_kernel_fits_is_refused(part: Part) -> None:
     d, low = formats.FORMATS["q3_0"].parts[:2]
     with pytest.raises(ValueError, match="q3_0: its parts have 10 bytes, a block has 14"):
         formats.Format(dtypes["q3_0"], 3, 32, 4, (d, low))
-    with pytest.raises(ValueError, match="tq2_0: blocks are of 32 values, or of 256 with integer scales"):
+    with pytest.raises(ValueError, match="groups are of 16 or 32 values"):
         formats.Format(dtypes["tq2_0"], 2, 256, 1, (formats.FORMATS["q2_k"].parts[1], d))
 
 

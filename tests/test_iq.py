@@ -1,4 +1,4 @@
-"""Grid types taken apart: codes, scales and units give gguf-py's values, bit for bit."""
+"""Types of grids and digits, recoded: the values are gguf-py's, bit for bit."""
 
 from __future__ import annotations
 
@@ -9,18 +9,11 @@ from gguf import quants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inferc.ir import quant
 from inferc.ir.quant import code_books, iq
 from inferc.ir.types import DTYPES
 
-DIGITS = (-1, 0, 1, 2)
-# Of each type: its code book, the unit of its values.
-MEANING: dict[str, tuple[tuple[int, ...], float]] = {
-    "iq1_s": (code_books.IQ1, 1 / 8), "iq1_m": (code_books.IQ1, 1 / 8),
-    "iq2_xxs": (code_books.IQ2, 1 / 8), "iq2_xs": (code_books.IQ2, 1 / 8), "iq2_s": (code_books.IQ2, 1 / 8),
-    "iq3_xxs": (code_books.IQ3_XXS, 1 / 4), "iq3_s": (code_books.IQ3_S, 1.0), "tq1_0": (DIGITS, 1.0),
-}  # fmt: skip
-# Where the f16 d lies; IQ1_M's is in the high quarters of its last four words.
-D_AT = {"tq1_0": 52, "iq1_m": -1}
+D_AT = {"tq1_0": 52, "iq1_m": -1}  # where the f16 d lies, if not first; IQ1_M's is in the high quarters of four words
 
 
 def with_d(name: str, raw: np.ndarray, d: np.ndarray) -> np.ndarray:
@@ -37,30 +30,25 @@ def with_d(name: str, raw: np.ndarray, d: np.ndarray) -> np.ndarray:
 
 def check(name: str, raw: np.ndarray) -> None:
     """raw uint8 [rows, blocks, block bytes]"""
-    q, d, scales = iq.READERS[name](raw)
-    book, unit = MEANING[name]
-    assert q.dtype == np.uint8 and q.shape == (*raw.shape[:2], 256) and q.max() < len(book)
-    assert d.dtype == np.uint16 and d.shape == raw.shape[:2]
-    groups = scales.shape[-1] if scales is not None else 1
-    scale = d.view(np.float16).astype(np.float32)[..., None] * np.float32(unit)
-    if scales is not None:
-        assert scales.dtype == np.uint8 and groups in (8, 16)
-        scale = scale * scales.astype(np.float32)
-    found = scale[..., None] * np.array(book, np.float32)[q].reshape(*raw.shape[:2], groups, -1)
-    expected = quants.dequantize(raw.reshape(raw.shape[0], -1), gguf.GGMLQuantizationType[name.upper()])
-    assert expected.dtype == np.float32
-    assert np.array_equal(found.reshape(expected.shape).view(np.uint32), expected.view(np.uint32))
+    dtype = DTYPES[name]
+    raw, k = raw.reshape(raw.shape[0], -1), raw.shape[1] * dtype.block
+    codes, to = quant.recode(dtype, raw), quant.computed(dtype)
+    assert codes.dtype == np.uint8 and codes.shape == (raw.shape[0], k // to.block * to.block_bytes)
+    expected = quants.dequantize(raw, gguf.GGMLQuantizationType[name.upper()])
+    for found in (quant.dequantize(dtype, raw, (raw.shape[0], k)), quant.dequantize(to, codes, (raw.shape[0], k))):
+        assert found.dtype == expected.dtype == np.float32
+        assert np.array_equal(found.view(np.uint32), expected.view(np.uint32))
 
 
 @settings(max_examples=100, deadline=None)
-@given(name=st.sampled_from(sorted(MEANING)), rows=st.integers(1, 3), blocks=st.integers(1, 3),
+@given(name=st.sampled_from(sorted(quant.RECODED)), rows=st.integers(1, 3), blocks=st.integers(1, 3),
        half=st.floats(width=16, allow_nan=False, allow_infinity=False), seed=st.integers(0, 1 << 32))  # fmt: skip
 def test_any_bytes_have_the_values_of_gguf(name: str, rows: int, blocks: int, half: float, seed: int) -> None:
     raw = np.random.default_rng(seed).integers(0, 256, (rows, blocks, DTYPES[name].block_bytes), np.uint8)
     check(name, with_d(name, raw, np.full((rows, blocks), half, np.float16)))
 
 
-@pytest.mark.parametrize("name", sorted(MEANING))
+@pytest.mark.parametrize("name", sorted(quant.RECODED))
 def test_every_scale_and_sign(name: str) -> None:
     """Every byte in every place, with halves of both signs, zeros, denormals and the greatest."""
     size = DTYPES[name].block_bytes
@@ -83,5 +71,6 @@ def test_every_point_of_the_grid(name: str) -> None:
     raw = np.random.default_rng(1).integers(0, 256, (2000, 1, DTYPES[name].block_bytes), np.uint8)
     check(name, with_d(name, raw, np.ones((2000, 1), np.float16)))
     grid, coordinate = GRIDS[name], 7 if name.startswith("iq3") else 3  # the bits of a code without its sign
-    reached = {tuple(p) for p in (iq.READERS[name](raw)[0].reshape(-1, grid.shape[1]) & coordinate).tolist()}
+    codes = iq.RECODED[name][1](raw).q
+    reached = {tuple(p) for p in (codes.reshape(-1, grid.shape[1]) & coordinate).tolist()}
     assert reached == {tuple(p) for p in grid.tolist()} and len(reached) == len(grid)

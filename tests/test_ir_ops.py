@@ -242,16 +242,15 @@ def test_packing_changes_no_product(dtype):
     assert (a == b).all() and (c == arrays["w"]).all()
 
 
-def test_rows_concatenate_and_requantize():
-    a, b = inputs(a="weight iq4_nl[2, 64]", b="weight iq4_nl[3, 64]")
+def test_rows_concatenate_and_recode():
+    a, b = inputs(a="weight iq2_xs[2, 256]", b="weight iq2_xs[3, 256]")
     rng = np.random.default_rng(3)
-    raw = rng.integers(0, 256, (5, 36), np.uint8)
-    raw[:, [0, 18]], raw[:, [1, 19]] = 0, 0x20
+    raw = rng.integers(0, 256, (5, 74), np.uint8)
+    raw[:, 0], raw[:, 1] = 0, 0x20
     joined = op("concat_rows", a, b)
-    both, q8, wide = interpret(graph(joined, op("dequantize", op("requantize", joined)), op("dequantize", joined)),
-                               {"a": raw[:2], "b": raw[2:]})  # fmt: skip
-    assert (both == raw).all() and q8.shape == (5, 64)
-    assert np.abs(q8 - wide).max() <= np.abs(wide).max() / 200
+    both, codes, wide = interpret(graph(joined, op("dequantize", op("recode", joined)), op("dequantize", joined)),
+                                  {"a": raw[:2], "b": raw[2:]})  # fmt: skip
+    assert (both == raw).all() and codes.shape == (5, 256) and (codes == wide).all()
 
 
 def test_cached_attention_sees_its_own_sequence_up_to_its_position():
@@ -331,7 +330,7 @@ REFUSED = [
     ("linear", ("f32[T, 32]", "f32[8, 32]", "f32[7]"), {}, "the bias must be f32[8]"),
     ("linear_group", ("f32[T, 32]", "f32[8, 32]"), dict(biases=(True,)), "need x and 2 operands"),
     ("quantize", ("f32[T, 48]",), dict(dtype=DTYPES["a8g32"]), "multiple of 32"),
-    ("pack", ("iq4_xs[8, 256]",), {}, "no packed form"),
+    ("pack", ("iq2_xs[8, 256]",), {}, "no packed form"),
     ("attention", ("f32[1, 4, T, 8]", "f32[1, 3, R, 8]", "f32[1, 3, R, 8]"), dict(scale=1.0), "cannot share 3"),
     ("cache_write", ("f32[S, 2, C, 8]", "f32[T, 2, 6]", "i32[T]", "i32[T]"), {}, "x must be f32"),
     ("rope", ("f32[T, 2, 8]", "f32[T, 5]", "f32[T, 5]"), dict(style="neox"), "5 pairs do not fit"),

@@ -433,7 +433,7 @@ def test_refused(made: Case, message: str) -> None:
 def test_every_op_has_a_kernel() -> None:
     """What no family computes in C is stated here."""
     assert set(OPS) - set(LOWERINGS) == {"input", "constant", "call", "cond", "while", "scan", "attention", "pack",
-                                         "unpack", "concat_rows", "requantize"}  # fmt: skip
+                                         "unpack", "concat_rows", "recode"}  # fmt: skip
 
 
 # ---- sanitizers -----------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_every_stage_is_dumped(tmp_path: Path) -> None:
 
 
 def test_golden_stages(tmp_path: Path, golden) -> None:
-    run_passes(module({"v": "q6_k", "gate": "iq4_xs", "": "q4_k"}, biases=True), PACKED, tmp_path)
+    run_passes(module({"v": "q6_k", "gate": "iq2_xs", "": "q4_k"}, biases=True), PACKED, tmp_path)
     for path in sorted(tmp_path.iterdir()):
         golden(f"stages/{path.name}", path.read_text())
 
@@ -128,12 +128,12 @@ def test_prepared_weights_keep_their_names_and_a_tied_one_is_packed_once() -> No
     assert readers == ["embedding", "linear"]
 
 
-def test_types_without_kernels_are_requantised_once() -> None:
-    after = run_passes(module("iq4_xs"), PACKED)
+def test_types_without_packed_forms_are_recoded_once() -> None:
+    after = run_passes(module("iq2_xs"), PACKED)
     chain = prepared(after)["1.down"]
-    assert (chain.op.name, chain.inputs[0].node.op.name) == ("pack", "requantize")
-    assert chain.types[0].dtype.name == "q8_0"
-    assert "requantize" not in {n.op.name for g in after.entries.values() for n in g.nodes()}
+    assert (chain.op.name, chain.inputs[0].node.op.name) == ("pack", "recode")
+    assert chain.types[0].dtype.name == "iq2_g16"
+    assert "recode" not in {n.op.name for g in after.entries.values() for n in g.nodes()}
 
 
 def test_a_target_with_row_major_weights_prepares_nothing() -> None:

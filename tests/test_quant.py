@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
@@ -10,13 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferc.ir import quant
+from inferc.ir.quant.formats import SCALES
 from inferc.ir.types import BLOCK_SIZES, DTYPES, Type
-
-GGUF_TYPES = sorted(set(BLOCK_SIZES) - {"q8_1"})  # q8_1 is in no file and unknown to gguf-py
 
 
 def random_raw(name: str, rows: int, k: int, seed: int = 0) -> np.ndarray:
-    """Random bytes of a block format: every pattern is a valid block; halves are kept finite."""
+    """Random bytes of a block format: every pattern is a valid block. Halves and sums of products are kept finite."""
     dtype, rng = DTYPES[name], np.random.default_rng(seed)
     raw = rng.integers(0, 256, (rows, k // dtype.block, dtype.block_bytes), np.uint8)
     if name in quant.FORMATS:
@@ -25,6 +26,8 @@ def random_raw(name: str, rows: int, k: int, seed: int = 0) -> np.ndarray:
             if part.kind in "dm":
                 halves = rng.normal(0, 0.05, raw.shape[:2]).astype(np.float16)
                 raw[..., start : start + 2] = halves[..., None].view(np.uint8)
+            elif part.kind == "scale" and fmt.scale_kind == "e8m0":
+                raw[..., start] = np.where(raw[..., start] < 16, rng.integers(0, 200, raw.shape[:2]), 122)
     return raw.reshape(rows, -1)
 
 
@@ -32,7 +35,7 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
-@pytest.mark.parametrize("name", GGUF_TYPES)
+@pytest.mark.parametrize("name", sorted(BLOCK_SIZES))
 def test_dequantize_equals_gguf(name: str) -> None:
     raw = random_raw(name, 5, 512)
     with np.errstate(all="ignore"):
@@ -41,6 +44,18 @@ def test_dequantize_equals_gguf(name: str) -> None:
     assert np.array_equal(found, expected, equal_nan=True)
     if name in quant.FORMATS:
         assert same(found, expected)
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "nvfp4"])
+def test_every_scale_of_eight_bits(name: str) -> None:
+    """With every code, to infinity; 0x7F is NVFP4's NaN."""
+    dtype = DTYPES[name]
+    raw = random_raw(name, 256, 1024).reshape(256, -1, dtype.block_bytes)
+    raw[..., : dtype.block // 16 if name == "nvfp4" else 1] = np.arange(256, dtype=np.uint8)[:, None, None]
+    expected = quants.dequantize(raw.reshape(256, -1), gguf.GGMLQuantizationType[name.upper()])
+    with np.errstate(over="ignore"):
+        found = quant.dequantize(dtype, raw, (256, 1024))
+    assert same(found, expected) and (name == "nvfp4") == np.isfinite(found).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -84,34 +99,39 @@ def test_packed_bytes_lie_as_documented(name: str) -> None:
         for block in range(2):
             at = (row // 16 * 2 + block) * size
             data, lane = packed[at : at + size], row % 16
-            halves = data[: 32 * (2 if fmt.mins else 1)].view(np.float16).reshape(-1, 16)[:, lane].astype(np.float32)
-            start = 32 * (2 if fmt.mins else 1)
+            start = 32 * (fmt.has_d + bool(fmt.mins))
+            halves = data[:start].view(np.float16).reshape(-1, 16)[:, lane].astype(np.float32)
             stored = [0] * fmt.scale_count
             for plane, position in quant.planes_of(fmt.scale_bits) if fmt.scale_bits else ():
-                words = data[start : start + fmt.scale_count * plane * 2].view("<u4").reshape(-1, 16)[:, lane]
-                per = 32 // plane
+                width = min(32, fmt.scale_count * plane)
+                words = data[start : start + fmt.scale_count * plane * 2].view(f"<u{width // 8}")
+                words, per = words.reshape(-1, 16)[:, lane], width // plane
                 for v in range(fmt.scale_count):
                     stored[v] |= (int(words[v // per]) >> plane * (v % per) & ((1 << plane) - 1)) << position
                 start += fmt.scale_count * plane * 2
-            signed = [(v ^ 128) - 128 if fmt.scale_signed else v - fmt.scale_zero for v in stored[: fmt.groups]]
-            scales = halves[0] * np.float32(signed if fmt.scale_bits else [1])
+            scales = np.full(fmt.groups, halves[0] * np.float32(fmt.unit) if fmt.has_d else 1, np.float32)
+            if fmt.scale_bits:
+                scales *= SCALES[fmt.scale_kind](np.uint8(stored[: fmt.groups])) - np.float32(fmt.scale_zero)
             assert scales.tolist() == expected.scale[row].reshape(2, -1)[block].tolist()
             if fmt.mins:
                 offsets = -halves[1] * np.float32(stored[fmt.groups :]) if fmt.scale_bits else halves[1:]
                 assert offsets.tolist() == expected.offset[row].reshape(2, -1)[block].tolist()
             lines = data[start:].reshape(-1, fmt.bits, 64)
             values = [integer(lines[i // 32], fmt.bits, 0, i % 32 // 4, 8, lane, i % 4) for i in range(fmt.block)]
-            values = [(v ^ 128) - 128 if fmt.signed else v - fmt.zero for v in values]
+            if fmt.codes:
+                values = [fmt.codes[v] for v in values]
+            else:
+                values = [(v ^ 128) - 128 if fmt.signed else v - fmt.zero for v in values]
             assert values == expected.q[row].reshape(2, -1)[block].tolist()
 
 
-def test_requantize_reports_its_error() -> None:
-    raw = random_raw("q6_k", 8, 512)
-    converted, error = quant.requantize(DTYPES["q6_k"], raw, (8, 512))
-    exact = quant.dequantize(DTYPES["q6_k"], raw, (8, 512)).reshape(-1, 32)
-    found = quant.dequantize(DTYPES["q8_0"], converted, (8, 512)).reshape(-1, 32)
-    assert error == (np.abs(found - exact).max(1) / np.abs(exact).max(1)).max()
-    assert 0 < error < 1 / 127
+def test_the_documented_table_of_types() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "weights.md").read_text(encoding="utf-8")
+    for name in BLOCK_SIZES:
+        stored, used = DTYPES[name], quant.computed(DTYPES[name])
+        fmt, bits = quant.FORMATS[used.name], [f"{d.block_bytes * 8 / d.block:.4g}" for d in (stored, used)]
+        kind = "code book" if fmt.codes else "integer"
+        assert f"| {name.upper()} | {bits[0]} | {bits[1]} | {fmt.bits} bits, {kind} | {fmt.group} |" in text
 
 
 def test_activation_rows_round_trip() -> None:

@@ -53,39 +53,45 @@ def _less(value: str, zero: int) -> str:
 
 def _block_row(fmt: Format) -> str:
     """(d * scale) * q, then + m or - dmin * min: the order of `ir.quant.dequantize`."""
-    lines, at = ["const float d = f16_value(half[lane]);"], 32
-    if fmt.mins:
-        lines.append("const float m = f16_value(half[16 + lane]);")
-        at += 32
-    scales = at
-    at += fmt.scale_count * fmt.scale_bits * 2
+    halves = ["d"] * fmt.has_d + ["m"] * bool(fmt.mins)
+    lines = ["const uint16_t *half = (const void *)w;"] if halves else []
+    unit = f" * {fmt.unit}f" if fmt.unit != 1 else ""
+    for i, name in enumerate(halves):
+        at_half = f"half[{16 * i} + lane]" if i else "half[lane]"
+        lines.append(f"const float {name} = f16_value({at_half}){unit if name == 'd' else ''};")
+    scales = 32 * len(halves)
+    at = scales + fmt.scale_count * fmt.scale_bits * 2
 
-    def integer(index: str) -> str:
+    def packed(index: str) -> str:
         def field(bits: int, first: int) -> str:
-            base = scales + fmt.scale_count * first * 2
-            per = 32 // bits
-            return f"panel_word(w + {base}, ({index}) / {per}, lane) >> {bits} * (({index}) % {per})"
+            base, size = scales + fmt.scale_count * first * 2, min(32, fmt.scale_count * bits)
+            per = size // bits
+            return f"panel_word(w + {base}, {size}, ({index}) / {per}, lane) >> {bits} * (({index}) % {per})"
 
-        text = _stored(planes_of(fmt.scale_bits), field)
-        return f"(int8_t)({text})" if fmt.scale_signed else _less(text, fmt.scale_zero)
+        return _stored(planes_of(fmt.scale_bits), field)
 
     def quad_field(bits: int, first: int) -> str:
         return f"line[{64 * first} + 64 * (j % {bits})] >> {bits} * (j / {bits})" if bits < 8 else "line[64 * j]"
 
     q = _stored(planes_of(fmt.bits), quad_field)
-    q = f"(int8_t)({q})" if fmt.signed else _less(q, fmt.zero)
-    scale = f"const float scale = d * (float)({integer('g')});" if fmt.scale_bits else "const float scale = d;"
-    after = ""
+    codes = ""
+    if fmt.codes:
+        q, codes = f"codes[{q}]", f"static const int8_t codes[] = {{{', '.join(map(str, fmt.codes))}}};\n  "
+    else:
+        q = f"(int8_t)({q})" if fmt.signed else _less(q, fmt.zero)
+    factors = ["d"] * fmt.has_d
+    if fmt.scale_bits:
+        factors.append(_SCALES[fmt.scale_kind].format(_less(packed("g"), fmt.scale_zero)))
+    scale, after = f"const float scale = {' * '.join(factors)};", ""
     if fmt.mins == "add":
         after = " + m"
     elif fmt.mins == "subtract":
-        after, scale = " - low", f"{scale}\n      const float low = m * (float)({integer(f'{fmt.groups} + g')});"
+        after, scale = " - low", f"{scale}\n      const float low = m * (float)({packed(f'{fmt.groups} + g')});"
     head = "\n    ".join(lines)
     return f"""\
-  const int lane = row % 16;
+  {codes}const int lane = row % 16;
   const uint8_t *w = table + (size_t)(row / 16) * (size_t)(k / {fmt.block}) * {16 * fmt.dtype.block_bytes};
   for (int32_t b = 0; b < k / {fmt.block}; b++, w += {16 * fmt.dtype.block_bytes}) {{
-    const uint16_t *half = (const void *)w;
     {head}
     for (int g = 0; g < {fmt.groups}; g++) {{
       {scale}
@@ -98,12 +104,34 @@ def _block_row(fmt: Format) -> str:
   }}"""
 
 
+# C: what a packed scale means, as in `ir.quant.formats.SCALES`.
+_SCALES = {
+    "unsigned": "(float)({})",
+    "signed": "(float)(int8_t)({})",
+    "odd": "(float)(2 * ({}) + 1)",
+    "e8m0": "scale_e8m0({})",
+    "ue4m3": "scale_ue4m3({})",
+}
+
 _WORD = Kernel("panel_word", """\
-/* A lane of one of the words of packed scales. */
-INLINE uint32_t panel_word(const uint8_t *words, int word, int lane) {
-  uint32_t x;
-  memcpy(&x, words + word * 64 + lane * 4, 4);
+/* A lane of one of the words of packed scales, of `size` bits. */
+INLINE uint32_t panel_word(const uint8_t *words, int size, int word, int lane) {
+  uint32_t x = 0;
+  for (int i = size / 8; i-- > 0;) x = x << 8 | words[(word * 16 + lane) * (size / 8) + i];
   return x;
+}
+/* 2^(s - 128) */
+INLINE float scale_e8m0(int32_t s) {
+  const uint32_t bits = s < 2 ? 0x200000u << s : (uint32_t)(s - 1) << 23;
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+/* Half of a float of 4 bits of exponent and 3 of fraction; its NaN is zero, the bit above is ignored. */
+INLINE float scale_ue4m3(int32_t s) {
+  const int exponent = s >> 3 & 15, fraction = s & 7;
+  if (s == 0x7f) return 0.0f;
+  return (float)(exponent ? (8 + fraction) << (exponent - 1) : fraction) * 0x1p-10f;
 }
 """)
 

@@ -18,12 +18,25 @@ INLINE vu8 u8_field(vu8 v, int shift, int bits, int position) {
   if (shift < position) v = u8_shl16(v, position - shift);
   return u8_and_splat(v, (uint8_t)(((1 << bits) - 1) << position));
 }
-/* The field of `bits` bits of packed value v, in words of 16 lanes, moved to `position`. */
-INLINE vi32 word_field(const uint8_t *words, int v, int bits, int position) {
+/* The field of `bits` bits of packed value v, in words of 16 lanes of `size` bits, moved to `position`. */
+INLINE vi32 word_field(const uint8_t *words, int size, int v, int bits, int position) {
   int32_t lanes[16];
-  memcpy(lanes, words + v / (32 / bits) * 64, sizeof lanes);
-  const vi32 field = i32_shr(i32_load(lanes), bits * (v % (32 / bits)));
+  words += v / (size / bits) * 2 * size;
+  if (size == 32) memcpy(lanes, words, sizeof lanes);
+  else for (int i = 0; i < 16; i++) lanes[i] = size == 8 ? words[i] : words[2 * i] | words[2 * i + 1] << 8;
+  const vi32 field = i32_shr(i32_load(lanes), bits * (v % (size / bits)));
   return i32_shl(i32_and(field, i32_splat((1 << bits) - 1)), position);
+}
+/* 2^(s - 128), in two factors: their exponents fit. */
+INLINE vf32 e8m0_value(vi32 s) {
+  const vi32 half = i32_shr(s, 1), rest = i32_sub(s, half), bias = i32_splat(63);
+  return f32_mul(f32_of_bits(i32_shl(i32_add(half, bias), 23)), f32_of_bits(i32_shl(i32_add(rest, bias), 23)));
+}
+/* Half of a float of 4 bits of exponent and 3 of fraction; its NaN is zero, the bit above is ignored. */
+INLINE vf32 ue4m3_value(vi32 s) {
+  const vf32 value = f32_mul(f32_of_bits(i32_shl(i32_and(s, i32_splat(0x7f)), 20)), f32_splat(0x1p119f));
+  const vf32 from_nan = f32_abs(f32_from_i32(i32_sub(s, i32_splat(0x7f))));
+  return f32_select_gt(from_nan, f32_zero(), value, f32_zero());
 }
 """)
 
@@ -62,6 +75,7 @@ static void {fmt.dtype}_terms(const uint8_t *x, size_t x_row, int32_t tokens, in
 
 def _describe(fmt: Format) -> str:
     parts = [f"{fmt.bits} bits", f"groups of {fmt.group}"]
+    parts += ["a code book"] if fmt.codes else []
     parts += [f"zero at {fmt.zero}"] if fmt.zero else []
     parts += [f"{fmt.scale_bits}-bit scales"] if fmt.scale_bits else []
     parts += {"": [], "add": ["an offset"], "subtract": ["mins"]}[fmt.mins]
@@ -70,7 +84,7 @@ def _describe(fmt: Format) -> str:
 
 def _lines(fmt: Format) -> int:
     """Where a packed block's lines of bit planes begin, after d, m and the integer scales."""
-    return 32 + (32 if fmt.mins else 0) + fmt.scale_count * fmt.scale_bits * 2
+    return 32 * (fmt.has_d + bool(fmt.mins)) + fmt.scale_count * fmt.scale_bits * 2
 
 
 def _packed(fmt: Format) -> str:
@@ -81,26 +95,26 @@ def _packed(fmt: Format) -> str:
         field = f"u8_field({line}, {bits} * (j / {bits}), {bits}, {position})"
         fields.append(field if bits < 8 else f"s8_weights({line})")
         first += bits
-    scale = _halves("w")
-    if fmt.scale_bits:
-        scale = f"f32_mul({scale}, f32_from_i32({_integer(fmt, 'g')}))"
+    quad = _either("u8", fields)
+    if fmt.codes:
+        quad = f"u8_lookup({dtype}_codes, {quad})"
     text = f"""\
 /* {_describe(fmt)}. */
-/* Values 4j .. 4j+3 of 32, of 16 rows, from their {fmt.bits} lines. */
+{_code_book(fmt)}/* Values 4j .. 4j+3 of 32, of 16 rows, from their {fmt.bits} lines. */
 INLINE vu8 {dtype}_quad(const uint8_t *line, int j) {{
-  return {_either("u8", fields)};
+  return {quad};
 }}
 /* Of group g, of 16 rows. */
 INLINE vf32 {dtype}_scale(const uint8_t *w, int g) {{
   (void)g;
-  return {scale};
+  return {_scale(fmt)};
 }}
 """
     if not fmt.mins:
         return text
     offset = _halves("w + 32")
     if fmt.mins == "subtract":
-        offset = f"f32_mul(f32_sub(f32_zero(), {offset}), f32_from_i32({_integer(fmt, f'{fmt.groups} + g', 0)}))"
+        offset = f"f32_mul(f32_sub(f32_zero(), {offset}), f32_from_i32({_packed_field(fmt, f'{fmt.groups} + g')}))"
     return f"""{text}\
 INLINE vf32 {dtype}_offset(const uint8_t *w, int g) {{
   (void)g;
@@ -109,20 +123,49 @@ INLINE vf32 {dtype}_offset(const uint8_t *w, int g) {{
 """
 
 
+def _code_book(fmt: Format) -> str:
+    """C: the code book in the form that dot products take."""
+    if not fmt.codes:
+        return ""
+    codes = (f"(uint8_t)({c} + S8_ZERO)" if fmt.signed else str(c + fmt.zero) for c in fmt.codes)
+    return f"static const uint8_t {fmt.dtype}_codes[16] = {{{', '.join(codes)}}};\n"
+
+
 def _halves(at: str) -> str:
     return f"f32_load_f16((const void *)({at}))"
 
 
-def _integer(fmt: Format, index: str, zero: int | None = None) -> str:
-    """C: the packed integers number `index` of a block, of 16 rows, less `zero` (by default the scales')."""
+# C: what packed scales mean, as in `ir.quant.formats.SCALES`.
+_SCALES = {
+    "unsigned": "f32_from_i32({})",
+    "signed": "f32_from_i32(i32_shr(i32_shl({}, 24), 24))",
+    "odd": "f32_from_i32(i32_or(i32_shl({}, 1), i32_splat(1)))",
+    "e8m0": "e8m0_value({})",
+    "ue4m3": "ue4m3_value({})",
+}
+
+
+def _scale(fmt: Format) -> str:
+    """C: the scale of group g of the packed block at w, of 16 rows."""
+    d = _halves("w")
+    if fmt.unit != 1:
+        d = f"f32_mul({d}, f32_splat({fmt.unit}f))"
+    if not fmt.scale_bits:
+        return d
+    field = _packed_field(fmt, "g")
+    if fmt.scale_zero:
+        field = f"i32_sub({field}, i32_splat({fmt.scale_zero}))"
+    scale = _SCALES[fmt.scale_kind].format(field)
+    return f"f32_mul({d}, {scale})" if fmt.has_d else scale
+
+
+def _packed_field(fmt: Format, index: str) -> str:
+    """C: the packed scale or min number `index` of a block, of 16 rows."""
     fields, base = [], _lines(fmt) - fmt.scale_count * fmt.scale_bits * 2
     for bits, position in planes_of(fmt.scale_bits):
-        fields.append(f"word_field(w + {base}, {index}, {bits}, {position})")
+        fields.append(f"word_field(w + {base}, {min(32, fmt.scale_count * bits)}, {index}, {bits}, {position})")
         base += fmt.scale_count * bits * 2
-    value, zero = _either("i32", fields), fmt.scale_zero if zero is None else zero
-    if fmt.scale_signed:
-        value = f"i32_shr(i32_shl({value}, {32 - fmt.scale_bits}), {32 - fmt.scale_bits})"
-    return f"i32_sub({value}, i32_splat({zero}))" if zero else value
+    return _either("i32", fields)
 
 
 def _either(word: str, fields: list[str]) -> str:
@@ -216,7 +259,7 @@ INLINE void {dtype}_tile(const int T, const {dtype}_planes *u, int32_t groups, c
 
 def _chain(fmt: Format) -> str:
     quads = fmt.group // 4
-    most = f"DOT_QUADS({fmt.bits})"
+    most = f"DOT_QUADS({fmt.dot_bits})"
     return f"enum {{ CHAIN = {quads} < {most} ? {quads} : {most} }}; /* quads that a vdot sums */"
 
 

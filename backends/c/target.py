@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import InfercError
-from ...ir.quant.formats import DIRECT
 from ...ir.target import ACTIVATIONS, Target
 from ...ir.types import f16
 from .lower import LOWERINGS
@@ -43,7 +42,7 @@ def _target(name: str, flags: str = "", features: str = "", header: str = "") ->
     """A target whose flags and features are given as words, and its header where that is not named like it."""
     ir = Target(
         name=name, backend="c", activations=ACTIVATIONS, ops=frozenset(LOWERINGS), weight_layout="panel16",
-        fusions=FUSIONS, direct=frozenset(DIRECT), cache=f16, page=256,
+        fusions=FUSIONS, cache=f16, page=256,
     )  # fmt: skip
     baseline = ("-march=x86-64",) if platform.machine() in ("x86_64", "AMD64") else ()
     return CTarget(ir, f"{header or name}.h", (*baseline, *flags.split()), tuple(features.split()), baseline)

@@ -1,9 +1,11 @@
-"""Weights of products lie as the target reads them: `pack`, hoisted into `Module.prepare`."""
+"""Weights of products lie as the target reads them: `pack`, after `recode` where a dtype has no packed form. Both are
+hoisted into `Module.prepare`."""
 
 from __future__ import annotations
 
 from ...ir.graph import Graph, Module, Node, Value, make, map_graphs, rebuild
 from ...ir.ops import OPS
+from ...ir.quant import is_direct
 from ...ir.rewrite import cse
 from ...ir.target import Target
 from .hoist import hoist
@@ -29,4 +31,5 @@ def _packed(value: Value, layout: str) -> Value:
     node = value.node
     if node.op.name != "input" or node.attr("role") != "weight" or value.type.layout:
         return value
-    return make(OPS["pack"], value, origin=node.origin, layout=layout)[0]
+    direct = value if is_direct(value.dtype) else make(OPS["recode"], value, origin=node.origin)[0]
+    return make(OPS["pack"], direct, origin=node.origin, layout=layout)[0]

@@ -1,4 +1,4 @@
-"""The dtypes that the target computes in: of activations before products, of caches, of weights without kernels.
+"""The dtypes that the target computes in: of activations before products, and of caches.
 
 The one lossy pass.
 """
@@ -13,13 +13,12 @@ from ...ir.rewrite import cse
 from ...ir.target import Target
 from ...ir.types import Type, f32
 from .hoist import hoist
-from .operands import weight_operands
 
-QUANTISED = {"linear", "expert_linear"}  # the ops that take a quantised activation, as their first operand
+QUANTISED = {"linear", "expert_linear"}  # the ops that take a quantised activation, and then a weight
 
 
 def run(module: Module, target: Target) -> Module:
-    """Inserts `quantize` once per activation and dtype, retypes caches, and requantises weights in `prepare`."""
+    """Inserts `quantize` once per activation and dtype, and retypes caches."""
 
     @cache
     def caches(graph: Graph) -> frozenset[Node]:
@@ -49,12 +48,10 @@ def run(module: Module, target: Target) -> Module:
 
 def _converted(node: Node, operands: tuple[Value, ...], target: Target) -> tuple[Value, ...]:
     """The operands of a product in the dtypes that the target computes it in."""
-    new = list(operands)
-    for i in weight_operands(node):
-        weight = operands[i]
-        if (stored := target.weight(weight.dtype)) != weight.dtype:
-            new[i] = make(OPS["requantize"], weight, origin=weight.node.origin, dtype=stored)[0]
-        activation = target.activation(stored)
-        if node.op.name in QUANTISED and activation and operands[0].dtype == f32:
-            new[0] = make(OPS["quantize"], operands[0], origin=operands[0].node.origin, dtype=activation)[0]
-    return tuple(new)
+    if node.op.name not in QUANTISED or operands[0].dtype != f32:
+        return operands
+    activation = target.activation(operands[1].dtype)
+    if activation is None:
+        return operands
+    x = make(OPS["quantize"], operands[0], origin=operands[0].node.origin, dtype=activation)[0]
+    return (x, *operands[1:])

@@ -92,8 +92,9 @@ def quantized(x: Activation, dtype: DType, raw: NDArray[np.uint8]) -> F32:
     From y = +0, the weight's groups of 16 or 32 ascending: y += (scale_w * d_x) * float(i), i = sum of (q - zero) * x,
     exact; with an offset then y += offset_w * (d_x * float(sum of x)). d_x is that of the 32 values the group lies in.
     """
-    w = quant.fields(dtype, raw)
-    tokens, rows, group = x.q.shape[0], raw.shape[0], quant.FORMATS[dtype.name].group
+    computed = quant.computed(dtype)
+    w = quant.fields(computed, quant.recode(dtype, raw))
+    tokens, rows, group = x.q.shape[0], raw.shape[0], quant.FORMATS[computed.name].group
     groups_x = x.q.reshape(tokens, -1, group).transpose(1, 0, 2).astype(np.float32)  # 32 * 128 * 127 < 2**24
     products = groups_x @ w.q.astype(np.float32).reshape(rows, -1, group).transpose(1, 2, 0)  # [groups, T, N], integers
     sums = x.sums.reshape(tokens, -1, group // quant.SUM_GROUP).sum(-1).astype(np.float32)

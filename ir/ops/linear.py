@@ -13,12 +13,11 @@ from .. import quant
 from ..graph import REQUIRED, Op
 from ..numerics import elementary
 from ..numerics import linear as products
-from ..types import DTYPES, Dim, DType, Type, a8g32, array_shape, bf16, f32, i32
+from ..types import Dim, DType, Type, a8g32, bf16, f32, i32
 from . import decompose
 from .common import Arrays, Types, arity, expect, is_rank, kind_of, vector
 
 LAYOUTS = ("", "panel16")
-Q8_0 = DTYPES["q8_0"]
 
 
 def _weight(w: Type, inner: Dim, rank: int = 2) -> None:
@@ -108,7 +107,7 @@ def _infer_dequantize(w: Type) -> Types:
 def _infer_pack(w: Type, *, layout: str) -> Types:
     expect(w.rank in (2, 3) and not w.layout, f"{w} is no row-major weight")
     expect(layout in LAYOUTS[1:], f"layout must be panel16, not {layout!r}")
-    expect(quant.is_direct(w.dtype), f"{w.dtype} has no packed form; requantize it first")
+    expect(quant.is_direct(w.dtype), f"{w.dtype} has no packed form; recode it first")
     return (Type(w.shape, w.dtype, layout),)
 
 
@@ -126,10 +125,9 @@ def _infer_concat_rows(*types: Type) -> Types:
     return (Type((sum((w.shape[0] for w in types), 0), types[0].shape[1]), types[0].dtype),)
 
 
-def _infer_requantize(w: Type, *, dtype: DType) -> Types:
-    expect(kind_of(w.dtype) == "block" and not w.layout, f"takes a row-major block weight, not {w}")
-    expect(dtype == Q8_0, f"blocks convert to {Q8_0}, not to {dtype}")
-    return (Type(w.shape, dtype),)
+def _infer_recode(w: Type) -> Types:
+    expect(w.dtype.name in quant.RECODED and not w.layout, f"takes a row-major weight in grid points, not {w}")
+    return (Type(w.shape, quant.computed(w.dtype)),)
 
 
 # --- Meaning ---
@@ -182,11 +180,6 @@ def _dequantize(types: Types, w: np.ndarray) -> Arrays:
     return (quant.dequantize(t.dtype, quant.unpack(t, w) if t.layout else w, t.sizes),)
 
 
-def _requantize(types: Types, w: np.ndarray, *, dtype: DType) -> Arrays:
-    converted, _ = quant.requantize(types[0].dtype, w, types[0].sizes)
-    return (converted.reshape(array_shape(Type(types[0].shape, dtype))),)
-
-
 LINEAR = (
     Op("linear", _infer_linear, _linear, decompose.linear),
     Op("linear_group", _infer_linear_group, _linear_group, decompose.linear_group, (("biases", REQUIRED),)),
@@ -200,5 +193,5 @@ LINEAR = (
     Op("pack", _infer_pack, lambda types, w, layout: (quant.pack(types[0], w),), attributes=(("layout", "panel16"),)),
     Op("unpack", _infer_unpack, lambda types, w: (quant.unpack(types[0], w),)),
     Op("concat_rows", _infer_concat_rows, lambda types, *ws: (np.concatenate(ws),)),
-    Op("requantize", _infer_requantize, _requantize, attributes=(("dtype", Q8_0),)),
+    Op("recode", _infer_recode, lambda types, w: (quant.recode(types[0].dtype, w),)),
 )  # fmt: skip

@@ -1,12 +1,13 @@
 """Quantised weights and activations: formats, packed layout, and their meaning as f32."""
 
 from .activations import SUM_GROUP, Activation, decode_activation, encode_activation, row_bytes
-from .convert import dequantize, quantize_q8_0, requantize
 from .formats import DENSE, DIRECT, FORMATS, Fields, Format, fields, is_direct, planes_of
+from .iq import RECODED, computed, recode
 from .panels import ROWS, known_shape, pack, packed_bytes, panel_bytes, unpack
+from .values import dequantize
 
 __all__ = [
-    "DENSE", "DIRECT", "FORMATS", "ROWS", "SUM_GROUP", "Activation", "Fields", "Format",
+    "DENSE", "DIRECT", "FORMATS", "RECODED", "ROWS", "SUM_GROUP", "Activation", "Fields", "Format", "computed",
     "decode_activation", "dequantize", "encode_activation", "fields", "is_direct", "known_shape", "pack",
-    "packed_bytes", "panel_bytes", "planes_of", "quantize_q8_0", "requantize", "row_bytes", "unpack",
+    "packed_bytes", "panel_bytes", "planes_of", "recode", "row_bytes", "unpack",
 ]  # fmt: skip

@@ -1,14 +1,16 @@
 """GGUF's block formats as data: where bits, scales and mins lie, and what they mean.
 
-Every directly computed format is one `Format`: a block holds unsigned `bits`-bit values in bit planes, an f16 scale
-`d`, perhaps an f16 `m` (an offset that is added) or `dmin` (a scale of integer mins that are subtracted), and perhaps
-packed integer scales and mins, one per group. To whoever computes, all of them are the same: groups of 16 or 32 values
-`scale * (q - zero) + offset`, with scale = d times the group's integer, offset = m or minus dmin times its min. (Both
-products are exact in f32.) The layouts are those of ggml's `block_*` structures.
+Every directly computed format is one `Format`: a block holds unsigned `bits`-bit values in bit planes, perhaps an f16
+scale `d`, perhaps an f16 `m` (an offset that is added) or `dmin` (a scale of integer mins that are subtracted), and
+perhaps packed small scales and mins, one per group. To whoever computes, all of them are the same: groups of 16 or 32
+values `scale * (q - zero) + offset`, or `scale * codes[q] + offset`, with scale = d times the group's, offset = m or
+minus dmin times its min. (Both products are exact in f32.) The layouts are those of ggml's `block_*` structures; the
+last rows are our own, for what `ir.quant.iq` makes of types whose weights are points of grids.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..types import DTYPES, DType
+from . import code_books
 
 Bytes = NDArray[np.uint8]
 
@@ -81,8 +84,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Format:
-    """How one block dtype computes. `zero` is subtracted from q; `scale_zero` from the integer scales; `mins` says what
-    the second f16 is: "" none, "add" an offset, "subtract" the scale of `mins_count` integer mins."""
+    """How one block dtype computes. `zero` is subtracted from q, or, with a code book, `codes` are looked up by it and
+    all of them at least -zero; `mins` says what the second f16 is: "" none, "add" an offset, "subtract" the scale of
+    integer mins. `scale_kind`, a row of SCALES, says what the `scale_bits` of a group's scale mean; `scale_zero` is
+    subtracted; `unit` multiplies d."""
 
     dtype: DType
     bits: int
@@ -92,14 +97,16 @@ class Format:
     mins: str = ""
     scale_bits: int = 0
     scale_zero: int = 0
-    scale_signed: bool = False
+    scale_kind: str = "unsigned"
+    codes: tuple[int, ...] = ()
+    unit: float = 1.0
 
     def __post_init__(self) -> None:
         size = sum(p.bytes for p in self.parts)
         if size != self.dtype.block_bytes:
             raise ValueError(f"{self.dtype}: its parts have {size} bytes, a block has {self.dtype.block_bytes}")
-        if (self.block, self.scale_bits > 0) not in ((32, False), (256, True)):
-            raise ValueError(f"{self.dtype}: blocks are of 32 values, or of 256 with integer scales")
+        if self.group not in (16, 32) or self.block not in (32, 64, 128, 256):
+            raise ValueError(f"{self.dtype}: groups are of 16 or 32 values, blocks of 32, 64, 128 or 256")
 
     @property
     def block(self) -> int:
@@ -116,9 +123,18 @@ class Format:
         return (self.groups if self.scale_bits else 0) * (2 if self.mins == "subtract" else 1)
 
     @property
+    def has_d(self) -> bool:
+        return any(p.kind == "d" for p in self.parts)
+
+    @property
     def signed(self) -> bool:
-        """q is a two's complement byte rather than an unsigned number less `zero`."""
-        return self.bits == 8
+        """What a dot product takes is a two's complement byte rather than 0..127, from which `zero` is subtracted."""
+        return self.bits == 8 or min(self.codes, default=0) + self.zero < 0
+
+    @property
+    def dot_bits(self) -> int:
+        """Bits of what a dot product takes."""
+        return 8 if self.signed else (max(self.codes) + self.zero).bit_length() if self.codes else self.bits
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
@@ -130,11 +146,38 @@ def _q(bits: int, position: int, run: int, block: int) -> Part:
     return Part("q", block * bits // 8, Plane(bits, position, run))
 
 
+def _e8m0(s: Bytes) -> NDArray[np.float32]:
+    return np.ldexp(np.float32(1), s.astype(np.int32) - 128)
+
+
+def _ue4m3(s: Bytes) -> NDArray[np.float32]:
+    fraction, exponent = (s & 7).astype(np.float32), (s >> 3 & 15).astype(np.int32)
+    value = np.ldexp(fraction + 8 * (exponent > 0), np.maximum(exponent, 1) - 11)
+    return np.where(s == 0x7F, np.float32(0), value)
+
+
+# What a group's packed scale means as f32.
+SCALES: dict[str, Callable[[Bytes], NDArray[np.float32]]] = {
+    "unsigned": lambda s: s.astype(np.float32),
+    "signed": lambda s: s.view(np.int8).astype(np.float32),
+    "odd": lambda s: (2 * s + 1).astype(np.float32),  # for s below 128
+    "e8m0": _e8m0,  # 2 ** (s - 128), half of the OCP's: its codes are doubled
+    "ue4m3": _ue4m3,  # half of the 8-bit float without its sign; its NaN is zero
+}
+
 _D, _M, _SCALES6 = Part("d", 2), Part("m", 2), Part("scale", 12)
 
 
 def _format(name: str, bits: int, group: int, zero: int, parts: tuple[Part, ...], **rest: object) -> tuple[str, Format]:
     return name, Format(DTYPES[name], bits, group, zero, parts, **rest)  # type: ignore[arg-type]
+
+
+def _codes(name: str, bits: int, group: int, codes: tuple[int, ...], unit: float) -> tuple[str, Format]:
+    """Blocks of 256: an f16 d, 4-bit odd scales, planes of codes."""
+    scales = Part("scale", 128 // group, Plane(4, 0, 128 // group))
+    planes = (_q(n, position, 32 * n, 256) for n, position in planes_of(bits))
+    return _format(name, bits, group, -min(codes), (_D, scales, *planes), scale_bits=4, scale_kind="odd",
+                   codes=codes, unit=unit)  # fmt: skip
 
 
 FORMATS: dict[str, Format] = dict((
@@ -150,24 +193,38 @@ FORMATS: dict[str, Format] = dict((
     _format("q4_k", 4, 32, 0, (_D, _M, _SCALES6, _q(4, 0, 32, 256)), mins="subtract", scale_bits=6),
     _format("q5_k", 5, 32, 0, (_D, _M, _SCALES6, _q(1, 4, 32, 256), _q(4, 0, 32, 256)), mins="subtract", scale_bits=6),
     _format("q6_k", 6, 16, 32, (_q(4, 0, 64, 256), _q(2, 4, 32, 256), Part("scale", 16, Plane(8, 0, 16)), _D),
-            scale_bits=8, scale_signed=True),
+            scale_bits=8, scale_kind="signed"),
+    _format("iq4_nl", 4, 32, 0, (_D, _q(4, 0, 16, 32)), codes=code_books.IQ4_NL),
+    _format("iq4_xs", 4, 32, 0, (_D, Part("scale", 2, Plane(2, 4, 1)), Part("scale", 4, Plane(4, 0, 1)),
+                                 _q(4, 0, 16, 256)), scale_bits=6, scale_zero=32, codes=code_books.IQ4_NL),
+    _format("tq2_0", 2, 32, 1, (_q(2, 0, 32, 256), _D)),
+    _format("mxfp4", 4, 32, 12, (Part("scale", 1, Plane(8, 0, 1)), _q(4, 0, 16, 32)), scale_bits=8, scale_kind="e8m0",
+            codes=code_books.E2M1),
+    _format("nvfp4", 4, 16, 12, (Part("scale", 4, Plane(8, 0, 4)), _q(4, 0, 8, 64)), scale_bits=8, scale_kind="ue4m3",
+            codes=code_books.E2M1),
+    _codes("iq1_g32", 3, 32, code_books.IQ1, 1 / 8),
+    _codes("iq1_g16", 3, 16, code_books.IQ1, 1 / 8),
+    _codes("iq2_g32", 3, 32, code_books.IQ2, 1 / 8),
+    _codes("iq2_g16", 3, 16, code_books.IQ2, 1 / 8),
+    _codes("iq3_xxs_g32", 4, 32, code_books.IQ3_XXS, 1 / 4),
+    _codes("iq3_s_g32", 4, 32, code_books.IQ3_S, 1.0),
 ))  # fmt: skip
 DENSE = ("f32", "f16", "bf16")
 DIRECT = (*FORMATS, *DENSE)  # dtypes of weights that kernels compute with in packed form
 
 
 def is_direct(dtype: DType) -> bool:
-    """Whether linears compute with this weight dtype as it is; others are converted to q8_0 by `requantize`."""
+    """Whether linears compute with this weight dtype as it is; others are recoded first."""
     return dtype.name in DIRECT
 
 
 @dataclass(frozen=True)
 class Raw:
     """A block format taken apart without loss, all as stored: q and scales unsigned [..., blocks, count], d and m as
-    the bits of f16 [..., blocks] (m None where the format has none)."""
+    the bits of f16 [..., blocks]. What the format does not have is None."""
 
     q: Bytes
-    d: NDArray[np.uint16]
+    d: NDArray[np.uint16] | None
     m: NDArray[np.uint16] | None
     scales: Bytes | None
 
@@ -187,17 +244,18 @@ def take_apart(fmt: Format, raw: Bytes) -> Raw:
         if part.kind in found:
             values = found[part.kind] | values
         found[part.kind] = values
-    return Raw(found["q"], found["d"], found.get("m"), found.get("scale"))
+    return Raw(found["q"], found.get("d"), found.get("m"), found.get("scale"))
 
 
 def put_together(fmt: Format, parts: Raw) -> Bytes:
     """The inverse of `take_apart`."""
-    lead = parts.d.shape
+    lead = parts.q.shape[:-1]
     out = np.empty((*lead, fmt.dtype.block_bytes), np.uint8)
     for part, start in zip(fmt.parts, fmt.offsets):
         target = out[..., start : start + part.bytes]
         if part.kind in "dm":
             half = parts.d if part.kind == "d" else parts.m
+            assert half is not None
             target[...] = np.ascontiguousarray(half, dtype="<u2")[..., None].view(np.uint8)
             continue
         values = parts.q if part.kind == "q" else parts.scales
@@ -245,13 +303,14 @@ def fields(dtype: DType, raw: Bytes) -> Fields:
     fmt = FORMATS[dtype.name]
     parts = take_apart(fmt, raw)
     lead = raw.shape[:-1]
-    q = parts.q.reshape(*lead, -1).view(np.int8)
-    scale = parts.d.view(np.float16).astype(np.float32)
+    q = parts.q.reshape(*lead, -1)
+    signed = np.array(fmt.codes, np.int8)[q] if fmt.codes else q.view(np.int8) - np.int8(fmt.zero)
+    scale = np.ones((*parts.q.shape[:-1], fmt.groups), np.float32)
+    if parts.d is not None:
+        scale *= parts.d.view(np.float16).astype(np.float32)[..., None] * np.float32(fmt.unit)
     offset = None if parts.m is None else parts.m.view(np.float16).astype(np.float32)
     if parts.scales is not None:
-        integers = parts.scales.view(np.int8) if fmt.scale_signed else parts.scales
-        groups = integers[..., : fmt.groups].astype(np.float32) - np.float32(fmt.scale_zero)
-        scale = (scale[..., None] * groups).reshape(*lead, -1)
+        scale *= SCALES[fmt.scale_kind](parts.scales[..., : fmt.groups]) - np.float32(fmt.scale_zero)
         if offset is not None:
-            offset = -(offset[..., None] * integers[..., fmt.groups :].astype(np.float32)).reshape(*lead, -1)
-    return Fields(q - np.int8(fmt.zero) if fmt.zero else q, scale, offset)
+            offset = -(offset[..., None] * parts.scales[..., fmt.groups :].astype(np.float32)).reshape(*lead, -1)
+    return Fields(signed, scale.reshape(*lead, -1), offset)

@@ -1,10 +1,10 @@
 """Layout "panel16": rows in panels of 16, one row per SIMD lane, each panel one contiguous stream.
 
-Per panel, per block: d of the 16 rows as f16, then m or dmin as f16, then the packed integer scales as u32 words of 16
-lanes; then, for each 32 values, the bit planes, low bits first. A plane of p bits has p lines of 64 bytes: quad j
-(values 4j .. 4j+3 of the 32) sits in line j % p at shift p * (j // p), byte 4r + i of a line belonging to row r, value
-4j + i.
-The integer scales are planes too: value v of a plane of p bits sits in word v // (32 / p) at shift p * (v % (32 / p)).
+Per panel, per block: d of the 16 rows as f16, then m or dmin as f16, then the packed scales as words of 16 lanes; then,
+for each 32 values, the bit planes, low bits first. A plane of p bits has p lines of 64 bytes: quad j (values 4j .. 4j+3
+of the 32) sits in line j % p at shift p * (j // p), byte 4r + i of a line belonging to row r, value 4j + i.
+The scales are planes too: value v of a plane of p bits sits in word v // (w / p) at shift p * (v % (w / p)), a word
+having w = 32 bits, or as many as the plane has of a row where these are fewer (8 or 16).
 Dense panels are [k][16 rows]; bf16 is [k / 2][16 rows][2], an odd K padded with zero. Rows are padded with zeros to a
 multiple of 16. Leading dimensions (experts) are packed one after another. Packing loses nothing: `unpack` inverts it.
 """
@@ -114,6 +114,12 @@ def _in_bytes(bits: int) -> np.uint32:
     return np.uint32(0x01010101 * ((1 << bits) - 1))
 
 
+def _word(fmt: Format, bits: int) -> tuple[np.dtype, np.ndarray]:
+    """The type of the words of a plane of scales, and the shifts of the values in one."""
+    size = min(32, fmt.scale_count * bits)
+    return np.dtype(f"<u{size // 8}"), np.arange(0, size, bits, dtype=np.uint32)
+
+
 def _pack_block(fmt: Format, rows: Bytes, out: Bytes) -> None:
     parts = take_apart(fmt, rows)
     blocks = out.reshape(out.shape[0], -1, ROWS * fmt.dtype.block_bytes)
@@ -125,11 +131,12 @@ def _pack_block(fmt: Format, rows: Bytes, out: Bytes) -> None:
             at += 2 * ROWS
     if parts.scales is not None:
         for bits, position in planes_of(fmt.scale_bits):
+            word, shifts = _word(fmt, bits)
             field = (parts.scales >> np.uint8(position)) & np.uint8((1 << bits) - 1)
-            field = field.astype(np.uint32).reshape(*field.shape[:-1], -1, 32 // bits)
-            words = np.bitwise_or.reduce(field << (bits * np.arange(32 // bits, dtype=np.uint32)), axis=-1)
-            lanes = np.ascontiguousarray(_lanes(words).astype("<u4", copy=False)).view(np.uint8)
-            size = lanes.shape[-2] * 4 * ROWS
+            field = field.astype(np.uint32).reshape(*field.shape[:-1], -1, len(shifts))
+            words = np.bitwise_or.reduce(field << shifts, axis=-1)
+            lanes = np.ascontiguousarray(_lanes(words).astype(word)).view(np.uint8)
+            size = lanes.shape[-2] * word.itemsize * ROWS
             blocks[..., at : at + size] = lanes.reshape(*lanes.shape[:2], size)
             at += size
     quads = np.ascontiguousarray(_lanes(np.ascontiguousarray(parts.q).view("<u4")))
@@ -149,7 +156,7 @@ def _pack_block(fmt: Format, rows: Bytes, out: Bytes) -> None:
 def _unpack_block(fmt: Format, packed: Bytes, k: int) -> Bytes:
     blocks = packed.reshape(packed.shape[0], -1, ROWS * fmt.dtype.block_bytes)
     at, halves = 0, list[np.ndarray | None]()
-    for present in (True, bool(fmt.mins)):
+    for present in (fmt.has_d, bool(fmt.mins)):
         if present:
             half = np.ascontiguousarray(blocks[..., at : at + 2 * ROWS]).view("<u2")
             halves.append(_rows(half[..., None, :])[..., 0])
@@ -160,12 +167,13 @@ def _unpack_block(fmt: Format, packed: Bytes, k: int) -> Bytes:
     if fmt.scale_bits:
         scales = np.zeros((packed.shape[0] * ROWS, blocks.shape[1], fmt.scale_count), np.uint8)
         for bits, position in planes_of(fmt.scale_bits):
-            count = fmt.scale_count * bits // 32
-            words = np.ascontiguousarray(blocks[..., at : at + count * 4 * ROWS]).view("<u4")
-            words = _rows(words.reshape(*words.shape[:2], count, ROWS))
-            values = (words[..., None] >> (bits * np.arange(32 // bits, dtype=np.uint32))) & np.uint32((1 << bits) - 1)
+            word, shifts = _word(fmt, bits)
+            size = fmt.scale_count * bits // 8 * ROWS
+            words = np.ascontiguousarray(blocks[..., at : at + size]).view(word)
+            words = _rows(words.reshape(*words.shape[:2], -1, ROWS))
+            values = (words[..., None].astype(np.uint32) >> shifts) & np.uint32((1 << bits) - 1)
             scales |= (values.reshape(scales.shape) << np.uint32(position)).astype(np.uint8)
-            at += count * 4 * ROWS
+            at += size
     lines = np.ascontiguousarray(blocks[..., at:]).view("<u4")
     lines = lines.reshape(*blocks.shape[:2], fmt.block // 32, fmt.bits, ROWS)
     quads = np.zeros((*lines.shape[:3], 8, ROWS), np.uint32)
@@ -178,7 +186,6 @@ def _unpack_block(fmt: Format, packed: Bytes, k: int) -> Bytes:
         line += bits
     q = _rows(quads.reshape(*blocks.shape[:2], fmt.block // 4, ROWS)).view(np.uint8)
     d, m = halves
-    assert d is not None
     return put_together(fmt, Raw(q, d, m, scales))
 
 
