@@ -90,31 +90,32 @@ double roofline_read(const void *data, size_t bytes, int32_t threads) {
   return run(&j);
 }
 
-/* A peak: CHAINS independent accumulators, STEPS rounds of one operation on each, until the time is over. KEEP makes
- * the inputs unknown to the compiler in every round, so that none is computed once and reused. */
+/* A peak: CHAINS independent accumulators, STEPS rounds of one operation on each, until the time is over. KEEP holds a
+ * value in a register and makes it unknown to the compiler: inputs, so that no product is computed once and reused, and
+ * accumulators, which it would otherwise move about. */
 #if defined(__x86_64__)
 #define KEEP(v) __asm__ volatile("" : "+v"(v))
 #else
 #define KEEP(v) __asm__ volatile("" : "+w"(v))
 #endif
+#define EACH(chains) _Pragma("GCC unroll 32") for (int c = 0; c < chains; c++)
 #define PEAK(name, type, chains, input, init, operation)      \
   static void name(job *j) {                                  \
     type acc[chains];                                         \
     input x = init, y = init;                                 \
-    for (int c = 0; c < chains; c++) acc[c] = (type){0};      \
+    EACH(chains) acc[c] = (type){0};                          \
     const double until = now() + j->seconds;                  \
     do {                                                      \
       for (int s = 0; s < STEPS; s++) {                       \
         KEEP(x);                                              \
         KEEP(y);                                              \
-        _Pragma("GCC unroll 32")                              \
-        for (int c = 0; c < chains; c++) {                    \
+        EACH(chains) {                                        \
           acc[c] = operation(acc[c], x, y);                   \
+          KEEP(acc[c]);                                       \
         }                                                     \
       }                                                       \
       atomic_fetch_add(&j->steps, 1);                         \
     } while (now() < until);                                  \
-    for (int c = 0; c < chains; c++) KEEP(acc[c]);            \
   }
 
 #if defined(__AVX512F__)
