@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .types import BLOCK_SIZES, DType, a8g32, bf16, f16, f32
+from .types import BLOCK_SIZES, CODE_SIZES, DType, a8g32, bf16, f16, f32
 
 # The dtype that activations are quantised to before a product with each weight dtype; absent: they stay f32.
-ACTIVATIONS: Mapping[str, DType] = dict.fromkeys(BLOCK_SIZES, a8g32) | {"bf16": bf16}
+ACTIVATIONS: Mapping[str, DType] = dict.fromkeys((*BLOCK_SIZES, *CODE_SIZES), a8g32) | {"bf16": bf16}
 
 
 @dataclass(frozen=True)
