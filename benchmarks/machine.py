@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,15 +24,6 @@ def _field(text: str, name: str) -> str:
 
 def _text(path: str) -> str:
     return Path(path).read_text() if Path(path).exists() else ""
-
-
-def version_of(command: Sequence[str]) -> str:
-    """The first line of what a program says with --version; empty where it says nothing."""
-    try:
-        done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=10)
-    except OSError:
-        return ""
-    return next(iter((done.stdout or done.stderr).splitlines()), "")
 
 
 def manifest(roofline: Roofline, threads: Sequence[int]) -> dict[str, Any]:
@@ -79,4 +69,6 @@ def described(found: Mapping[str, Any]) -> str:
         read = limits["read_gbs"]
         peaks = " | ".join(str(v) for v in limits["gmacs"].values())
         lines.append(f"| {threads} | {read['median']} ({read['min']}–{read['max']}) | {peaks} |")
-    return "\n".join([*lines, "", "Peaks are in 10^9 multiply-adds a second."])
+    peers = [f"{name} {peer['commit']} ({peer['flags']})" for name, peer in found.get("peers", {}).items()]
+    notes = ["Peaks are in 10^9 multiply-adds a second.", *(["Peers: " + ", ".join(peers) + "."] if peers else [])]
+    return "\n".join([*lines, "", *notes])

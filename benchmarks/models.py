@@ -23,7 +23,7 @@ from typing import Any
 
 import start
 from costs import AMX_OF, Costs, costs
-from machine import described, manifest, version_of
+from machine import described, manifest
 from ours import Compiled, Sample
 from peers import Peer, Test, found
 from report import plot, table
@@ -132,7 +132,6 @@ def main() -> None:
     began = time.monotonic()
     roofline = Roofline()
     about = manifest(roofline, arguments.threads)
-    about["peers"] = {p.name: {"version": version_of([str(p.path)]), "flags": " ".join(p.flags)} for p in peers}
     rows: list[dict[str, Any]] = []
     starts: dict[str, Mapping[str, Any]] = {}
     skipped: list[str] = []
@@ -146,6 +145,7 @@ def main() -> None:
             results = measure(model, tests, artifact, running, of, roofline, arguments)
             rows += rows_of(model.stem, results, of)
             artifact.unlink()
+    about["peers"] = {p.name: {"commit": " ".join(sorted(p.commits)), "flags": " ".join(p.flags)} for p in peers}
     about["minutes"] = round((time.monotonic() - began) / 60, 1)
     text = "\n\n".join(["# Speed", described(about), table(rows, OURS), *skipped, "## Compile time and starts",
                         start.table(starts)])  # fmt: skip

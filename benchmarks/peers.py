@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ class Peer:
     path: Path
     dialect: Dialect
     flags: tuple[str, ...]
+    commits: set[str] = field(default_factory=set, compare=False)  # that its results say they were built from
 
     @staticmethod
     def parse(text: str) -> Peer:
@@ -103,7 +104,9 @@ class Peer:
         if done.returncode or "[" not in done.stdout:
             last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
             raise RuntimeError(f"{self.name}: {shlex.join(command)} failed: {last}")
-        return json.loads(done.stdout[done.stdout.index("[") :])
+        rows = json.loads(done.stdout[done.stdout.index("[") :])
+        self.commits.update(str(row["build_commit"]) for row in rows)
+        return rows
 
 
 def found(named: Sequence[str]) -> list[Peer]:

@@ -80,7 +80,7 @@ def plot(rows: Sequence[Row], machine: Mapping[str, Any], path: Path) -> None:
         axes.plot(*at, marker="os^Dv"[engines.index(row["backend"]) % 5], color=f"C{models.index(row['model']) % 10}",
                   linestyle="", markersize=6)  # fmt: skip
     for i, model in enumerate(models):
-        axes.plot([], [], marker="s", linestyle="", color=f"C{i % 10}", label=model)
+        axes.plot([], [], linewidth=5, color=f"C{i % 10}", label=model)
     for i, engine in enumerate(engines):
         axes.plot([], [], marker="os^Dv"[i % 5], linestyle="", color="black", label=engine)
     axes.legend(fontsize=8, loc="lower right")
