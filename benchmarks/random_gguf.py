@@ -5,8 +5,9 @@
 
 The shape is that of Llama 3.2 1B (`--shape`, a row of SHAPES). f32, f16, bf16 and the types that gguf-py quantises
 (`GGUF_PY`) need nothing else: every matrix has that type, tensors are written as they are made, and the most memory is
-that of the largest. Any other type is `llama-quantize`'s (llama.cpp) of an f16 file written on the way, with its own
-mixture of types. Equal arguments give equal files. docs/benchmarks.md says which files the suites are run with.
+that of the largest. Nor do the types of RANDOM: their blocks are random in every bit but the scale. Any other type is
+`llama-quantize`'s (llama.cpp) of an f16 file written on the way, with its own mixture of types. Equal arguments give
+equal files. docs/benchmarks.md says which files the suites are run with.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
-from gguf.quants import quant_shape_to_byte_shape, quantize
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
+from gguf.quants import dequantize, quant_shape_to_byte_shape, quantize
 
 DEVIATION = 0.02  # of the weights: products of a width of 2048 keep about the size of their inputs
 VALUES_AT_ONCE = 1 << 22  # values made at a time
 CONTROL_TOKENS = 256  # the last ids of the vocabulary
 FLOATS = ("f32", "f16", "bf16")
+RANDOM = ("iq1_s", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_nl", "mxfp4")
 GGUF_PY = (*FLOATS, "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "tq1_0", "tq2_0")
 
 
@@ -114,6 +116,8 @@ def describe(writer: GGUFWriter, shape: Shape, name: str) -> None:
 def random_matrix(rng: np.random.Generator, shape: tuple[int, int], kind: GGMLQuantizationType) -> np.ndarray:
     """Normal values of DEVIATION as `kind`: f32, f16, or bytes uint8[rows, row bytes], made a few rows at a time."""
     rows, width = shape
+    if kind.name.lower() in RANDOM:
+        return random_blocks(rng, shape, kind)
     native = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}.get(kind)
     made = np.empty(shape, native) if native else np.empty(quant_shape_to_byte_shape(shape, kind), np.uint8)
     step = max(1, VALUES_AT_ONCE // width)
@@ -124,12 +128,26 @@ def random_matrix(rng: np.random.Generator, shape: tuple[int, int], kind: GGMLQu
     return made
 
 
+def random_blocks(rng: np.random.Generator, shape: tuple[int, int], kind: GGMLQuantizationType) -> np.ndarray:
+    """Bytes uint8[rows, row bytes] of DEVIATION whose blocks begin with a scale: an f16, or MXFP4's power of two."""
+    rows, row = quant_shape_to_byte_shape(shape, kind)
+    size = GGML_QUANT_SIZES[kind][1]
+    made = np.frombuffer(rng.bytes(rows * row), np.uint8).reshape(rows, -1, size).copy()
+    if kind == GGMLQuantizationType.MXFP4:
+        made[..., 0] = 120
+        return made.reshape(rows, row)
+    made[..., :2] = np.float16([1]).view(np.uint8)
+    made[..., :2] = np.float16([DEVIATION / dequantize(made[:1].reshape(1, row), kind).std()]).view(np.uint8)
+    return made.reshape(rows, row)
+
+
 def write(path: Path, shape: Shape, type: str, seed: int = 0) -> None:
-    """Writes a model whose matrices are all of `type`, one of GGUF_PY, and whose norms are f32 near 1."""
+    """Writes a model whose matrices are all of `type`, one of GGUF_PY or RANDOM, and whose norms are f32 near 1."""
     kind = GGMLQuantizationType[type.upper()]
     writer = GGUFWriter(path, "llama")
     describe(writer, shape, path.stem)
-    writer.add_file_type({"f32": LlamaFileType.ALL_F32}.get(type) or LlamaFileType[f"MOSTLY_{type.upper()}"])
+    mostly = {"f32": "ALL_F32", "mxfp4": "MOSTLY_MXFP4_MOE"}.get(type, f"MOSTLY_{type.upper()}")
+    writer.add_file_type(LlamaFileType[mostly])
     tensors = list(shape.tensors())
     for name, dims in tensors:
         if len(dims) == 1:
@@ -156,14 +174,14 @@ def write(path: Path, shape: Shape, type: str, seed: int = 0) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)
-    parser.add_argument("--type", default="f16", help=f"{', '.join(GGUF_PY)}, or one of llama-quantize's")
+    parser.add_argument("--type", default="f16", help=f"{', '.join((*GGUF_PY, *RANDOM))}, or one of llama-quantize's")
     parser.add_argument("--shape", default="llama-3.2-1b", choices=SHAPES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--llama-quantize", type=Path, help="llama.cpp's program, for its own mixtures of types")
     arguments = parser.parse_args()
     shape, type = SHAPES[arguments.shape], arguments.type.lower()
     if arguments.llama_quantize is None:
-        if type not in GGUF_PY:
+        if type not in (*GGUF_PY, *RANDOM):
             sys.exit(f"{arguments.type} is made by llama-quantize: give its path with --llama-quantize")
         write(arguments.output, shape, type, arguments.seed)
         return
