@@ -28,6 +28,7 @@ def compile(
     target: str = "native",
     context: int | None = None,
     chunk: int = 512,
+    kv: str = "f16",
     dump_ir: str | Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Model:
@@ -36,15 +37,15 @@ def compile(
     `source` is a GGUF file, a short name (`smollm2`, `gemma3-270m`), `hf:ORG/REPO/FILE` or `pypi:PACKAGE`; `output` the
     artifact to write, by default one in the user's cache, made once. `target` is `native`, `portable` or
     names of kinds of CPUs, commas between them; `context` the most tokens of a session, by default the model's own;
-    `chunk` the most tokens evaluated at once; `dump_ir` a folder for the graph after every pass. `progress` is told
-    (what, bytes done, bytes in all). Raises InfercError.
+    `chunk` the most tokens evaluated at once; `kv` the dtype of the cache, `f16` or `q8_0`; `dump_ir` a folder for the
+    graph after every pass. `progress` is told (what, bytes done, bytes in all). Raises InfercError.
     """
     from .compiler import cache, driver
 
     def silent(what: str, done: int, total: int) -> None:
         pass
 
-    options: dict[str, Any] = {"target": target, "context": context, "chunk": chunk}
+    options: dict[str, Any] = {"target": target, "context": context, "chunk": chunk, "kv": kv}
     if output is None:
         if dump_ir is not None:
             raise InfercError("dump_ir needs an output: a model from the cache is not compiled again")

@@ -40,14 +40,14 @@ def is_artifact(path: Path) -> bool:
 def compiled(name: str, progress: hub.Progress, **options) -> Path:
     """The artifact for `name`: itself when it is one, else the model it names, compiled now or before.
 
-    `options` are `compile_model`'s (target, context, chunk). Raises InfercError as `pull` and `compile_model` do.
+    `options` are `compile_model`'s (target, context, chunk, kv). Raises InfercError as `pull` and `compile_model` do.
     """
     model = hub.pull(name, progress)
     if is_artifact(model):
         return model
     from ..backends.c.target import native  # names the host's target, so that a cache shared by machines holds
 
-    options = {"target": "native", "context": None, "chunk": 512} | options
+    options = {"target": "native", "context": None, "chunk": 512, "kv": "f16"} | options
     options["target"] = native().name if options["target"] == "native" else options["target"]
     path = artifact_path(model, **options)
     if not path.exists():

@@ -43,6 +43,7 @@ Target = Annotated[
     ),
 ]
 Context = Annotated[int | None, typer.Option("--context", min=1, help="Positions of the cache; default: the model's.")]
+KV = Annotated[str, typer.Option("--kv", help="The cache: `f16`, or `q8_0` for about half its memory and reads.")]
 Tokens = Annotated[int, typer.Option("-n", "--tokens", min=1, help="Tokens to generate at most.")]
 Temperature = Annotated[float, typer.Option("--temp", min=0, help="Temperature; 0 takes the likeliest token.")]
 TopK = Annotated[int, typer.Option("--top-k", min=0, help="Sample from the K likeliest tokens; 0: all.")]
@@ -75,13 +76,13 @@ def progress_bars() -> Iterator[Progress]:
         yield show
 
 
-def opened(name: str, target: str, context: int | None, threads: int | None) -> Model:
+def opened(name: str, target: str, context: int | None, kv: str, threads: int | None) -> Model:
     """The model, compiled if need be, loaded. Of an artifact, `target` names the variant."""
     from ..runtime.model import load
     from .cache import compiled
 
     with progress_bars() as progress:
-        path = compiled(name, progress, target=target, context=context)
+        path = compiled(name, progress, target=target, context=context, kv=kv)
     forced = target not in ("native", "portable") and "," not in target
     return load(path, threads=threads, target=target if forced else None)
 
@@ -102,6 +103,7 @@ def compile_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="The artifact to write (.inferc).")],
     target: Target = "native",
     context: Context = None,
+    kv: KV = "f16",
     dump_ir: Annotated[Path | None, typer.Option(help="A folder for the graph after every pass.")] = None,
 ) -> None:
     """Compile a model into an artifact: C sources, library, packed weights and tokenizer in one file."""
@@ -110,7 +112,8 @@ def compile_command(
 
     with progress_bars() as progress:
         report = compile_model(
-            str(hub.pull(name, progress)), output, target=target, context=context, dump_ir=dump_ir, progress=progress
+            str(hub.pull(name, progress)), output, target=target, context=context, kv=kv, dump_ir=dump_ir,
+            progress=progress,
         )
     for line in report.notes:
         note(line)
@@ -132,10 +135,11 @@ def run(
     ids: Annotated[bool, typer.Option("--ids", help="Print token ids: the prompt's, then those made.")] = False,
     target: Target = "native",
     context: Context = None,
+    kv: KV = "f16",
 ) -> None:
     """Continue a text. Compiles the model on first use; later runs start at once. Speeds go to stderr."""
     text = sys.stdin.read() if prompt == "-" else prompt
-    with opened(name, target, context, threads) as model:
+    with opened(name, target, context, kv, threads) as model:
         sampling: dict[str, Any] = {
             "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
             "repetition_penalty": repetition_penalty, "seed": seed,
@@ -166,9 +170,10 @@ def chat(
     seed: Seed = None,
     target: Target = "native",
     context: Context = None,
+    kv: KV = "f16",
 ) -> None:
     """Talk with a model in its own chat format. An empty line or end of input leaves."""
-    with opened(name, target, context, threads) as model:
+    with opened(name, target, context, kv, threads) as model:
         messages = [{"role": "system", "content": system}] if system else []
         while True:
             try:
@@ -196,6 +201,7 @@ def perplexity(
     context: Annotated[int, typer.Option("--context", "-c", min=4, help="Tokens of a window.")] = 512,
     threads: Threads = None,
     target: Target = "native",
+    kv: KV = "f16",
 ) -> None:
     """Perplexity on a text as llama.cpp defines it: windows of the context, the second half of each scored."""
     from ..runtime.perplexity import perplexity as estimate
@@ -204,7 +210,7 @@ def perplexity(
         text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InfercError(f"cannot read {file} as UTF-8 text: {error}") from error
-    with opened(name, target, None, threads) as model:
+    with opened(name, target, None, kv, threads) as model:
         ids = model.tokenize(text)
         count = len(ids) // context
         for result in estimate(model, ids, context):
@@ -219,11 +225,12 @@ def inspect(
     ir: Annotated[bool, typer.Option("--ir", help="The graph as it goes to the backend.")] = False,
     target: Target = "native",
     context: Context = None,
+    kv: KV = "f16",
 ) -> None:
     """Show what a model or artifact is: tensors by type, memory plan, kernels, graph."""
     from . import inspection
 
-    manifest, graph = inspection.inspect(name, target=target, context=context)
+    manifest, graph = inspection.inspect(name, target=target, context=context, kv=kv)
     if ir:
         print(graph)
     else:

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,14 @@ from ..errors import InfercError
 from ..ir.graph import IRError, Module
 from ..ir.interpret import prepare_weights
 from ..ir.text import print_module
-from ..ir.types import evaluate
+from ..ir.types import DTYPES, evaluate
 from ..runtime.artifact import ArtifactWriter, machine
 from . import hub
 from .frontends import gguf, gguf_tokenizer
 from .pipeline import run_passes
 
 PREFIX = "model"
+CACHES = ("f16", "q8_0")  # dtypes of the KV cache
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Plan:
     program: c_program.Program
     context: int
     chunk: int
+    kv: str
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,13 @@ class Report:
 
 
 def plan_model(path: Path, *, target: str = "native", context: int | None = None, chunk: int = 512,
-               dump_ir: Path | None = None) -> Plan:  # fmt: skip
+               kv: str = "f16", dump_ir: Path | None = None) -> Plan:  # fmt: skip
     """Front end, tracing, passes and lowering of one GGUF file.
 
     `target` names CPUs as `c_target.choose` reads them. `context` is the most positions a session may hold, at most and
-    by default the model's own; `chunk` the most tokens that one evaluation takes. `dump_ir` is a folder for the graph
-    after every pass.
-    Raises InfercError for a bad file, an unknown architecture, target or context.
+    by default the model's own; `chunk` the most tokens that one evaluation takes; `kv` the dtype of the cache, one of
+    `CACHES`. `dump_ir` is a folder for the graph after every pass.
+    Raises InfercError for a bad file, an unknown architecture, target, cache dtype or context.
     """
     source = gguf.load(path)
     trained = source.config.context
@@ -67,19 +69,23 @@ def plan_model(path: Path, *, target: str = "native", context: int | None = None
     if not 1 <= context <= trained:
         raise InfercError(f"{path}: the context must be 1 to {trained}, what the model was trained for, not {context}")
     chunk = min(chunk, context)
+    if kv not in CACHES:
+        raise InfercError(f"a cache cannot be {kv!r}: choose one of {', '.join(CACHES)}")
     targets = c_target.choose(target)
     try:
-        module = run_passes(gguf.build_module(source, context, chunk), targets[0].ir, dump_ir)
+        passes_for = replace(targets[0].ir, cache=DTYPES[kv])
+        module = run_passes(gguf.build_module(source, context, chunk), passes_for, dump_ir)
         program = c_program.build(module, targets, prefix=PREFIX, context=context, chunk=chunk, name=source.name)
     except IRError as error:
         raise InfercError(f"{path}: cannot be compiled for {target}: {error}") from error
     except OSError as error:
         raise InfercError(f"cannot write the graph to {dump_ir}: {error.strerror}") from error
-    return Plan(source, module, program, context, chunk)
+    return Plan(source, module, program, context, chunk, kv)
 
 
 def compile_model(source: str, output: Path, *, target: str = "native", context: int | None = None, chunk: int = 512,
-                  dump_ir: Path | None = None, progress: hub.Progress | None = None) -> Report:  # fmt: skip
+                  kv: str = "f16", dump_ir: Path | None = None,
+                  progress: hub.Progress | None = None) -> Report:  # fmt: skip
     """Compiles the GGUF file that `source` names (as `hub.pull` understands it) into the artifact `output`.
 
     The artifact appears whole or not at all. Raises InfercError, as `plan_model` does, and for a missing or failing C
@@ -89,7 +95,7 @@ def compile_model(source: str, output: Path, *, target: str = "native", context:
     report = progress or (lambda what, done, total: None)
     path = hub.pull(source, report)
     toolchain.find_compiler()  # so that a missing one is said before any work
-    plan = plan_model(path, target=target, context=context, chunk=chunk, dump_ir=dump_ir)
+    plan = plan_model(path, target=target, context=context, chunk=chunk, kv=kv, dump_ir=dump_ir)
     program = plan.program
     with (
         tempfile.TemporaryDirectory(prefix="inferc-") as scratch,
@@ -157,6 +163,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "prefix": program.prefix,
         "context": plan.context,
         "chunk": plan.chunk,
+        "kv": plan.kv,
         "vocab_size": source.config.vocabulary,
         "library": f"c/lib{PREFIX}.so",
         "kernels": list(program.kernels),

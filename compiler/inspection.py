@@ -14,8 +14,8 @@ from . import hub
 from .cache import is_artifact
 
 
-def inspect(name: str, *, target: str, context: int | None) -> tuple[dict[str, Any], str]:
-    """The manifest and the graph's text: those of an artifact, or what compiling the model for `target` would give.
+def inspect(name: str, *, target: str, context: int | None, kv: str = "f16") -> tuple[dict[str, Any], str]:
+    """The manifest and the graph's text: those of an artifact, or what compiling the model like this would give.
 
     Raises InfercError as `hub.pull`, `Artifact` and `driver.plan_model` do.
     """
@@ -25,7 +25,7 @@ def inspect(name: str, *, target: str, context: int | None) -> tuple[dict[str, A
         return artifact.manifest, artifact.read("ir.txt").decode()
     from .driver import describe, plan_model
 
-    plan = plan_model(path, target=target, context=context)
+    plan = plan_model(path, target=target, context=context, kv=kv)
     return describe(plan), print_module(plan.module)
 
 

@@ -9,9 +9,11 @@ from inferc.backends.c.attention import cached_attention
 from inferc.ir.graph import make, make_input
 from inferc.ir.numerics import attention
 from inferc.ir.ops import OPS
-from inferc.ir.types import DTYPES, Type, f32, i32, symbol
+from inferc.ir.quant import dequantize
+from inferc.ir.types import DTYPES, DType, Type, f32, i32, symbol
 
 from .c_harness import Region, every_target, run_call, same_bits
+from .cache_pages import PAGE, page_bytes
 
 T, S = symbol("T", 1, 512), symbol("S", 1, 8)
 
@@ -19,37 +21,36 @@ T, S = symbol("T", 1, 512), symbol("S", 1, 8)
 class Cache:
     """Random caches [S, Hkv, rows, D] and the same in session memory; what was never written is NaN in memory."""
 
-    def __init__(self, sessions: int, heads: int, rows: int, d: int, dv: int, length: int, ring: bool) -> None:
+    def __init__(self, sessions: int, heads: int, rows: int, sizes: tuple[int, int], length: int, ring: bool,
+                 dtype: DType) -> None:  # fmt: skip
         rng = np.random.default_rng(1)
-        self.k = rng.normal(size=(sessions, heads, rows, d)).astype(np.float16)
-        self.v = rng.normal(size=(sessions, heads, rows, dv)).astype(np.float16)
-        pages, sizes = rows // 256, (heads * 256 * d * 2, heads * 256 * dv * 2)
-        stride = sum(sizes)
-        self.regions = [Region(64 + base, stride, pages if ring else 0) for base in (0, sizes[0])]
+        values = [rng.normal(size=(sessions, heads, rows, size)).astype(np.float32) for size in sizes]
+        stored = [attention.quantize_cache(x) if dtype.is_block else x.astype(np.float16) for x in values]
+        self.k, self.v = (dequantize(dtype, x, (*x.shape[:3], size)) for x, size in zip(stored, sizes))
+        for x in stored:
+            x.view(np.uint8)[:, :, length:] = 0xFF
+        pages = rows // PAGE
+        bytes_of = [heads * PAGE * size // dtype.block * dtype.block_bytes for size in sizes]
+        stride = sum(bytes_of)
+        self.regions = [Region(64 + base, stride, pages if ring else 0) for base in (0, bytes_of[0])]
         self.memory = []
         for s in range(sessions):
-            memory = np.full(64 + pages * stride, 0xFF, np.uint8)
-            written = np.arange(rows) < length
-            k, v = (np.where(written[:, None], c[s], np.float16("nan")) for c in (self.k, self.v))
-            for p in range(pages):
-                at, part = memory[64 + p * stride :], slice(256 * p, 256 * p + 256)
-                panels = k[:, part].reshape(heads, 16, 16, d).transpose(0, 1, 3, 2)
-                at[: sizes[0]] = np.ascontiguousarray(panels).view(np.uint8).ravel()
-                at[sizes[0] : stride] = np.ascontiguousarray(v[:, part]).view(np.uint8).ravel()
-            self.memory.append(memory)
+            parts = [page_bytes(kind, dtype, x[s, :, PAGE * p : PAGE * p + PAGE])
+                     for p in range(pages) for kind, x in zip("kv", stored)]  # fmt: skip
+            self.memory.append(np.concatenate([np.full(64, 0xFF, np.uint8), *parts]))
 
 
 def check(target: str, heads: int, kv: int, d: int, dv: int, sequence: list[int], position: list[int], threads: int = 1,
           rows: int = 1024, window: int = 0, softcap: float = 0.0, ring: bool = False, spike: float = 0.0,
-          ) -> None:  # fmt: skip
-    sessions = 2
-    cache = Cache(sessions, kv, rows, d, dv, rows if ring else max(position) + 1, ring)
+          dtype: str = "f16") -> None:  # fmt: skip
+    sessions, stored = 2, DTYPES[dtype]
+    cache = Cache(sessions, kv, rows, (d, dv), rows if ring else max(position) + 1, ring, stored)
     tokens = len(position)
     q = np.random.default_rng(2).normal(size=(tokens, heads, d)).astype(np.float32)
     if spike:
         q[tokens // 2] *= np.float32(spike)
     at, where = np.array(sequence, np.int32), np.array(position, np.int32)
-    types = Type((S, kv, rows, d), DTYPES["f16"]), Type((S, kv, rows, dv), DTYPES["f16"])
+    types = Type((S, kv, rows, d), stored), Type((S, kv, rows, dv), stored)
     states = [make_input(n, "state", t)[0] for n, t in zip(("l.k", "l.v"), types)]
     args = [make_input(n, "arg", t)[0] for n, t in (
         ("q", Type((T, heads, d), f32)), ("sequence", Type((T,), i32)), ("position", Type((T,), i32)))]  # fmt: skip
@@ -104,3 +105,21 @@ def test_softcap_and_extreme_scores(threads: int, target: str) -> None:
     check(target, 4, 2, 32, 32, [0] * 20, list(range(250, 270)), threads, softcap=30.0)
     check(target, 4, 2, 32, 32, [0] * 20, list(range(250, 270)), threads, spike=1e4)
     check(target, 4, 2, 32, 32, [0] * 20, list(range(250, 270)), threads, spike=float("inf"))
+
+
+@every_target
+@pytest.mark.parametrize("threads", (1, 2))
+def test_many_rows(threads: int, target: str) -> None:
+    """Jobs of several tiles, over blocks that not all of their rows see."""
+    check(target, 3, 1, 16, 16, [0] * 100 + [1] * 30, [*range(200, 300), *range(500, 530)], threads)
+    check(target, 3, 1, 16, 16, [0] * 100, list(range(450, 550)), threads, window=40)
+    check(target, 40, 1, 16, 16, [0] * 5, list(range(254, 259)), threads)
+
+
+@every_target
+@pytest.mark.parametrize("threads", (1, 2))
+@pytest.mark.parametrize("sizes", ((9, 3, 64, 64), (4, 2, 32, 96), (4, 1, 256, 256)))
+def test_quantised_cache(sizes: tuple[int, int, int, int], threads: int, target: str) -> None:
+    check(target, *sizes, [0] * 37, list(range(240, 277)), threads, dtype="q8_0")
+    check(target, *sizes, [1], [700], threads, dtype="q8_0")
+    check(target, *sizes, [0] * 20, list(range(1500, 1520)), threads, 512, window=300, ring=True, dtype="q8_0")

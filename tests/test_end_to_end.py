@@ -10,8 +10,9 @@ import pytest
 from inferc.backends.c import target as c_target
 from inferc.backends.c import toolchain
 from inferc.compiler.driver import Plan, compile_model, plan_model
+from inferc.errors import InfercError
 from inferc.ir.interpret import interpret, prepare_weights
-from inferc.ir.types import evaluate, numpy_dtype
+from inferc.ir.types import Type, array_dtype, array_shape, evaluate
 from inferc.runtime.model import load
 from tests.tiny_models import CONTEXT, MODELS, VOCABULARY, WEIGHT_TYPES, write_model
 
@@ -42,8 +43,8 @@ def expected_logits(plan: Plan, ids: list[int]) -> np.ndarray:
     weights = {name: array for name, _, array in prepare_weights(plan.module)}
     states = {}
     for node in step.inputs_of("state"):
-        shape = [evaluate(d, {"S": 1}) for d in node.types[0].shape]
-        states[node.attr("name")] = np.zeros(shape, numpy_dtype(node.types[0].dtype))
+        t = Type(tuple(evaluate(d, {"S": 1}) for d in node.types[0].shape), node.types[0].dtype)
+        states[node.attr("name")] = np.zeros(array_shape(t), array_dtype(t))
     rows = []
     for start in range(0, len(ids), plan.chunk):
         piece = ids[start : start + plan.chunk]
@@ -122,6 +123,40 @@ def test_long_context_over_several_cache_pages(tmp_path):
     with load(artifact, 1) as model:
         last = [model.logits(ids[: i + 1])[i] for i in range(640, 700)]
     assert_same_bits(np.stack(last), whole[640:])
+
+
+def test_quantised_cache(tmp_path):
+    """q8_0: the interpreter's bits on every target, rings that wrap, half the session, and little else changed."""
+    metadata = {"context_length": 1024}
+    path = write_model(tmp_path / "tiny.gguf", "gemma3", "q8_0", tokenizer="bpe", metadata=metadata)
+    ids = np.random.default_rng(3).integers(3, VOCABULARY, 700).tolist()
+    artifacts = {kv: tmp_path / f"{kv}.inferc" for kv in ("f16", "q8_0")}
+    for kv, artifact in artifacts.items():
+        compile_model(str(path), artifact, chunk=64, kv=kv)
+    plan = plan_model(path, chunk=64, kv="q8_0")
+    expected = expected_logits(plan, ids)
+    whole = compiled_logits(artifacts["q8_0"], ids, threads=2)
+    assert_same_bits(whole, expected)
+    assert_same_bits(compiled_logits(artifacts["q8_0"], ids, pieces=50), expected)
+    for target in HOST:
+        artifact = tmp_path / f"{target}.inferc"
+        compile_model(str(path), artifact, chunk=64, kv="q8_0", target=target)
+        assert_same_bits(compiled_logits(artifact, ids), expected)
+    plain = compiled_logits(artifacts["f16"], ids)
+    assert 0 < np.abs(whole - plain).mean() < 0.05 * plain.std()
+    session, fewer = (plan_model(path, chunk=64, kv=kv).program.memory["session"] for kv in artifacts)
+    assert fewer != session
+    with load(artifacts["q8_0"], 1) as model:
+        last = [model.logits(ids[: i + 1])[i] for i in range(690, 700)]
+    assert_same_bits(np.stack(last), expected[690:])
+
+
+def test_quantised_cache_needs_blocks(tmp_path):
+    path = write_model(tmp_path / "tiny.gguf", "llama", "q8_0", tokenizer="bpe")
+    with pytest.raises(InfercError, match="cache layers.0.k: q8_0 needs a last dimension that is a multiple of 32"):
+        plan_model(path, kv="q8_0")
+    with pytest.raises(InfercError, match="choose one of f16, q8_0"):
+        plan_model(path, kv="q4_0")
 
 
 def test_context_is_a_limit(tmp_path):

@@ -1,157 +1,36 @@
 """Attention of tokens over the KV cache: blocks of 256 keys, merged in order, as `ir.numerics.attention` says.
 
-The query heads that share a key head, and neighbouring tokens of one sequence, are rows of one tile: a K panel or V row
-is loaded, and widened to f32, once for as many rows as the registers hold. Rows never mix, so no tiling changes a bit.
-With too few (token, key head) pairs for the threads, the blocks of each are computed apart and then merged in order.
+The query heads that share a key head, and neighbouring tokens of one sequence, are rows of one job: a block of K and V
+is read for as many rows as there are. With too few (token, key head) pairs for the threads, as when one token is
+decoded, the blocks of each are computed apart, in the order in which they lie in memory, and whoever does a pair's last
+block merges them in their own order.
 """
 
 from __future__ import annotations
 
 from ...ir.graph import IRError, Node
 from ...ir.target import Target
-from ...ir.types import Dim, dim_min, f32, floordiv
+from ...ir.types import Dim, DType, dim_max, dim_min, f32, floordiv
+from .attention_block import ROWS, TILE_ROWS, block_kernel, widen_kernel
 from .kernels import THREADS, Arg, Call, DimValue, Kernel, Literal, Operand, Result, Run, Scratch
 from .scalar import literal
 
 _BLOCK = 256  # keys; one page of the cache
+_JOB_ROWS = 96  # rows of a job, if a token does not have more
+_APART = 4  # pairs (token, key head) a thread up to which blocks are computed apart
 
 
-_ROWS = Kernel("attention_rows", """\
-/* Query rows that share a load of K or V, and K panels that a row is multiplied with at a time. */
-enum { TILE_ROWS = REGISTERS >= 32 ? 8 : REGISTERS >= 8 ? 4 : 2, TILE_PANELS = REGISTERS >= 32 ? 2 : 1 };
-
-/* How many rows a tile of `count` is computed as: the sizes that code is unrolled for. */
-static inline int tile_rows(int32_t count) { return count > 4 ? TILE_ROWS : count; }
-
-/* One row's products p[from .. to), multiples of 16, to exp(score - m), zero outside of low .. high; gives m and l. */
-static void attention_softmax(float *p, int32_t from, int32_t to, int32_t low, int32_t high, float scale, float cap,
-    float *m, float *l) {
-  static const float LANE[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  const vf32 lane = f32_load(LANE), none = f32_splat(-INFINITY);
-  const vf32 before = f32_splat((float)(low - 1)), after = f32_splat((float)(high + 1));
-  vf32 largest = none, sum = f32_zero();
-  for (int32_t key = from; key < to; key += 16) {
-    const vf32 at = f32_add(lane, f32_splat((float)key));
-    vf32 score = f32_mul(f32_load(p + key), f32_splat(scale));
-    if (cap != 0.0f) score = f32_softcap(score, f32_splat(cap));
-    score = f32_select_gt(at, before, f32_select_gt(after, at, score, none), none);
-    f32_store(p + key, score);
-    largest = f32_max(largest, score);
-  }
-  *m = f32_hmax(largest);
-  for (int32_t key = from; key < to; key += 16) {
-    const vf32 e = f32_exp(f32_sub(f32_load(p + key), f32_splat(*m)));
-    f32_store(p + key, e);
-    sum = f32_add(sum, e);
-  }
-  *l = f32_sum(sum);
-}
-
-/* (m, l, o) of the keys of both partials, into the first */
-static void merge_partials(float *m, float *l, float *o, float m2, float l2, const float *o2, int32_t size) {
-  const float largest = max_f32(*m, m2), scale = m_exp(*m - largest), scale2 = m_exp(m2 - largest);
-  *m = largest;
-  *l = *l * scale + l2 * scale2;
-  for (int32_t d = 0; d < size; d++) o[d] = o[d] * scale + o2[d] * scale2;
-}
-""")
+def _job_rows(group: int) -> int:
+    """The most rows of a job, as whole tiles."""
+    return -(-max(_JOB_ROWS, group) // TILE_ROWS) * TILE_ROWS
 
 
-def _block_kernel(d: int, dv: int) -> Kernel:
-    """Up to TILE_ROWS query rows against one block of keys of size `d` and values of size `dv`."""
-    name = f"attend_{d}" + (f"_{dv}" if dv != d else "")
-    part, load = "", "f32_load_f16(v)"
-    if dv % 16:
-        load = f"{name}_part(v, {dv} - at < 16 ? {dv} - at : 16)"
-        part = f"""\
-/* The first values of a row's end, which may be the end of the memory. */
-INLINE vf32 {name}_part(const uint16_t *v, int count) {{
-  uint16_t part[16] = {{0}};
-  memcpy(part, v, (size_t)count * sizeof *v);
-  return f32_load_f16(part);
-}}
-
-"""
-    return Kernel(name, f"""\
-/* p[rows][256] at `key`: q [{d}][rows] times TILE_PANELS panels of 16 keys, each product a chain over d. */
-INLINE void {name}_scores(const int rows, const float *q, const uint16_t *k, float (*p)[256], int32_t key) {{
-  vf32 s[TILE_ROWS][TILE_PANELS];
-  UNROLL for (int i = 0; i < rows; i++)
-    UNROLL for (int j = 0; j < TILE_PANELS; j++) s[i][j] = f32_zero();
-  for (int d = 0; d < {d}; d++)
-    UNROLL for (int j = 0; j < TILE_PANELS; j++) {{
-      const vf32 keys = f32_load_f16(k + (key + 16 * j) * {d} + 16 * d);
-      UNROLL for (int i = 0; i < rows; i++) s[i][j] = f32_add(s[i][j], f32_mul(f32_splat(q[d * rows + i]), keys));
-    }}
-  UNROLL for (int i = 0; i < rows; i++)
-    UNROLL for (int j = 0; j < TILE_PANELS; j++) f32_store(p[i] + key + 16 * j, s[i][j]);
-}}
-
-{part}/* o[rows][{dv}] += p * v of keys from .. to, 16 values at a time, each a chain over the keys. */
-INLINE void {name}_values(const int rows, float (*p)[256], const uint16_t *values, int32_t from, int32_t to,
-    float (*o)[{dv}]) {{
-  for (int at = 0; at < {dv}; at += 16) {{
-    const uint16_t *v = values + from * {dv} + at;
-    vf32 sum[TILE_ROWS];
-    UNROLL for (int i = 0; i < rows; i++) sum[i] = {_lanes("f32_load", dv, "o[i] + at")};
-    for (int32_t key = from; key < to; key++, v += {dv}) {{
-      const vf32 value = {load};
-      UNROLL for (int i = 0; i < rows; i++) sum[i] = f32_add(sum[i], f32_mul(f32_splat(p[i][key]), value));
-    }}
-    UNROLL for (int i = 0; i < rows; i++) {_lanes("f32_store", dv, "o[i] + at, sum[i]")};
-  }}
-}}
-
-/* One function for each number of rows, so that their sums stay in registers. */
-static void {name}_all_scores(int rows, const float *q, const uint16_t *k, float (*p)[256], int32_t from, int32_t to) {{
-  for (int32_t key = from; key < to; key += 16 * TILE_PANELS)
-    if (rows == TILE_ROWS) {name}_scores(TILE_ROWS, q, k, p, key);
-    else if (TILE_ROWS > 4 && rows == 4) {name}_scores(4, q, k, p, key);
-    else if (TILE_ROWS > 3 && rows == 3) {name}_scores(3, q, k, p, key);
-    else if (TILE_ROWS > 2 && rows == 2) {name}_scores(2, q, k, p, key);
-    else {name}_scores(1, q, k, p, key);
-}}
-
-static void {name}_all_values(int rows, float (*p)[256], const uint16_t *v, int32_t from, int32_t to,
-    float (*o)[{dv}]) {{
-  if (from >= to) return;
-  if (rows == TILE_ROWS) {name}_values(TILE_ROWS, p, v, from, to, o);
-  else if (TILE_ROWS > 4 && rows == 4) {name}_values(4, p, v, from, to, o);
-  else if (TILE_ROWS > 3 && rows == 3) {name}_values(3, p, v, from, to, o);
-  else if (TILE_ROWS > 2 && rows == 2) {name}_values(2, p, v, from, to, o);
-  else {name}_values(1, p, v, from, to, o);
-}}
-
-/* The partial (m, l, o) of each row over a block, where row i sees keys low[i] .. high[i], none if low > high. */
-static void {name}(int rows, const float *q, const uint16_t *k, const uint16_t *v, const int32_t *low,
-    const int32_t *high, float scale, float cap, float *m, float *l, float (*o)[{dv}]) {{
-  float p[TILE_ROWS][256];
-  int32_t from = 256, to = 0, shared_from = 0, shared_to = 256; /* keys that some row sees, and that every row sees */
-  for (int i = 0; i < rows; i++) {{
-    if (low[i] <= high[i]) from = int_min(from, low[i]), to = int_max(to, high[i] + 1);
-    shared_from = int_max(shared_from, low[i]), shared_to = int_min(shared_to, high[i] + 1);
-  }}
-  if (shared_from >= shared_to) shared_from = shared_to = to;
-  const int32_t step = 16 * TILE_PANELS, first = from / step * step, end = (to + step - 1) / step * step;
-  {name}_all_scores(rows, q, k, p, first, end);
-  for (int i = 0; i < rows; i++) attention_softmax(p[i], first, end, low[i], high[i], scale, cap, &m[i], &l[i]);
-  memset(o, 0, (size_t)rows * sizeof *o);
-  for (int i = 0; i < rows; i++) {name}_all_values(1, p + i, v, low[i], int_min(shared_from, high[i] + 1), o + i);
-  {name}_all_values(rows, p, v, shared_from, shared_to, o);
-  for (int i = 0; i < rows; i++) {name}_all_values(1, p + i, v, shared_to, high[i] + 1, o + i);
-}}
-""", (_ROWS,))  # fmt: skip
-
-
-def _lanes(word: str, size: int, args: str) -> str:
-    """`word` on 16 lanes of a row of `size` values at offset `at`, or on those that are left at its end."""
-    return f"{word}({args})" if size % 16 == 0 else f"{word}_n({args}, {size} - at < 16 ? {size} - at : 16)"
-
-
-def _attention(group: int, d: int, dv: int) -> Kernel:
-    """The kernel for `group` query heads a key head, key size `d` and value size `dv`."""
-    block = _block_kernel(d, dv)
-    name = f"cached_attention_{group}x{d}" + (f"_{dv}" if dv != d else "")
+def _attention(group: int, d: int, dv: int, dtype: DType) -> Kernel:
+    """The kernel for `group` query heads a key head, key size `d` and value size `dv`, caches of `dtype`."""
+    block, wide = block_kernel(d, dv, dtype, wide=False), block_kernel(d, dv, dtype, wide=True)
+    widen = widen_kernel(d, dv, dtype)
+    name = f"cached_attention_{group}x{block.symbol.removeprefix('attend_')}"
+    k_bytes, v_bytes = (_BLOCK * size // dtype.block * dtype.block_bytes for size in (d, dv))
     return Kernel(name, f"""\
 typedef struct {{
   const run *r;
@@ -160,134 +39,200 @@ typedef struct {{
   const cache_region *k, *v;
   const float *q;
   const int32_t *sequence, *position;
-  float *out, *partials; /* partials: for each (token, key head, block): {group} m, {group} l, {group} rows of {dv} */
+  float *out;
+  void *scratch; /* a {name}_state of each worker; or, for blocks apart, pairs and then partials */
 }} {name}_args;
+
+/* What a job keeps: its rows' totals so far, their q, transposed in each tile, and a block of K and V for many rows. */
+typedef struct {{
+  float m[{_job_rows(group)}], l[{_job_rows(group)}], q[{_job_rows(group) * d}], k[{_BLOCK * d}], v[{_BLOCK * dv}];
+}} {name}_state;
+
+/* For each (token, key head, block). */
+typedef struct {{
+  float m[{group}], l[{group}], o[{group * dv}];
+}} {name}_partial;
+
+/* For each (token, key head). */
+typedef struct {{
+  int32_t left; /* blocks to be computed */
+  float q[{_job_rows(group) * d}];
+}} {name}_pair;
 
 static inline int32_t {name}_first(const {name}_args *a, int32_t t) {{ /* position that token t sees first */
   return a->window && a->position[t] >= a->window ? a->position[t] - a->window + 1 : 0;
 }}
 
-/* Where row i of a tile lies in q and out: head i % {group} of the key head's, of token t + i / {group}. */
+static inline int {name}_padding(const {name}_args *a, int32_t t) {{ /* a token of no session */
+  return a->sequence[t] < 0 || a->sequence[t] >= a->r->session_count;
+}}
+
+/* Where row i of the rows from token t on lies in q and out: that of token t + i / {group}, head i % {group} of its key
+ * head's. */
 static inline size_t {name}_row(const {name}_args *a, int32_t t, int32_t head, int32_t i) {{
   return (((size_t)t + i / {group}) * a->kv_heads + head) * {group} + i % {group};
 }}
 
-/* Rows [row, row + count) of a tile against block b. */
-static void {name}_rows(int rows, const {name}_args *a, int32_t t, int32_t head, int32_t row, int32_t count,
-    const float *q, int32_t b, float *m, float *l, float (*o)[{dv}], int32_t *low, int32_t *high) {{
-  char *session = a->r->sessions[a->sequence[t]];
-  const uint16_t *k = (const void *)cache_page(session, a->k, b), *v = (const void *)cache_page(session, a->v, b);
-  for (int i = 0; i < rows; i++) {{ /* rows beyond the count repeat the last */
+/* Block b of a region, of the session of token t, in which a key head has so many bytes. */
+static inline const uint8_t *{name}_at(const {name}_args *a, const cache_region *region, size_t bytes, int32_t t,
+    int32_t head, int32_t b) {{
+  return (const uint8_t *)cache_page(a->r->sessions[a->sequence[t]], region, b) + (size_t)head * bytes;
+}}
+
+static inline const uint8_t *{name}_keys(const {name}_args *a, int32_t t, int32_t head, int32_t b) {{
+  return {name}_at(a, a->k, {k_bytes}, t, head, b);
+}}
+
+static inline const uint8_t *{name}_values(const {name}_args *a, int32_t t, int32_t head, int32_t b) {{
+  return {name}_at(a, a->v, {v_bytes}, t, head, b);
+}}
+
+/* q of the rows from token t on, by tiles of at most `tile`: [{d}][rows of the tile]. Rows beyond the count repeat the
+ * last. */
+static void {name}_queries(const {name}_args *a, int32_t t, int32_t head, int32_t count, int32_t tile, float *q) {{
+  for (int32_t row = 0; row < count; row += tile) {{
+    const int32_t some = int_min(count - row, tile), rows = tile_rows(some);
+    for (int i = 0; i < rows; i++) {{
+      const float *x = a->q + {name}_row(a, t, head, row + int_min(i, some - 1)) * {d};
+      for (int d = 0; d < {d}; d++) q[row * {d} + d * rows + i] = x[d];
+    }}
+  }}
+}}
+
+/* The keys of block b that a tile sees, whose rows are `count` from `row` of those from token t on; gives its rows. */
+static int {name}_seen(const {name}_args *a, int32_t t, int32_t row, int32_t count, int32_t b, int32_t *low,
+    int32_t *high) {{
+  const int rows = tile_rows(count);
+  for (int i = 0; i < rows; i++) {{
     const int32_t token = t + (row + int_min(i, count - 1)) / {group};
     low[i] = int_max({name}_first(a, token) - b * 256, 0);
     high[i] = int_min(a->position[token] - b * 256, 255);
   }}
-  k += (size_t)head * {256 * d}, v += (size_t)head * {256 * dv};
-  {block.symbol}(rows, q, k, v, low, high, a->scale, a->cap, m, l, o);
+  return rows;
 }}
 
-/* q of a tile's rows, transposed: [{d}][rows] */
-static void {name}_queries(int rows, const {name}_args *a, int32_t t, int32_t head, int32_t row, int32_t count,
-    float *q) {{
-  for (int i = 0; i < rows; i++) {{
-    const float *x = a->q + {name}_row(a, t, head, row + int_min(i, count - 1)) * {d};
-    for (int d = 0; d < {d}; d++) q[d * rows + i] = x[d];
+/* The rows of `tokens` tokens that follow each other in a sequence, with their key head: all rows for each block. */
+static void {name}_rows(const {name}_args *a, int32_t t, int32_t tokens, int32_t head, {name}_state *state) {{
+  const int32_t count = tokens * {group}, start = {name}_first(a, t), end = a->position[t + tokens - 1];
+  const int many = count > TILE_ROWS;
+  const int32_t tile = many ? TILE_ROWS : STREAM_ROWS;
+  float m[16], l[16], scale[16], scale2[16], o[TILE_ROWS][{dv}];
+  int32_t low[TILE_ROWS], high[TILE_ROWS];
+  {name}_queries(a, t, head, count, tile, state->q);
+  for (int32_t i = 0; i < count; i++) {{
+    state->m[i] = -INFINITY, state->l[i] = 0.0f;
+    memset(a->out + {name}_row(a, t, head, i) * {dv}, 0, {dv} * sizeof(float));
   }}
-}}
-
-/* One tile over all its blocks. */
-static void {name}_tile(const {name}_args *a, int32_t t, int32_t head, int32_t row, int32_t count) {{
-  const int rows = tile_rows(count);
-  float q[{d} * TILE_ROWS], m[TILE_ROWS] = {{0}}, l[TILE_ROWS] = {{0}};
-  float m2[TILE_ROWS], l2[TILE_ROWS], o2[TILE_ROWS][{dv}];
-  int32_t low[TILE_ROWS], high[TILE_ROWS], seen[TILE_ROWS] = {{0}};
-  {name}_queries(rows, a, t, head, row, count, q);
-  const int32_t last = t + (row + count - 1) / {group};
-  for (int32_t b = {name}_first(a, t + row / {group}) >> 8; b <= a->position[last] >> 8; b++) {{
-    {name}_rows(rows, a, t, head, row, count, q, b, m2, l2, o2, low, high);
-    for (int i = 0; i < count; i++) {{
-      float *o = a->out + {name}_row(a, t, head, row + i) * {dv};
-      if (low[i] > high[i]) continue;
-      if (seen[i]) {{
-        merge_partials(&m[i], &l[i], o, m2[i], l2[i], o2[i], {dv});
-        continue;
+  for (int32_t b = start >> 8; b <= end >> 8; b++) {{
+    const uint8_t *k = {name}_keys(a, t, head, b), *v = {name}_values(a, t, head, b);
+    const int32_t next = int_min(b + 1, end >> 8);
+    const uint8_t *ahead_k = {name}_keys(a, t, head, next), *ahead_v = {name}_values(a, t, head, next);
+    if (many) {{
+      const int32_t low_key = int_max(start - b * 256, 0) & ~15, high_key = int_min((end - b * 256 + 16) & ~15, 256);
+      {widen.symbol}(k, v, low_key, high_key, state->k, state->v);
+      k = (const void *)state->k, v = (const void *)state->v;
+    }}
+    for (int32_t row = 0; row < count; row += tile) {{
+      int32_t from = 0, to = int_min(count - row, tile); /* the rows that see some of the block */
+      if (a->position[t + (row + to - 1) / {group}] >> 8 < b) continue;
+      const int rows = {name}_seen(a, t, row, to, b, low, high);
+      const float *q = state->q + row * {d};
+      if (many) {wide.symbol}(rows, q, k, v, ahead_k, ahead_v, low, high, a->scale, a->cap, m, l, o);
+      else {block.symbol}(rows, q, k, v, v, ahead_k, low, high, a->scale, a->cap, m, l, o);
+      while (from < to && low[from] > high[from]) from++;
+      while (from < to && low[to - 1] > high[to - 1]) to--;
+      const int32_t seen = to - from;
+      merge_rows(seen, state->m + row + from, state->l + row + from, m + from, l + from, scale, scale2);
+      for (int32_t i = 0; i < seen; i++) {{
+        float *out = a->out + {name}_row(a, t, head, row + from + i) * {dv};
+        merge_values(out, o[from + i], scale[i], scale2[i], {dv});
       }}
-      seen[i] = 1, m[i] = m2[i], l[i] = l2[i];
-      memcpy(o, o2[i], sizeof o2[i]);
     }}
   }}
-  for (int i = 0; i < count; i++) {{
-    float *o = a->out + {name}_row(a, t, head, row + i) * {dv};
-    for (int d = 0; d < {dv}; d++) o[d] /= l[i];
+  for (int32_t i = 0; i < count; i++) {{
+    float *o = a->out + {name}_row(a, t, head, i) * {dv};
+    for (int d = 0; d < {dv}; d++) o[d] /= state->l[i];
   }}
 }}
 
-/* Jobs: tiles of tokens by key head. In each, tokens that follow each other in a sequence share their loads. */
+/* Jobs: some tokens with a key head; of a head the last tokens first, since they see most. */
 static void {name}_tiles(const void *args, int32_t begin, int32_t end, int32_t worker) {{
   const {name}_args *a = args;
-  (void)worker;
+  {name}_state *state = ({name}_state *)a->scratch + worker;
   for (int32_t job = begin; job < end; job++) {{
-    const int32_t head = job % a->kv_heads, from = job / a->kv_heads * a->tile;
-    const int32_t to = int_min(from + a->tile, a->tokens);
+    const int32_t tiles = (a->tokens + a->tile - 1) / a->tile, head = job / tiles;
+    const int32_t from = (tiles - 1 - job % tiles) * a->tile, to = int_min(from + a->tile, a->tokens);
     for (int32_t t = from, next; t < to; t = next) {{
       next = t + 1;
-      if (a->sequence[t] < 0 || a->sequence[t] >= a->r->session_count) {{
+      if ({name}_padding(a, t)) {{
         memset(a->out + ((size_t)t * a->kv_heads + head) * {group * dv}, 0, {group * dv} * sizeof(float));
         continue;
       }}
       while (next < to && a->sequence[next] == a->sequence[t] && a->position[next] == a->position[next - 1] + 1) next++;
-      const int32_t rows = (next - t) * {group};
-      for (int32_t row = 0; row < rows; row += TILE_ROWS) {{
-        const int32_t count = int_min(rows - row, TILE_ROWS);
-        {name}_tile(a, t, head, row, count);
-      }}
+      {name}_rows(a, t, next - t, head, state);
     }}
   }}
 }}
 
-/* Jobs: blocks of (token, key head) pairs, to partials. */
-static void {name}_blocks(const void *args, int32_t begin, int32_t end, int32_t worker) {{
+static inline int32_t {name}_blocks(const {name}_args *a, int32_t t) {{ /* that token t sees */
+  return (a->position[t] >> 8) - ({name}_first(a, t) >> 8) + 1;
+}}
+
+/* The partials of a pair, in order, to out. */
+static void {name}_merge(const {name}_args *a, int32_t t, int32_t head, {name}_partial *total) {{
+  const int32_t blocks = {name}_blocks(a, t);
+  float *out = a->out + {name}_row(a, t, head, 0) * {dv}, scale[16], scale2[16];
+  for (int32_t b = 1; b < blocks; b++) {{
+    {name}_partial *next = total + (size_t)b * a->kv_heads;
+    for (int row = 0; row < {group}; row += 16) {{
+      const int rows = {group} - row < 16 ? {group} - row : 16;
+      merge_rows(rows, total->m + row, total->l + row, next->m + row, next->l + row, scale, scale2);
+      for (int i = 0; i < rows; i++)
+        merge_values(total->o + (row + i) * {dv}, next->o + (row + i) * {dv}, scale[i], scale2[i], {dv});
+    }}
+  }}
+  for (int i = 0; i < {group}; i++)
+    for (int d = 0; d < {dv}; d++) out[i * {dv} + d] = total->o[i * {dv} + d] / total->l[i];
+}}
+
+/* Jobs: (token, block, key head) in this order, which is that of K and V in memory. */
+static void {name}_apart(const void *args, int32_t begin, int32_t end, int32_t worker) {{
   const {name}_args *a = args;
+  {name}_pair *pairs = a->scratch;
+  {name}_partial *partials = (void *)(pairs + a->tokens * a->kv_heads);
+  float m[16], l[16], o[STREAM_ROWS][{dv}];
+  int32_t low[STREAM_ROWS], high[STREAM_ROWS];
   (void)worker;
   for (int32_t job = begin; job < end; job++) {{
-    const int32_t pair = job / a->blocks, t = pair / a->kv_heads, head = pair % a->kv_heads;
-    if (a->sequence[t] < 0 || a->sequence[t] >= a->r->session_count) continue;
-    const int32_t b = ({name}_first(a, t) >> 8) + job % a->blocks;
-    if (b > a->position[t] >> 8) continue;
-    float *m = a->partials + (size_t)job * {group * (dv + 2)}, *l = m + {group}, *o = l + {group};
-    float q[{d} * TILE_ROWS], m2[TILE_ROWS], l2[TILE_ROWS], o2[TILE_ROWS][{dv}];
-    int32_t low[TILE_ROWS], high[TILE_ROWS];
-    for (int32_t row = 0; row < {group}; row += TILE_ROWS) {{
-      const int32_t count = int_min({group} - row, TILE_ROWS), rows = tile_rows(count);
-      {name}_queries(rows, a, t, head, row, count, q);
-      {name}_rows(rows, a, t, head, row, count, q, b, m2, l2, o2, low, high);
-      memcpy(m + row, m2, (size_t)count * sizeof *m);
-      memcpy(l + row, l2, (size_t)count * sizeof *l);
-      memcpy(o + (size_t)row * {dv}, o2, (size_t)count * sizeof *o2);
+    const int32_t head = job % a->kv_heads, t = job / a->kv_heads / a->blocks, at = job / a->kv_heads % a->blocks;
+    if ({name}_padding(a, t) || at >= {name}_blocks(a, t)) continue;
+    const int32_t b = ({name}_first(a, t) >> 8) + at;
+    const int next_head = head + 1 < a->kv_heads, next_block = at + 1 < {name}_blocks(a, t);
+    const uint8_t *k = {name}_keys(a, t, head, b), *v = {name}_values(a, t, head, b);
+    const uint8_t *ahead = {name}_keys(a, t, next_head ? head + 1 : 0, next_head || !next_block ? b : b + 1);
+    {name}_pair *pair = pairs + t * a->kv_heads + head;
+    {name}_partial *partial = partials + job;
+    for (int32_t row = 0; row < {group}; row += STREAM_ROWS) {{
+      const int32_t count = int_min({group} - row, STREAM_ROWS);
+      const int rows = {name}_seen(a, t, row, count, b, low, high);
+      {block.symbol}(rows, pair->q + row * {d}, k, v, v, ahead, low, high, a->scale, a->cap, m, l, o);
+      memcpy(partial->m + row, m, (size_t)count * sizeof *m);
+      memcpy(partial->l + row, l, (size_t)count * sizeof *l);
+      memcpy(partial->o + row * {dv}, o, (size_t)count * sizeof *o);
     }}
+    if (__atomic_sub_fetch(&pair->left, 1, __ATOMIC_ACQ_REL) == 0)
+      {name}_merge(a, t, head, partial - (size_t)at * a->kv_heads);
   }}
 }}
 
-/* Jobs: (token, key head) pairs, from partials. */
-static void {name}_merge(const void *args, int32_t begin, int32_t end, int32_t worker) {{
-  const {name}_args *a = args;
-  (void)worker;
-  for (int32_t pair = begin; pair < end; pair++) {{
-    const int32_t t = pair / a->kv_heads;
-    float *out = a->out + (size_t)pair * {group * dv};
-    if (a->sequence[t] < 0 || a->sequence[t] >= a->r->session_count) {{
-      memset(out, 0, {group * dv} * sizeof *out);
-      continue;
+/* What the blocks of all pairs need, before they are computed. */
+static void {name}_prepare(const {name}_args *a) {{
+  {name}_pair *pair = a->scratch;
+  for (int32_t t = 0; t < a->tokens; t++)
+    for (int32_t head = 0; head < a->kv_heads; head++, pair++) {{
+      if ({name}_padding(a, t)) memset(a->out + {name}_row(a, t, head, 0) * {dv}, 0, {group * dv} * sizeof(float));
+      else pair->left = {name}_blocks(a, t), {name}_queries(a, t, head, {group}, STREAM_ROWS, pair->q);
     }}
-    const int32_t count = (a->position[t] >> 8) - ({name}_first(a, t) >> 8) + 1;
-    float *m = a->partials + (size_t)pair * a->blocks * {group * (dv + 2)}, *l = m + {group}, *o = l + {group};
-    for (int32_t b = 1; b < count; b++) {{
-      const float *m2 = m + (size_t)b * {group * (dv + 2)}, *l2 = m2 + {group}, *o2 = l2 + {group};
-      for (int i = 0; i < {group}; i++) merge_partials(m + i, l + i, o + i * {dv}, m2[i], l2[i], o2 + i * {dv}, {dv});
-    }}
-    for (int i = 0; i < {group}; i++)
-      for (int d = 0; d < {dv}; d++) out[i * {dv} + d] = o[i * {dv} + d] / l[i];
-  }}
 }}
 
 /* out[tokens, kv_heads * {group}, {dv}] of q[tokens, kv_heads * {group}, {d}]; a token sees at most max_blocks */
@@ -296,25 +241,25 @@ static void {name}(const run *r, int32_t tokens, int32_t kv_heads, int32_t max_b
     const int32_t *position, float *out, void *scratch) {{
   {name}_args args = {{r, tokens, kv_heads, window, 1, 1, scale, cap, k, v, q, sequence, position, out, scratch}};
   const int32_t pairs = tokens * kv_heads;
-  for (int32_t t = 0; t < tokens; t++) {{
-    const int32_t blocks = (position[t] >> 8) - ({name}_first(&args, t) >> 8) + 1;
-    args.blocks = int_max(args.blocks, int_min(blocks, max_blocks));
-  }}
-  if (r->threads > 1 && pairs < 4 * r->threads && args.blocks > 1) {{
-    parallel(r, pairs * args.blocks, 1, {name}_blocks, &args);
-    parallel(r, pairs, 1, {name}_merge, &args);
+  for (int32_t t = 0; t < tokens; t++)
+    if (!{name}_padding(&args, t)) args.blocks = int_max(args.blocks, int_min({name}_blocks(&args, t), max_blocks));
+  if (r->threads > 1 && pairs <= {_APART} * r->threads && args.blocks > 1) {{
+    const int32_t jobs = pairs * args.blocks, share = (jobs + r->threads - 1) / r->threads;
+    {name}_prepare(&args);
+    parallel(r, jobs, int_min({max(1, (1 << 18) // (k_bytes + v_bytes))}, share), {name}_apart, &args);
     return;
   }}
-  args.tile = int_max(1, int_min(16, pairs / (4 * r->threads)));
+  args.tile = int_max(1, int_min({max(1, _JOB_ROWS // group)}, pairs / (4 * r->threads)));
   parallel(r, (tokens + args.tile - 1) / args.tile * kv_heads, 1, {name}_tiles, &args);
 }}
-""", (_ROWS, block))  # fmt: skip
+""", (ROWS, block, wide, widen))  # fmt: skip
 
 
 def cached_attention(node: Node, target: Target) -> Call:
     """q f32[T, Hq, D], K and V caches, sequence and position i32[T] -> f32[T, Hq, Dv].
 
-    Scratch holds the partials of fewer than 4 pairs (token, key head) a thread. Raises IRError for symbolic head sizes.
+    Scratch holds what each worker needs for a job, or the partials of `_APART` pairs (token, key head) a thread.
+    Raises IRError for symbolic head sizes.
     """
     (tokens, heads, d), (_, kv_heads, rows, dv) = node.inputs[0].shape, node.inputs[2].shape
     if not (isinstance(heads, int) and isinstance(kv_heads, int) and isinstance(d, int) and isinstance(dv, int)):
@@ -323,13 +268,15 @@ def cached_attention(node: Node, target: Target) -> Call:
     blocks: Dim = floordiv(rows + (_BLOCK - 1), _BLOCK)
     if window:
         blocks = dim_min(blocks, (window + _BLOCK - 2) // _BLOCK + 1)
-    scratch = dim_min(tokens * kv_heads, 4 * THREADS) * blocks * (group * (dv + 2) * 4)
+    pair = (1 + _job_rows(group) * d) * 4
+    apart = dim_min(tokens * kv_heads, _APART * THREADS) * (blocks * (group * (dv + 2) * 4) + pair)
+    scratch = dim_max(THREADS * ((_job_rows(group) * (d + 2) + _BLOCK * (d + dv)) * 4), apart)
     args: tuple[Arg, ...] = (
         Run(), DimValue(tokens), DimValue(kv_heads), DimValue(blocks), Literal(str(window)),
         Literal(literal(node.attr("scale"), f32)), Literal(literal(node.attr("softcap"), f32)),
         *map(Operand, range(5)), Result(), Scratch(),
     )  # fmt: skip
-    return Call(_attention(group, d, dv), args, scratch)
+    return Call(_attention(group, d, dv, node.inputs[1].dtype), args, scratch)
 
 
 LOWERINGS = {"cached_attention": cached_attention}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from ...ir.graph import Graph, Module, Node, Value, make, make_input, rebuild
+from ...ir.graph import Graph, IRError, Module, Node, Value, make, make_input, rebuild
 from ...ir.ops import OPS, STATE_USES
 from ...ir.rewrite import cse
 from ...ir.target import Target
@@ -33,8 +33,7 @@ def run(module: Module, target: Target) -> Module:
 
     @cache
     def visit(graph: Graph) -> Graph:
-        retyped = {n: make_input(n.attr("name"), n.attr("role"), Type(n.types[0].shape, target.cache))
-                   for n in graph.inputs if n in caches(graph)}  # fmt: skip
+        retyped = {n: _cache(n, target) for n in graph.inputs if n in caches(graph)}
         return cse(rebuild(graph, transform, retyped))
 
     def transform(node: Node, operands: tuple[Value, ...]) -> Node | None:
@@ -44,6 +43,14 @@ def run(module: Module, target: Target) -> Module:
         return None if new == operands else make(node.op, *new, origin=node.origin, **dict(node.attrs))
 
     return hoist(module.with_entries({name: visit(graph) for name, graph in module.entries.items()}))
+
+
+def _cache(state: Node, target: Target) -> Node:
+    """The state as the target holds it. Raises IRError for heads that its dtype has no blocks for."""
+    try:
+        return make_input(state.attr("name"), state.attr("role"), Type(state.types[0].shape, target.cache))
+    except TypeError as error:
+        raise IRError(f"cache {state.attr('name')}: {error}") from error
 
 
 def _converted(node: Node, operands: tuple[Value, ...], target: Target) -> tuple[Value, ...]:

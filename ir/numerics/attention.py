@@ -10,6 +10,7 @@ from .elementary import F32, quiet
 from .reductions import max16, sum16
 
 BLOCK = 256  # keys per partial result of attention
+SMALLEST = np.float32(1e-30)  # a group of a quantised cache whose greatest magnitude is no greater is zeros
 
 
 @quiet
@@ -124,6 +125,23 @@ def _finish(total: Partial, seen: NDArray[np.bool_]) -> F32:
 def cache_row(position: NDArray, rows: int, window: int = 0) -> NDArray:
     """The row of a cache of `rows` rows that holds `position`: itself, or a ring where there is a window."""
     return np.asarray(position) % rows if window else np.asarray(position)
+
+
+@quiet
+def quantize_cache(x: NDArray) -> NDArray[np.uint8]:
+    """f32[..., D], D a multiple of 32 -> q8_0 blocks, uint8[..., D / 32 * 34], what a quantised cache holds.
+
+    Per 32 values: amax = max16(|x|); d = f16(amax / 127) and inv = 127 / amax, both 0 unless amax > 1e-30;
+    q = nearest even of min(max(x * inv, -127), 127). A value is f32(d) * q, which is exact.
+    """
+    groups = np.asarray(x, np.float32).reshape(*x.shape[:-1], -1, 32)
+    amax = max16(np.abs(groups))
+    used = amax > SMALLEST
+    d = np.where(used, amax / np.float32(127), np.float32(0)).astype("<f2")
+    inverse = np.where(used, np.float32(127) / amax, np.float32(0))
+    scaled = el.minimum(el.maximum(groups * inverse[..., None], np.float32(-127)), np.float32(127))
+    q = np.rint(scaled).astype(np.int8).view(np.uint8)
+    return np.concatenate([d[..., None].view(np.uint8), q], axis=-1).reshape(*x.shape[:-1], -1)
 
 
 @quiet

@@ -10,12 +10,14 @@ import numpy as np
 
 from ..graph import REQUIRED, IRError, Op
 from ..numerics import attention
-from ..types import Type, bf16, f16, f32
+from ..quant import dequantize
+from ..types import DTYPES, DType, Type, bf16, f16, f32
 from . import decompose
 from .common import Arrays, Types, expect, is_rank, narrow, vector, widen
 from .named import heads, infer_rope
 
-CACHE_DTYPES = (f32, f16, bf16)
+q8_0 = DTYPES["q8_0"]
+CACHE_DTYPES = (f32, f16, bf16, q8_0)
 
 
 def cache_row(rows: int, position: np.ndarray, window: int) -> np.ndarray:
@@ -30,7 +32,15 @@ def cache_row(rows: int, position: np.ndarray, window: int) -> np.ndarray:
 
 def _cache(t: Type, what: str) -> None:
     is_rank(t, 4, what)
-    expect(t.dtype in CACHE_DTYPES and not t.layout, f"{what} must be f32, f16 or bf16, not {t}")
+    expect(t.dtype in CACHE_DTYPES and not t.layout, f"{what} must be f32, f16, bf16 or q8_0, not {t}")
+
+
+def _store(x: np.ndarray, dtype: DType) -> np.ndarray:
+    return attention.quantize_cache(x) if dtype == q8_0 else narrow(x, dtype)
+
+
+def _values(cache: np.ndarray, t: Type) -> np.ndarray:
+    return dequantize(q8_0, cache, (*cache.shape[:3], t.sizes[3])) if t.dtype == q8_0 else widen(cache, t.dtype)
 
 
 def _infer_cache_write(cache: Type, x: Type, sequence: Type, position: Type, *, window: int) -> Types:
@@ -48,7 +58,7 @@ def _cache_write(types: Types, cache: np.ndarray, x: np.ndarray, sequence: np.nd
     result = cache.copy()
     kept = (sequence >= 0) & (sequence < cache.shape[0])
     rows = cache_row(cache.shape[2], position[kept], window)
-    result[sequence[kept], :, rows] = narrow(x[kept], types[0].dtype)
+    result[sequence[kept], :, rows] = _store(x[kept], types[0].dtype)
     return (result,)
 
 
@@ -80,7 +90,7 @@ def _infer_cached_attention(q: Type, k: Type, v: Type, sequence: Type, position:
 
 def _cached_attention(types: Types, q: np.ndarray, k: np.ndarray, v: np.ndarray, sequence: np.ndarray,
                       position: np.ndarray, *, scale: float, softcap: float, window: int) -> Arrays:  # fmt: skip
-    k, v = widen(k, types[1].dtype), widen(v, types[2].dtype)
+    k, v = _values(k, types[1]), _values(v, types[2])
     live = (sequence >= 0) & (sequence < k.shape[0])
     cache_row(k.shape[2], position[live], window)
     return (attention.cached_attention(q, k, v, sequence, position, scale, softcap, window),)

@@ -56,6 +56,8 @@ INLINE vf32 f32_select_gt(vf32 p, vf32 q, vf32 x, vf32 y) {
 INLINE vi32 f32_bits(vf32 x) { return I32_(_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)); }
 INLINE vf32 f32_of_bits(vi32 x) { return F32_(_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)); }
 INLINE vf32 f32_from_i32(vi32 x) { return F32_(_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)); }
+INLINE __m256 s8_8(const int8_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p))); }
+INLINE vf32 f32_load_s8(const int8_t *p) { return F32_(s8_8(p), s8_8(p + 8)); }
 INLINE vi32 i32_from_f32(vf32 x) { return I32_(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)); }
 INLINE __m256 exponent2(__m256i n) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23)); }
 INLINE vf32 f32_scale2(vf32 v, vi32 n) { return F32_(_mm256_mul_ps(v.a, exponent2(n.a)), _mm256_mul_ps(v.b, exponent2(n.b))); }

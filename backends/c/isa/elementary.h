@@ -189,13 +189,30 @@ INLINE vf32 f32_with_sign_of(vf32 x, vf32 magnitude) {
   return f32_of_bits(i32_or(i32_and(f32_bits(x), i32_splat(INT32_MIN)), f32_bits(magnitude)));
 }
 
+/* exp of each, step by step for all of them, at most 8: alone, a chain of dependent steps leaves the CPU waiting. */
+INLINE void f32_exp_each(vf32 *x, const int count) {
+  vf32 n[8], y[8];
+  UNROLL for (int i = 0; i < count; i++) {
+    x[i] = f32_min(f32_splat(88.8f), f32_max(f32_splat(-104.0f), x[i]));
+    n[i] = f32_rint(f32_max(f32_mul(x[i], f32_splat(LOG2E)), f32_splat(-151.0f)));
+  }
+  UNROLL for (int i = 0; i < count; i++) {
+    x[i] = f32_sub(f32_sub(x[i], f32_mul(n[i], f32_splat(LN2_HIGH))), f32_mul(n[i], f32_splat(LN2_LOW)));
+    y[i] = f32_splat(EXP[0]);
+  }
+  UNROLL for (int j = 1; j < 6; j++)
+    UNROLL for (int i = 0; i < count; i++) y[i] = f32_add(f32_mul(y[i], x[i]), f32_splat(EXP[j]));
+  UNROLL for (int i = 0; i < count; i++)
+    y[i] = f32_add(f32_add(f32_mul(y[i], f32_mul(x[i], x[i])), x[i]), f32_splat(1.0f));
+  UNROLL for (int i = 0; i < count; i++) {
+    const vi32 power = i32_from_f32(n[i]), half = i32_shr(power, 1);
+    x[i] = f32_scale2(f32_scale2(y[i], half), i32_sub(power, half));
+  }
+}
+
 INLINE vf32 f32_exp(vf32 x) {
-  const vf32 t = f32_min(f32_splat(88.8f), f32_max(f32_splat(-104.0f), x));
-  const vf32 n = f32_rint(f32_max(f32_mul(t, f32_splat(LOG2E)), f32_splat(-151.0f)));
-  const vf32 r = f32_sub(f32_sub(t, f32_mul(n, f32_splat(LN2_HIGH))), f32_mul(n, f32_splat(LN2_LOW)));
-  const vf32 y = f32_add(f32_add(f32_mul(f32_horner(EXP, 6, r), f32_mul(r, r)), r), f32_splat(1.0f));
-  const vi32 i = i32_from_f32(n), half = i32_shr(i, 1);
-  return f32_scale2(f32_scale2(y, half), i32_sub(i, half));
+  f32_exp_each(&x, 1);
+  return x;
 }
 
 INLINE vf32 f32_log(vf32 x) {

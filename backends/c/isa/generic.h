@@ -50,6 +50,7 @@ INLINE vf32 f32_select_gt(vf32 a, vf32 b, vf32 x, vf32 y) { LANES_(i) x.v[i] = a
 INLINE vi32 f32_bits(vf32 a) { vi32 r; memcpy(&r, &a, sizeof r); return r; }
 INLINE vf32 f32_of_bits(vi32 a) { vf32 r; memcpy(&r, &a, sizeof r); return r; }
 INLINE vf32 f32_from_i32(vi32 a) { vf32 r; LANES_(i) r.v[i] = (float)a.v[i]; return r; }
+INLINE vf32 f32_load_s8(const int8_t *p) { vf32 r; LANES_(i) r.v[i] = p[i]; return r; }
 /* Of a value already rounded by f32_rint; NaN and what does not fit give INT32_MIN. */
 INLINE vi32 i32_from_f32(vf32 a) {
   vi32 r;
