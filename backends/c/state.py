@@ -69,9 +69,9 @@ def window_of(graph: Graph, state: Value) -> int:
 
 def _position_bytes(state: Node) -> int:
     """Bytes of one position in one session: [S, heads, C, D] without S and C."""
-    shape = state.types[0].shape
+    shape, dtype = state.types[0].shape, state.types[0].dtype
     if len(shape) == 4 and isinstance(shape[1], int) and isinstance(shape[3], int):
-        return shape[1] * shape[3] * state.types[0].dtype.block_bytes
+        return shape[1] * shape[3] // dtype.block * dtype.block_bytes
     name, found = state.attr("name"), state.types[0]
     raise IRError(f"state {name}: a state is [sessions, heads, context, head size], not {found}")
 
