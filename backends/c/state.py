@@ -47,24 +47,27 @@ class SessionLayout:
         return self.fixed_bytes + -(-positions // PAGE) * self.page_bytes
 
 
-def window_of(graph: Graph, state: Value) -> int:
-    """The window of the layer that a state belongs to, 0 for none. Raises IRError if its uses disagree."""
-    found: set[int] = set()
-    of = storage(graph)
+def windows_of(graph: Graph) -> dict[Value, int]:
+    """For each state of a graph its layer's window, 0 for none. Raises IRError if the uses of one disagree."""
+    of, inner = storage(graph), dict[Graph, dict[Value, int]]()
+    found: dict[Value, set[int]] = {n[0]: set() for n in graph.inputs_of("state")}
     for node in graph.nodes():
         for i, value in enumerate(node.inputs):
-            if of[value] != state:
+            if of[value] not in found:
                 continue
-            if node.op.name == "call":
-                callee: Graph = node.attr("graph")
-                found.add(window_of(callee, callee.inputs[i][0]))
+            callee = node.attr("graph") if node.op.name == "call" else None
+            if callee is not None and callee.inputs[i].attr("role") == "state":
+                if callee not in inner:
+                    inner[callee] = windows_of(callee)
+                found[of[value]].add(inner[callee][callee.inputs[i][0]])
             elif i in STATE_USES.get(node.op.name, {}):
-                found.add(node.attr("window"))
+                found[of[value]].add(node.attr("window"))
             else:
                 raise IRError(f"{node.op.name} at {node.origin}: only cached_attention and cache writes take a state")
-    if len(found) > 1:
-        raise IRError(f"state {state.node.attr('name')}: its uses have different windows, {sorted(found)}")
-    return found.pop() if found else 0
+    for state, uses in found.items():
+        if len(uses) > 1:
+            raise IRError(f"state {state.node.attr('name')}: its uses have different windows, {sorted(uses)}")
+    return {state: max(uses, default=0) for state, uses in found.items()}
 
 
 def _position_bytes(state: Node) -> int:
@@ -84,8 +87,9 @@ def session_layout(entries: Mapping[str, Graph], context: int, chunk: int) -> Se
     """
     states: dict[str, tuple[int, int]] = {}
     for graph in entries.values():
+        windows = windows_of(graph)
         for node in graph.inputs_of("state"):
-            one = window_of(graph, node[0]), _position_bytes(node)
+            one = windows[node[0]], _position_bytes(node)
             if states.setdefault(node.attr("name"), one) != one:
                 raise IRError(f"state {node.attr('name')}: two entries see it with different windows or sizes")
     ring_pages = {name: -(-(w + chunk - 1 + REWIND_SLACK) // PAGE) for name, (w, _) in states.items() if w}

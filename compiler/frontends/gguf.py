@@ -133,9 +133,10 @@ def load(path: Path | str) -> Source:
     """
     path = Path(path)
     try:
-        data = np.memmap(path, np.uint8, mode="r") if path.stat().st_size else np.empty(0, np.uint8)
+        mapped = np.memmap(path, np.uint8, mode="r") if path.stat().st_size else np.empty(0, np.uint8)
     except OSError as error:
         raise InfercError(f"{path}: cannot be opened ({error.strerror}); give the path of a .gguf model") from error
+    data = np.asarray(mapped)  # slices of a plain array cost a third
     entries = check(path, data)
     metadata = Metadata(path, data, entries)
     name = metadata.text("general.architecture")
