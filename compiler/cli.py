@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,17 +62,22 @@ def note(text: str) -> None:
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
     """A `Progress` that draws one bar per piece of work on stderr, when that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+    with ExitStack() as stack:
 
-    bars: dict[str, TaskID] = {}
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
+        @cache
+        def display() -> Any:
+            from rich.console import Console  # here, since a cached model is loaded sooner than this is imported
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn()
+            return stack.enter_context(Progress(*columns, console=Console(stderr=True), transient=True))
+
+        @cache
+        def bar(what: str) -> Any:
+            return display().add_task(what, total=None)
 
         def show(what: str, done: int, total: int) -> None:
-            if what not in bars:
-                bars[what] = display.add_task(what, total=total or None)
-            display.update(bars[what], completed=done, total=total or None)
+            display().update(bar(what), completed=done, total=total or None)
 
         yield show
 
