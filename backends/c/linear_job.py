@@ -39,8 +39,12 @@ class Tile:
 TILES = {
     "generic": {"block": Tile(1, (4,)), "dense": Tile(1, (4,))},
     "avx2": {"block": Tile(1, (1, 2, 4)), "dense": Tile(2, (1, 2, 3))},
+    "avxvnni": {"block": Tile(1, (1, 2, 4)), "dense": Tile(2, (1, 2, 3))},
     "avx512vnni": {"block": Tile(2, (1, 2, 3, 4, 6)), "dense": Tile(2, (1, 2, 3, 4, 6))},
     "avx512bf16": {"block": Tile(2, (1, 2, 3, 4, 6)), "dense": Tile(2, (1, 2, 3, 4, 6))},
+    "neon": {"block": Tile(1, (1, 2, 3)), "dense": Tile(1, (1, 2, 4, 6))},
+    "wasm128": {"block": Tile(1, (1, 2, 4)), "dense": Tile(1, (1, 2))},
+    "wasm128relaxed": {"block": Tile(1, (1, 2, 4)), "dense": Tile(1, (1, 2))},
 }
 
 JOB = Kernel("linear_job", """\

@@ -11,6 +11,11 @@ from ...ir.target import ACTIVATIONS, Target
 from ...ir.types import f16
 from .lower import LOWERINGS
 
+# What `zig cc -target` builds for, by machine.
+TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "wasm32": "wasm32-wasi"}
+HOST = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+BASELINE = {"x86_64": ("-march=x86-64",)}  # flags for the least CPU of a machine, where the compiler may assume more
+
 BASELINE_HEADERS = ("scalar.h", "elementary.h")  # beside the target's own: scalar operations, elementary functions
 
 
@@ -19,7 +24,7 @@ class CTarget:
     """`ir` is what passes see. `cpu_features` are needed at run time, by their names in Linux's /proc/cpuinfo.
 
     `cflags` compile the model's own file, `baseline` everything that runs before the CPU was checked; `header` is the
-    file in isa/ that defines the vector words.
+    file in isa/ that defines the vector words. `machine` is the instruction set, by its name in TRIPLES; "" is any.
     """
 
     ir: Target
@@ -27,10 +32,16 @@ class CTarget:
     cflags: tuple[str, ...] = ()
     cpu_features: tuple[str, ...] = ()
     baseline: tuple[str, ...] = ()
+    machine: str = ""
 
     @property
     def name(self) -> str:
         return self.ir.name
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the host is another machine, so that its compiler makes nothing for this one."""
+        return self.machine not in ("", HOST)
 
 
 FUSIONS = frozenset({
@@ -38,16 +49,20 @@ FUSIONS = frozenset({
 })  # fmt: skip
 
 
-def _target(name: str, flags: str = "", features: str = "", header: str = "") -> CTarget:
-    """A target whose flags and features are given as words, and its header where that is not named like it."""
+def _target(name: str, flags: str = "", features: str = "", header: str = "", machine: str = "x86_64") -> CTarget:
+    """A target whose flags and features are given as words, and its header where that is not named like it. Without
+    flags it is one for every machine."""
     ir = Target(
         name=name, backend="c", activations=ACTIVATIONS, ops=frozenset(LOWERINGS), weight_layout="panel16",
         fusions=FUSIONS, cache=f16, page=256,
     )  # fmt: skip
-    baseline = ("-march=x86-64",) if platform.machine() in ("x86_64", "AMD64") else ()
-    return CTarget(ir, f"{header or name}.h", (*baseline, *flags.split()), tuple(features.split()), baseline)
+    baseline = BASELINE.get(machine if flags else HOST, ())
+    return CTarget(ir, f"{header or name}.h", (*baseline, *flags.split()), tuple(features.split()), baseline,
+                   machine if flags else "")  # fmt: skip
 
 
+# Where it may, clang makes relaxed minima and maxima of loops, whose NaN and zeros depend on the engine.
+SCALAR = "-fno-vectorize -fno-slp-vectorize"
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c"
 AVX512_FEATURES = "avx avx2 fma f16c avx512f avx512bw avx512dq avx512vl avx512_vnni"
 
@@ -56,10 +71,14 @@ TARGETS: dict[str, CTarget] = {
     for t in (
         _target("generic"),
         _target("avx2", "-mavx2 -mfma -mf16c", "avx avx2 fma f16c"),
+        _target("avxvnni", "-mavx2 -mfma -mf16c -mavxvnni", "avx avx2 fma f16c avx_vnni", "avx2"),
         _target("avx512vnni", AVX512, AVX512_FEATURES),
         _target("avx512bf16", f"{AVX512} -mavx512bf16", f"{AVX512_FEATURES} avx512_bf16", "avx512vnni"),
+        _target("neon", "-mcpu=generic+dotprod", "asimd asimddp", machine="aarch64"),
+        _target("wasm128", "-msimd128", machine="wasm32"),
+        _target("wasm128relaxed", f"-msimd128 -mrelaxed-simd {SCALAR}", "", "wasm128", "wasm32"),
     )
-}  # from the least to the best
+}  # of each machine from the least to the best
 
 
 def _host_features() -> frozenset[str]:
@@ -71,7 +90,7 @@ def _host_features() -> frozenset[str]:
 def supported() -> list[CTarget]:
     """The targets that the host's CPU can run, the best last."""
     features = _host_features()
-    return [t for t in TARGETS.values() if features.issuperset(t.cpu_features)]
+    return [t for t in TARGETS.values() if not t.foreign and features.issuperset(t.cpu_features)]
 
 
 def native() -> CTarget:
@@ -91,7 +110,10 @@ def get(name: str) -> CTarget:
 def choose(names: str) -> tuple[CTarget, ...]:
     """The targets of one library, the best first: "portable" (all of this machine), or names separated by commas.
 
-    Raises InfercError for a name that is unknown.
+    Raises InfercError for a name that is unknown, and for targets of different machines.
     """
-    wanted = set(TARGETS.values()) if names == "portable" else {get(name.strip()) for name in names.split(",")}
+    of_host = {t for t in TARGETS.values() if not t.foreign}
+    wanted = of_host if names == "portable" else {get(name.strip()) for name in names.split(",")}
+    if len(machines := sorted({t.machine for t in wanted if t.machine})) > 1:
+        raise InfercError(f"targets of {' and '.join(machines)} cannot be in one library: compile it for each")
     return tuple(t for t in reversed(TARGETS.values()) if t in wanted)

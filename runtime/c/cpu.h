@@ -66,6 +66,28 @@ static inline bool cpu_has(const char *name) {
   }
   return false;
 }
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+
+/* A bit of the auxiliary vector's entry `word`. */
+typedef struct cpu_feature {
+  const char *name;
+  unsigned long word;
+  int bit;
+} cpu_feature;
+
+static inline bool cpu_has(const char *name) {
+  static const cpu_feature features[] = {
+      {"asimd", AT_HWCAP, 1},
+      {"fphp", AT_HWCAP, 9},
+      {"asimddp", AT_HWCAP, 20},
+      {"i8mm", AT_HWCAP2, 13},
+  };
+  for (size_t i = 0; i < sizeof features / sizeof *features; i++) {
+    if (strcmp(features[i].name, name) == 0) return getauxval(features[i].word) >> features[i].bit & 1;
+  }
+  return false;
+}
 #else
 static inline bool cpu_has(const char *name) { return (void)name, false; }
 #endif

@@ -1,4 +1,5 @@
-/* The vector words for AVX2, FMA and F16C: two halves of eight lanes. Their meaning: isa/generic.h. */
+/* The vector words for AVX2, FMA and F16C (VNNI where the compiler has it): two halves of eight lanes. Their meaning:
+ * isa/generic.h. */
 #ifndef INFERC_ISA_H
 #define INFERC_ISA_H
 #include <immintrin.h>
@@ -19,7 +20,7 @@
 enum { LANES = 16, REGISTERS = 8 };
 typedef struct { __m256 a, b; } vf32;
 typedef struct { __m256i a, b; } vi32;
-typedef vi32 vu8, vdot;  /* a vdot holds pairs of 16-bit sums */
+typedef vi32 vu8, vdot;
 typedef __m256i vquad;
 #define F32_(x, y) ((vf32){x, y})
 #define I32_(x, y) ((vi32){x, y})
@@ -135,7 +136,7 @@ INLINE __m256 dot2_bf16_8(__m256 acc, __m256i w, __m256i x) {
 }
 INLINE vf32 dot2_bf16(vf32 acc, vi32 w, vi32 x) { return F32_(dot2_bf16_8(acc.a, w.a, x.a), dot2_bf16_8(acc.b, w.b, x.b)); }
 
-/* ---- bytes and dot products: maddubs sums pairs in 16 bits, madd widens them ---- */
+/* ---- bytes ---- */
 INLINE vu8 u8_load(const uint8_t *p) { return I32_(load256(p), load256(p + 32)); }
 INLINE void u8_store(uint8_t *p, vu8 v) { store256(p, v.a); store256(p + 32, v.b); }
 INLINE vu8 u8_and_splat(vu8 v, uint8_t x) { const __m256i m = _mm256_set1_epi8((char)x); return I32_(_mm256_and_si256(v.a, m), _mm256_and_si256(v.b, m)); }
@@ -147,6 +148,23 @@ INLINE vu8 u8_lookup(const uint8_t *codes, vu8 index) {
   const __m256i table = _mm256_broadcastsi128_si256(load128(codes));
   return I32_(_mm256_shuffle_epi8(table, index.a), _mm256_shuffle_epi8(table, index.b));
 }
+
+#ifdef __AVXVNNI__
+/* ---- dot products: vpdpbusd sums in 32 bits ---- */
+#define DOT_QUADS(bits) 8
+INLINE vdot dot4_u7s8(vdot d, vu8 w, vquad x) {
+  return I32_(_mm256_dpbusd_avx_epi32(d.a, w.a, x), _mm256_dpbusd_avx_epi32(d.b, w.b, x));
+}
+enum { S8_ZERO = 128 };
+INLINE vu8 s8_weights(vu8 w) {
+  const __m256i sign = _mm256_set1_epi8((char)0x80);
+  return I32_(_mm256_xor_si256(w.a, sign), _mm256_xor_si256(w.b, sign));
+}
+INLINE vdot dot4_s8s8(vdot d, vu8 w, vquad x) { return dot4_u7s8(d, w, x); }
+INLINE vdot dot_begin(vi32 sum) { return sum; }
+INLINE vi32 dot_end(vi32 sum, vdot d) { (void)sum; return d; }
+#else
+/* ---- dot products: maddubs sums pairs in 16 bits, which a vdot holds, madd widens them ---- */
 #define DOT_QUADS(bits) ((bits) == 8 ? 1 : (bits) < 4 ? 8 : 32767 / (254 * ((1 << (bits)) - 1)))
 INLINE vdot dot4_u7s8(vdot d, vu8 w, vquad x) {
   return I32_(_mm256_add_epi16(d.a, _mm256_maddubs_epi16(w.a, x)), _mm256_add_epi16(d.b, _mm256_maddubs_epi16(w.b, x)));
@@ -162,6 +180,7 @@ INLINE vi32 dot_end(vi32 sum, vdot d) {
   const __m256i one = _mm256_set1_epi16(1);
   return I32_(_mm256_add_epi32(sum.a, _mm256_madd_epi16(d.a, one)), _mm256_add_epi32(sum.b, _mm256_madd_epi16(d.b, one)));
 }
+#endif
 #undef F32_
 #undef I32_
 #endif
