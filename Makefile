@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-slow bench lint clean
+.PHONY: demo test test-slow emulators bench lint clean
 
 demo: $(VENV)/.compiler
 	$(BIN)/inferc run smollm2 -p "The capital of France is" -n 48
@@ -14,6 +14,10 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(PYTEST) -m slow $(ARGS)
+
+# What runs the tests of targets for other machines: those are skipped, with a reason, where it is missing.
+emulators:
+	apt-get install -y --no-install-recommends qemu-user nodejs
 
 # Models and peers of `make bench`; docs/benchmarks.md says where they come from. A peer is NAME=PATH of a llama-bench.
 MODELS ?= $(error say which models: make bench MODELS="a.gguf b.gguf=pp512,tg64" PEERS="llama.cpp=PATH")

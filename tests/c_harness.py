@@ -7,7 +7,7 @@ import hashlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -19,6 +19,8 @@ from inferc.backends.c.kernels import THREADS, Arg, Call, DimValue, Literal, Ope
 from inferc.backends.c.target import TARGETS, supported
 from inferc.ir.types import Dim, evaluate
 
+from .foreign import DATA, Foreign, address, foreign_commands, missing
+
 ROOT = Path(__file__).resolve().parent.parent
 ISA, RUNTIME = ROOT / "backends/c/isa", ROOT / "runtime/c"
 FLAGS = ("-std=c11 -D_GNU_SOURCE -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math "
@@ -27,10 +29,21 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="inferc-c-")  # removed when the te
 _BUILT = Path(_FOLDER.name)
 
 
-every_target = pytest.mark.parametrize("target", [
-    pytest.param(name, marks=pytest.mark.skipif(t not in supported(), reason=f"no {name} here"))
-    for name, t in TARGETS.items()
-])  # fmt: skip
+def _targets(slow: Collection[str] = (), only: Collection[str] = TARGETS) -> pytest.MarkDecorator:
+    params = []
+    for name, target in TARGETS.items():
+        reason = missing(name) if target.foreign else "" if target in supported() else f"no {name} here"
+        marks = [pytest.mark.skipif(bool(reason), reason=reason), *([pytest.mark.slow] if name in slow else [])]
+        if name in only:
+            params.append(pytest.param(name, marks=marks))
+    return pytest.mark.parametrize("target", params)
+
+
+FOREIGN = [name for name, target in TARGETS.items() if target.foreign]  # emulated
+every_target = _targets(slow=["wasm128relaxed"])  # which differs from wasm128 in one word
+every_target_emulated_slowly = _targets(slow=FOREIGN)
+every_header = _targets()
+every_host_target = _targets(only=TARGETS.keys() - FOREIGN)
 
 
 @cache
@@ -41,23 +54,31 @@ def compiler() -> str:
 
 
 def compile_kernels(source: str, target: str, extra: tuple[str, ...] = ()) -> Path:
-    """A shared library of `source` after the words of `target`, warnings being errors."""
-    headers = "run.h", TARGETS[target].header, "elementary.h", "parallel.h"
+    """`source` after the words of `target` as a shared library, or a program for another machine; no warnings pass."""
+    foreign = TARGETS[target].foreign
+    headers = "run.h", TARGETS[target].header, "elementary.h", *(() if foreign else ("parallel.h",))
     text = "".join(f'#include "{header}"\n' for header in headers) + source
+    text += (DATA / "foreign.c").read_text() if foreign else ""
     name = hashlib.sha256(f"{text}{target}{extra}".encode()).hexdigest()[:16]
-    path, library = _BUILT / f"{name}.c", _BUILT / f"{name}.so"
+    path, output = _BUILT / f"{name}.c", _BUILT / f"{name}.so"
     path.write_text(text)
-    command = [compiler(), *FLAGS, *TARGETS[target].cflags, *extra, "-iquote", str(ISA), "-iquote", str(RUNTIME),
-               "-shared", "-fPIC", str(path), "-o", str(library), "-lm", "-lpthread"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, f"{path}:\n{done.stderr}"
-    return library
+    flags = [*FLAGS, *extra, "-iquote", str(ISA), "-iquote", str(RUNTIME)]
+    if foreign:
+        commands = foreign_commands(target, flags, path, output)
+    else:
+        shared = "-shared", "-fPIC", "-o", output, path, "-lm", "-lpthread"
+        commands = [[compiler(), *TARGETS[target].cflags, *flags, *shared]]
+    for command in commands:
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        assert done.returncode == 0, f"{path}:\n{done.stderr}"
+    return output
 
 
 @cache
-def build(source: str, target: str, extra: tuple[str, ...] = ()) -> ctypes.CDLL:
-    """The library of `compile_kernels`, loaded."""
-    return ctypes.CDLL(str(compile_kernels(source, target, extra)))
+def build(source: str, target: str, extra: tuple[str, ...] = ()) -> ctypes.CDLL | Foreign:
+    """What `compile_kernels` makes, loaded."""
+    path = compile_kernels(source, target, extra)
+    return Foreign(path, target) if TARGETS[target].foreign else ctypes.CDLL(str(path))
 
 
 class Region(ctypes.Structure):
@@ -91,7 +112,7 @@ def _arguments(args: Sequence[Arg]) -> str:
 
 def pointer(value: object) -> int | None:
     """The address of an array or a ctypes structure."""
-    return None if value is None else value.ctypes.data if isinstance(value, np.ndarray) else ctypes.addressof(value)
+    return None if value is None else address(value)
 
 
 def dims_of(call: Call) -> list[Dim]:
@@ -99,27 +120,42 @@ def dims_of(call: Call) -> list[Dim]:
     return [a.dim for a in call.args if isinstance(a, DimValue)]
 
 
-def calls_source(calls: Sequence[Call]) -> str:
+SIGNATURE = """int call(int which, void *const *operands, void *const *results, const int32_t *dims,
+         void *scratch, int32_t threads, char *const *sessions, int32_t session_count)"""
+POOL = """\
+  pool p;
+  pool_worker workers[64];
+  if (!pool_start(&p, threads, workers)) return 1;
+  r.pool = &p;
+  r.parallel_for = pool_for;
+"""
+IN_TURN = """\
+/* Without threads: the workers take pieces in turn, the last one first. */
+static void in_turn(void *threads, int32_t count, int32_t grain, parallel_body *body, const void *args) {
+  const int32_t workers = *(int32_t *)threads, pieces = (count + grain - 1) / grain;
+  for (int32_t i = pieces - 1; i >= 0; i--) body(args, i * grain, int_min(count, (i + 1) * grain), i % workers);
+}
+"""
+
+
+def calls_source(calls: Sequence[Call], foreign: bool = False) -> str:
     """C text of the calls' kernels and of a function `call` that does one of them."""
     kernels = {k.symbol: k.source for call in calls for k in call.kernel.closure()}
     cases = ""
     for n, call in enumerate(calls):
         cases += f"    case {n}: {call.kernel.symbol}({_arguments(call.args)}); break;\n"
-    signature = """int call(int which, void *const *operands, void *const *results, const int32_t *dims,
-         void *scratch, int32_t threads, char *const *sessions, int32_t session_count)"""
-    return "\n".join(kernels.values()) + f"""
-{signature};
-{signature} {{
-  pool p;
-  pool_worker workers[64];
-  if (!pool_start(&p, threads, workers)) return 1;
+    start, stop = POOL, "  pool_stop(&p);\n"
+    if foreign:
+        start, stop = "  r.pool = &threads;\n  r.parallel_for = in_turn;\n", ""
+    return "\n".join([*kernels.values(), IN_TURN if foreign else ""]) + f"""
+{SIGNATURE};
+{SIGNATURE} {{
   run r = {{.threads = threads, .session_count = session_count, .sessions = sessions}};
-  r.pool = &p;
-  r.parallel_for = pool_for;
-  (void)operands, (void)results, (void)dims, (void)scratch;
+{start}\
+  (void)r, (void)operands, (void)results, (void)dims, (void)scratch;
   switch (which) {{
 {cases}  }}
-  pool_stop(&p);
+{stop}\
   return 0;
 }}
 """
@@ -130,21 +166,24 @@ class Calls:
 
     def __init__(self, calls: Sequence[Call], target: str, extra: tuple[str, ...] = ()) -> None:
         self.calls, self.dims = calls, [dims_of(call) for call in calls]
-        self.library = build(calls_source(calls), target, extra)
+        self.library = build(calls_source(calls, TARGETS[target].foreign), target, extra)
 
     def run(self, which: int, operands: Sequence[object], results: Sequence[object], symbols: Mapping[str, int],
             threads: int = 1, sessions: Sequence[np.ndarray] = ()) -> None:  # fmt: skip
         """Runs one call: reads `operands` and writes `results`, arrays or `Region`s, with the dims of `symbols`."""
         values = {**symbols, "threads": threads}
         size = evaluate(self.calls[which].scratch, values)
+        dims = [evaluate(d, values) for d in self.dims[which]]
+        if isinstance(self.library, Foreign):
+            self.library.call(which, operands, results, dims, size, threads, sessions)
+            return
         scratch = np.full(size + 64, 0xFF, np.uint8)  # NaNs: a kernel may not read what it did not write
         aligned = scratch[-scratch.ctypes.data % 64 :]
 
         def pointers(items: Sequence[object]) -> ctypes.Array:
             return (ctypes.c_void_p * max(1, len(items)))(*map(pointer, items))
 
-        dims = self.dims[which]
-        numbers = (ctypes.c_int32 * max(1, len(dims)))(*(evaluate(d, values) for d in dims))
+        numbers = (ctypes.c_int32 * max(1, len(dims)))(*dims)
         failed = self.library.call(ctypes.c_int(which), pointers(operands), pointers(results), numbers,
                                    ctypes.c_void_p(aligned.ctypes.data), ctypes.c_int32(threads), pointers(sessions),
                                    ctypes.c_int32(len(sessions)))  # fmt: skip

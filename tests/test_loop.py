@@ -49,7 +49,7 @@ from inferc.ir.types import (
     u64,
 )
 
-from .c_harness import ROOT, Calls, compiler, every_target, same_bits
+from .c_harness import ROOT, Calls, compiler, every_target, every_target_emulated_slowly, same_bits
 
 T, R = symbol("T", 1, 512), symbol("R", 1, 64)
 DIMS = {"T": 21, "R": 5, "k": 18, "i": 3}
@@ -288,7 +288,7 @@ def check_all(cases: Sequence[Case], target: str, extra: tuple[str, ...] = ()) -
     return [text for text in wrong if text]
 
 
-@every_target
+@every_target_emulated_slowly
 def test_bits(target: str) -> None:
     assert not (wrong := check_all(all_cases(), target, ("-O1",))), "\n".join(wrong[:20])
 

@@ -17,7 +17,7 @@ from inferc.compiler.driver import Plan, plan_model
 from inferc.ir.interpret import prepare_weights
 from inferc.ir.types import evaluate
 
-from .c_harness import calls_source, compile_kernels, compiler, dims_of, every_target, same_bits
+from .c_harness import calls_source, compile_kernels, compiler, dims_of, every_host_target, same_bits
 from .recorded import MIXED, given, recorded_ops
 from .tiny_models import VOCABULARY, write_model
 
@@ -44,7 +44,7 @@ def raw(array: object) -> bytes:
         ctypes.addressof(array), ctypes.sizeof(array))  # fmt: skip
 
 
-@every_target
+@every_host_target
 def test_kernels_stay_inside_their_buffers(target: str, tmp_path: Path) -> None:
     """Every recorded op, each operand, result, session and scratch at the end of a heap block, bits as interpreted."""
     lowered = [r.lowered(target) for r in recorded_ops()]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
+from functools import cache
 
 import numpy as np
 import pytest
 
+from inferc.backends.c.kernels import Call, DimValue, Kernel, Operand, Result
 from inferc.ir.numerics import elementary
+from inferc.ir.types import symbol
 
-from .c_harness import build, every_target, same_bits
+from .c_harness import Calls, every_target, same_bits
 
 VECTOR = ("exp", "log", "tanh", "erf", "logistic", "silu", "gelu_tanh", "gelu")
 SCALAR = (*VECTOR, "expm1", "log1p", "sin", "cos")
@@ -17,15 +19,28 @@ EDGES = np.array([
     0.0, 1e-45, 1e-40, 1.17549435e-38, 1e-30, 1e-8, 0.5, 0.625, 0.70710678, 0.70710683, 1.0, 1.5, 2.0, 3.5,
                   4.0, 5.0, 88.0, 88.72, 88.73, 88.8, 88.9, 103.0, 103.97, 103.98, 104.0, 105.0, 150.0, 67108860.0,
                   67108864.0, 67108872.0, 1e10, 3.4028235e38, np.inf, np.nan], np.float32)  # fmt: skip
-SOURCE = "\n".join(
-    [f"void s_{f}(const float *x, float *y, int n); void s_{f}(const float *x, float *y, int n) "
-     f"{{ for (int i = 0; i < n; i++) y[i] = m_{f}(x[i]); }}" for f in SCALAR]
-    + [f"void v_{f}(const float *x, float *y, int n); void v_{f}(const float *x, float *y, int n) "
-       f"{{ for (int i = 0; i < n; i += 16) f32_store(y + i, f32_{f}(f32_load(x + i))); }}" for f in VECTOR]
-    + ["void s_pow(const float *x, const float *e, float *y, int n);",
-       "void s_pow(const float *x, const float *e, float *y, int n) {",
-       "  for (int i = 0; i < n; i++) y[i] = m_pow(x[i], e[i]); }"]
-)  # fmt: skip
+N = symbol("N", 1, 1 << 24)
+
+
+def of_floats(form: str, name: str) -> Call:
+    """y = NAME(x), of scalars (form s) or vectors (v)."""
+    step, what = "i++", f"y[i] = m_{name}(x[i])"
+    if form == "v":
+        step, what = "i += 16", f"f32_store(y + i, f32_{name}(f32_load(x + i)))"
+    source = f"""\
+static void {form}_{name}(const float *x, float *y, int n) {{
+  for (int i = 0; i < n; {step}) {what};
+}}
+"""
+    return Call(Kernel(f"{form}_{name}", source), (Operand(0), Result(0), DimValue(N)))
+
+
+POW = Call(Kernel("s_pow", """\
+static void s_pow(const float *x, const float *e, float *y, int n) {
+  for (int i = 0; i < n; i++) y[i] = m_pow(x[i], e[i]);
+}
+"""), (Operand(0), Operand(1), Result(0), DimValue(N)))  # fmt: skip
+CALLS = [*(of_floats("s", f) for f in SCALAR), *(of_floats("v", f) for f in VECTOR), POW]
 
 
 def inputs() -> np.ndarray:
@@ -39,9 +54,15 @@ def inputs() -> np.ndarray:
     return np.concatenate([x, np.zeros(-len(x) % 16, np.float32)])
 
 
-def call(function: object, *arrays: np.ndarray) -> np.ndarray:
+@cache
+def library(target: str) -> Calls:
+    return Calls(CALLS, target)
+
+
+def call(target: str, name: str, *arrays: np.ndarray) -> np.ndarray:
     y = np.empty_like(arrays[0])
-    function(*(ctypes.c_void_p(a.ctypes.data) for a in (*arrays, y)), ctypes.c_int(len(y)))
+    which = [c.kernel.symbol for c in CALLS].index(name)
+    library(target).run(which, arrays, [y], {"N": len(y)})
     return y
 
 
@@ -50,9 +71,8 @@ def call(function: object, *arrays: np.ndarray) -> np.ndarray:
 def test_bits(name: str, target: str) -> None:
     x = inputs()
     want = getattr(elementary, name)(x)
-    library = build(SOURCE, target)
     for form in ("s", "v") if name in VECTOR else ("s",):
-        got = call(getattr(library, f"{form}_{name}"), x)
+        got = call(target, f"{form}_{name}", x)
         wrong = ~((got.view(np.uint32) == want.view(np.uint32)) | (np.isnan(got) & np.isnan(want)))
         assert not wrong.any(), list(zip(x[wrong][:5], got[wrong][:5], want[wrong][:5]))
 
@@ -66,4 +86,4 @@ def test_pow(target: str) -> None:
     edges = np.concatenate([EDGES, -EDGES, np.arange(-4, 4, dtype=np.float32)])
     bases, exponents = (a.ravel() for a in np.meshgrid(edges, edges))
     for base, exponent in ((x, y), (np.ascontiguousarray(bases), np.ascontiguousarray(exponents))):
-        assert same_bits(call(build(SOURCE, target).s_pow, base, exponent), elementary.pow(base, exponent))
+        assert same_bits(call(target, "s_pow", base, exponent), elementary.pow(base, exponent))
