@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 import numpy as np
@@ -10,7 +11,7 @@ from inferc.backends.c.kernels import Call, DimValue, Kernel, Operand, Result
 from inferc.ir.numerics import linear as numerics
 from inferc.ir.types import symbol
 
-from .c_harness import Calls, every_header, same_bits
+from .c_harness import ISA, Calls, every_header, same_bits
 
 N = symbol("N", 16, 1 << 20)
 
@@ -26,7 +27,8 @@ F32 = {
     "f32_scale2": "f32_scale2(x, i32_sub(i32_and(i, i32_splat(127)), i32_splat(90)))",
     "f32_sum": "f32_splat(f32_sum(x))", "f32_hmax": "f32_splat(f32_hmax(x))",
     "f16_value": "f32_splat(f16_value((uint16_t)ints[l]))", "f32_load_f16": "f32_load_f16((const void *)(ints + l))",
-    "f32_load_bf16": "f32_load_bf16((const void *)(ints + l))", "dot2_bf16": "dot2_bf16(x, i, j)",
+    "f32_load_bf16": "f32_load_bf16((const void *)(ints + l))",
+    "f32_load_s8": "f32_load_s8((const int8_t *)bytes + l)", "dot2_bf16": "dot2_bf16(x, i, j)",
 }  # fmt: skip
 I32 = {
     "f32_bits": "f32_bits(x)", "i32_from_f32": "i32_from_f32(f32_rint(x))", "i32_splat": "i32_splat(ints[l + 5])",
@@ -48,6 +50,13 @@ WORDS = {
     **{n: f"f32_store(to, {e})" for n, e in F32.items()}, **{n: f"i32_store((void *)to, {e})" for n, e in I32.items()},
     **{n: f"u8_store((void *)to, {e})" for n, e in U8.items()}, **STORES,
 }  # fmt: skip
+PROLOGUE = """\
+    const vf32 x = f32_load(a + l), y = f32_load(b + l), z = f32_load(c + l);
+    const vi32 i = i32_load(ints + l), j = i32_load(ints + l + 16);
+    const vu8 p = u8_load(bytes + 4 * l), q = u8_load(bytes + 4 * l + 64);
+    float *to = out + l;
+    (void)x, (void)y, (void)z, (void)i, (void)j, (void)p, (void)q;
+"""
 CHAINS = Kernel("chains", """\
 /* As kernels use dot products: as many as a vdot takes, of weights of 4 bits, and one of the largest. */
 INLINE vi32 chain_u7(vi32 sum, vu8 w, const int8_t *x) {
@@ -73,12 +82,7 @@ def words(target: str) -> Calls:
 static void word_{name}(const float *a, const float *b, const float *c, const int32_t *ints, const uint8_t *bytes,
                         float *out, int32_t n) {{
   for (int32_t l = 0; l + 32 <= n; l += 16) {{
-    const vf32 x = f32_load(a + l), y = f32_load(b + l), z = f32_load(c + l);
-    const vi32 i = i32_load(ints + l), j = i32_load(ints + l + 16);
-    const vu8 p = u8_load(bytes + 4 * l), q = u8_load(bytes + 4 * l + 64);
-    float *to = out + l;
-    (void)x, (void)y, (void)z, (void)i, (void)j, (void)p, (void)q;
-    {statement};
+{PROLOGUE}    {statement};
   }}
 }}
 """
@@ -123,6 +127,11 @@ def kind(name: str) -> type:
     if name in ("f16_bits", "f32_store_f16"):
         return np.float16
     return np.float32 if name in F32 or name in ("f32_store", "f32_store_n") else np.uint32
+
+
+def test_every_word_is_here() -> None:
+    defined = set(re.findall(r"^INLINE \w+ (\w+)\(", (ISA / "generic.h").read_text(), re.MULTILINE))
+    assert defined - {"flushed", "fma_flushed"} <= set(re.findall(r"\w+", " ".join([CHAINS.source, PROLOGUE, *WORDS.values()])))
 
 
 @every_header

@@ -106,6 +106,12 @@ INLINE int16x8_t narrow(int32x4_t x, int32x4_t y) { return vcombine_s16(vmovn_s3
 INLINE void i32_store_s8(int8_t *p, vi32 x) {
   vst1q_s8(p, vcombine_s8(vmovn_s16(narrow(x.a, x.b)), vmovn_s16(narrow(x.c, x.d))));
 }
+INLINE vf32 f32_load_s8(const int8_t *p) {
+  const int8x16_t x = vld1q_s8(p);
+  const int16x8_t low = vmovl_s8(vget_low_s8(x)), high = vmovl_high_s8(x);
+  return f32_from_i32((vi32){vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)),
+                             vmovl_high_s16(high)});
+}
 
 /* ---- f16 and bf16 ---- */
 INLINE float f16_value(uint16_t h) { __fp16 x; memcpy(&x, &h, 2); return (float)x; }

@@ -126,6 +126,11 @@ INLINE int32_t i32_sum(vi32 x) {
 INLINE void i32_store_s8(int8_t *p, vi32 x) {
   wasm_v128_store(p, wasm_i8x16_narrow_i16x8(wasm_i16x8_narrow_i32x4(x.a, x.b), wasm_i16x8_narrow_i32x4(x.c, x.d)));
 }
+INLINE vf32 f32_load_s8(const int8_t *p) {
+  const v128_t low = wasm_i16x8_load8x8(p), high = wasm_i16x8_load8x8(p + 8);
+  return f32_from_i32((vi32){wasm_i32x4_extend_low_i16x8(low), wasm_i32x4_extend_high_i16x8(low),
+                             wasm_i32x4_extend_low_i16x8(high), wasm_i32x4_extend_high_i16x8(high)});
+}
 
 /* ---- f16 and bf16 ---- */
 INLINE float f16_value(uint16_t h) { return load_f16(h); }
