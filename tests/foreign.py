@@ -25,13 +25,13 @@ LINKED = {"aarch64": ("-static",), "wasm32": ("-Wl,--no-entry", "-Wl,--export=__
 
 
 @cache
-def emulator(machine: str) -> tuple[str, ...]:
-    """The command that runs a program for a machine; empty where there is none."""
+def emulator(machine: str, script: str = "foreign.mjs") -> tuple[str, ...]:
+    """The command that runs a program for a machine; empty where there is none. WebAssembly's is run by a script."""
     found = next((path for tool in TOOLS.get(machine, ()) if (path := shutil.which(tool))), None)
     if not found or machine != "wasm32":
         return (found,) if found else ()
     flags = [f for f in NODE_FLAGS if not subprocess.run([found, f, "--eval", ""], capture_output=True).returncode]
-    return found, *flags, str(DATA / "foreign.mjs")
+    return found, *flags, str(DATA / script)
 
 
 @cache
@@ -43,13 +43,18 @@ def missing(target: str) -> str:
     return "" if importlib.util.find_spec("ziglang") else f"{target} is not built: no ziglang here"
 
 
+def zig(target: str) -> list[str]:
+    """zig's C compiler for a target's machine; static programs need musl."""
+    triple = TRIPLES[TARGETS[target].machine].replace("gnu", "musl")
+    return [sys.executable, "-m", "ziglang", "cc", "-target", triple, "-g0"]
+
+
 def foreign_commands(target: str, flags: Sequence[str], source: Path, output: Path) -> list[list[object]]:
     """What builds a program without a C library; headers are there only where one could be linked."""
     chosen = TARGETS[target]
-    zig = [sys.executable, "-m", "ziglang", "cc", "-target", TRIPLES[chosen.machine], "-g0"]
     part, quiet = output.with_suffix(".o"), "-Wno-unused-function"  # clang means static inline ones too
-    return [[*zig, *chosen.cflags, *flags, quiet, "-c", source, "-o", part],
-            [*zig, "-nostdlib", *LINKED[chosen.machine], part, "-o", output]]  # fmt: skip
+    return [[*zig(target), *chosen.cflags, *flags, quiet, "-c", source, "-o", part],
+            [*zig(target), "-nostdlib", *LINKED[chosen.machine], part, "-o", output]]  # fmt: skip
 
 
 class Foreign:
