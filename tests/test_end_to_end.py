@@ -9,6 +9,7 @@ import pytest
 
 from inferc.backends.c import target as c_target
 from inferc.backends.c import toolchain
+from inferc.backends.c.state import HEADER_BYTES
 from inferc.compiler.driver import Plan, compile_model, plan_model
 from inferc.errors import InfercError
 from inferc.ir.interpret import interpret, prepare_weights
@@ -144,8 +145,10 @@ def test_quantised_cache(tmp_path):
         assert_same_bits(compiled_logits(artifact, ids), expected)
     plain = compiled_logits(artifacts["f16"], ids)
     assert 0 < np.abs(whole - plain).mean() < 0.05 * plain.std()
-    session, fewer = (plan_model(path, chunk=64, kv=kv).program.memory["session"] for kv in artifacts)
-    assert fewer != session
+    of_f16, of_q8_0 = (plan_model(path, chunk=64, kv=kv).program.session for kv in artifacts)
+    assert (of_q8_0.bytes(1024) - HEADER_BYTES) * 64 == (of_f16.bytes(1024) - HEADER_BYTES) * 34
+    rings = [r.pages for r in of_q8_0.regions.values() if r.window]
+    assert rings == [2, 2] and of_q8_0.rewind == of_f16.rewind
     with load(artifacts["q8_0"], 1) as model:
         last = [model.logits(ids[: i + 1])[i] for i in range(690, 700)]
     assert_same_bits(np.stack(last), expected[690:])
