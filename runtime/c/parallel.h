@@ -9,6 +9,11 @@
  * line, and its share and its state in another. Claims from one's own share meet no other core until somebody steals.
  * The caller never waits for a helper that has not entered the region: it does the helper's share and locks it out.
  *
+ * Where something else uses one of the processors, helpers do harm: one that the system takes off its processor amidst
+ * a piece holds all others up for milliseconds, and one that shares the caller's takes its time. So when the caller has
+ * waited for a helper that had no processor, or one has missed many regions, the pool does with one helper fewer for a
+ * while, and for longer each time that this repeats: the others have a processor each.
+ *
  * A helper that finds nothing to do spins for some microseconds (a step opens hundreds of regions), then sleeps, so
  * that an idle model costs nothing. */
 #ifndef INFERC_PARALLEL_H
@@ -18,11 +23,16 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <time.h>
 
 #include "floating.h"
 #include "run.h"
 
 enum { POOL_SPINS = 4000, POOL_LINE = 128 }; /* lines of 64 bytes are fetched in pairs */
+
+/* A helper is late when it had no processor for so many nanoseconds, or missed so many regions; how long the pool then
+ * does without, in nanoseconds. */
+enum { POOL_LATE = 1000000, POOL_MISSES = 64, POOL_REST_LEAST = 10000000, POOL_REST_MOST = 640000000 };
 
 typedef struct pool pool;
 
@@ -31,7 +41,8 @@ typedef struct pool_worker {
   _Alignas(POOL_LINE) _Atomic uint64_t turn;
   _Atomic uint32_t next; /* of its share: the first piece that nobody has claimed */
   uint32_t end;
-  int32_t number;
+  int32_t number, misses; /* regions in a row that it did not enter */
+  atomic_bool asleep;
   pool *owner;
   pthread_t thread;
 } pool_worker;
@@ -40,7 +51,7 @@ struct pool {
   /* The last region's number * 65536 + its workers, or POOL_STOP. The rest of the line is the region, which the caller
    * writes while no helper is inside. */
   _Alignas(POOL_LINE) _Atomic uint64_t ticket;
-  atomic_int sleepers;
+  atomic_bool drowsy; /* a helper fell asleep since the caller looked after them */
   int32_t count, grain;
   parallel_body *body;
   const void *args;
@@ -48,6 +59,9 @@ struct pool {
   pthread_cond_t wake;
   int32_t worker_count;
   pool_worker *workers;
+  int32_t active;       /* workers that regions are opened for */
+  int32_t covered;      /* any of the first so many that is asleep has set `drowsy` */
+  int64_t rest, resume; /* how long the pool did without a helper last; when that ends or ended */
 };
 
 #define POOL_STOP UINT64_MAX
@@ -60,9 +74,11 @@ static inline void pool_pause(void) {
 #endif
 }
 
-/* Claims pieces of the open region until none is left, first of the worker's own share. */
+/* Claims pieces of the open region until none is left, first of the worker's own share. Where all shares are of one
+ * piece, only the caller looks at others': it must, for helpers that do not come. */
 static inline void pool_work(const pool *p, int32_t number, int32_t workers) {
-  for (int32_t i = 0, from = number; i < workers; i++, from = from + 1 < workers ? from + 1 : 0) {
+  const int32_t shares = number > 0 && p->count <= (int64_t)p->grain * workers ? 1 : workers;
+  for (int32_t i = 0, from = number; i < shares; i++, from = from + 1 < workers ? from + 1 : 0) {
     pool_worker *owner = &p->workers[from];
     while (atomic_load_explicit(&owner->next, memory_order_relaxed) < owner->end) {
       const uint32_t piece = atomic_fetch_add_explicit(&owner->next, 1, memory_order_relaxed);
@@ -73,18 +89,32 @@ static inline void pool_work(const pool *p, int32_t number, int32_t workers) {
   }
 }
 
-/* Waits for a ticket other than the one seen last. */
-static inline uint64_t pool_wait(pool *p, uint64_t seen) {
+static inline int64_t pool_clock(clockid_t clock) {
+  struct timespec t;
+  if (clock_gettime(clock, &t)) return 0;
+  return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static inline int32_t pool_workers(uint64_t ticket) { return (int32_t)(ticket & 0xffff); }
+
+/* Waits for a ticket after the one seen last that is for this worker too. POOL_STOP is for all. */
+static inline uint64_t pool_wait(pool_worker *self, uint64_t seen) {
+  pool *p = self->owner;
   uint64_t ticket = seen;
   for (int i = 0; i < POOL_SPINS; i++) {
     ticket = atomic_load_explicit(&p->ticket, memory_order_acquire);
-    if (ticket != seen) return ticket;
+    if (ticket != seen && self->number < pool_workers(ticket)) return ticket;
     pool_pause();
   }
   pthread_mutex_lock(&p->lock);
-  atomic_fetch_add(&p->sleepers, 1); /* before the test: the caller gives the ticket out first, then looks here */
-  while ((ticket = atomic_load(&p->ticket)) == seen) pthread_cond_wait(&p->wake, &p->lock);
-  atomic_fetch_sub(&p->sleepers, 1);
+  for (;;) {
+    atomic_store(&self->asleep, true);
+    atomic_store(&p->drowsy, true); /* before the test: the caller gives the ticket out first, then looks here */
+    ticket = atomic_load(&p->ticket);
+    if (ticket != seen && self->number < pool_workers(ticket)) break;
+    pthread_cond_wait(&p->wake, &p->lock);
+  }
+  atomic_store(&self->asleep, false);
   pthread_mutex_unlock(&p->lock);
   return ticket;
 }
@@ -94,16 +124,55 @@ static inline void *pool_helper_main(void *argument) {
   pool *p = self->owner;
   floating_begin(); /* a new thread inherits its creator's rounding mode */
   for (uint64_t ticket = 0;;) {
-    ticket = pool_wait(p, ticket);
+    ticket = pool_wait(self, ticket);
     if (ticket == POOL_STOP) return NULL;
     const uint64_t turn = 2 * (ticket >> 16);
-    const int32_t workers = (int32_t)(ticket & 0xffff);
-    if (self->number >= workers) continue;
     uint64_t before = atomic_load_explicit(&self->turn, memory_order_relaxed);
     if (before >= turn || !atomic_compare_exchange_strong(&self->turn, &before, turn + 1)) continue; /* locked out */
-    pool_work(p, self->number, workers);
+    pool_work(p, self->number, pool_workers(ticket));
     atomic_store_explicit(&self->turn, turn, memory_order_release);
   }
+}
+
+/* One helper fewer for a while. */
+static inline void pool_rest(pool *p) {
+  const int64_t now = pool_clock(CLOCK_MONOTONIC);
+  const bool again = now - p->resume < 2 * p->rest;
+  p->rest = !again ? POOL_REST_LEAST : p->rest < POOL_REST_MOST ? 2 * p->rest : p->rest;
+  p->resume = now + p->rest;
+  p->active = int_max(p->active - 1, 1);
+}
+
+/* Waits for a helper that is inside the region. Whether that was long because the helper had no processor. */
+static inline bool pool_await(pool_worker *helper, uint64_t turn) {
+  for (int i = 0; i < POOL_SPINS; i++) {
+    if (atomic_load_explicit(&helper->turn, memory_order_acquire) == turn) return false;
+    pool_pause();
+  }
+#ifdef __linux__
+  const int64_t begin = pool_clock(CLOCK_MONOTONIC);
+  clockid_t clock;
+  const bool known = pthread_getcpuclockid(helper->thread, &clock) == 0;
+  const int64_t run = known ? pool_clock(clock) : 0;
+#endif
+  while (atomic_load_explicit(&helper->turn, memory_order_acquire) != turn) sched_yield();
+#ifdef __linux__
+  return known && pool_clock(CLOCK_MONOTONIC) - begin - (pool_clock(clock) - run) > POOL_LATE;
+#else
+  return false;
+#endif
+}
+
+/* Wakes the helpers among the first workers that are asleep; each only once, as it may take long until it runs. */
+static inline void pool_wake(pool *p, int32_t workers) {
+  bool asleep = false;
+  atomic_store(&p->drowsy, false);
+  for (int32_t w = 1; w < workers; w++) asleep |= atomic_exchange(&p->workers[w].asleep, false);
+  p->covered = workers;
+  if (!asleep) return;
+  pthread_mutex_lock(&p->lock);
+  pthread_cond_broadcast(&p->wake);
+  pthread_mutex_unlock(&p->lock);
 }
 
 /* Runs one region; the `parallel_for` of a `run` whose `pool` is this one. One caller at a time. */
@@ -111,7 +180,8 @@ static inline void pool_for(void *argument, int32_t count, int32_t grain, parall
   pool *p = argument;
   grain = int_max(grain, 1);
   const int64_t pieces = ((int64_t)count + grain - 1) / grain;
-  const int32_t workers = pieces < p->worker_count ? (int32_t)pieces : p->worker_count;
+  if (p->active < p->worker_count && pool_clock(CLOCK_MONOTONIC) > p->resume) p->active++;
+  const int32_t workers = pieces < p->active ? (int32_t)pieces : p->active;
   p->body = body, p->args = args, p->count = count, p->grain = grain;
   for (int32_t w = 0; w < workers; w++) {
     p->workers[w].end = (uint32_t)(pieces * (w + 1) / workers);
@@ -119,21 +189,20 @@ static inline void pool_for(void *argument, int32_t count, int32_t grain, parall
   }
   const uint64_t number = (atomic_load_explicit(&p->ticket, memory_order_relaxed) >> 16) + 1;
   atomic_store(&p->ticket, number << 16 | (uint64_t)workers);
-  if (atomic_load(&p->sleepers) > 0) {
-    pthread_mutex_lock(&p->lock);
-    pthread_cond_broadcast(&p->wake);
-    pthread_mutex_unlock(&p->lock);
-  }
+  if (workers > p->covered || atomic_load(&p->drowsy)) pool_wake(p, workers);
   pool_work(p, 0, workers);
+  bool late = false;
   for (int32_t w = 1; w < workers; w++) {
-    _Atomic uint64_t *turn = &p->workers[w].turn;
-    uint64_t now = atomic_load_explicit(turn, memory_order_acquire);
-    if (now < 2 * number && atomic_compare_exchange_strong(turn, &now, 2 * number)) continue; /* it never came */
-    for (int i = 0; atomic_load_explicit(turn, memory_order_acquire) != 2 * number; i++) {
-      if (i < POOL_SPINS) pool_pause();
-      else sched_yield(); /* a helper inside was descheduled: more threads than cores */
+    pool_worker *helper = &p->workers[w];
+    uint64_t turn = atomic_load_explicit(&helper->turn, memory_order_acquire);
+    if (turn < 2 * number && atomic_compare_exchange_strong(&helper->turn, &turn, 2 * number)) { /* it never came */
+      late |= ++helper->misses % POOL_MISSES == 0;
+    } else {
+      helper->misses = 0;
+      late |= pool_await(helper, 2 * number);
     }
   }
+  if (late) pool_rest(p);
 }
 
 /* Ends the helpers and frees what `pool_start` made, but not `p` and `workers` themselves. */
@@ -159,6 +228,7 @@ static inline bool pool_start(pool *p, int32_t threads, pool_worker *workers) {
     if (pthread_create(&workers[w].thread, NULL, pool_helper_main, &workers[w])) return pool_stop(p), false;
     p->worker_count = w + 1;
   }
+  p->active = p->worker_count;
   return true;
 }
 
