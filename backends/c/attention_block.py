@@ -19,7 +19,7 @@ ROWS = Kernel("attention_rows", """\
 /* Sums that the registers hold; query rows that share a load of K or V, at most if those are f32, or are as the cache
  * holds them; vectors that exp takes at a time. */
 enum {
-  TILE_SUMS = REGISTERS >= 32 ? 24 : REGISTERS >= 8 ? 4 : 2,
+  TILE_SUMS = REGISTERS >= 32 ? 24 : REGISTERS >= 8 ? 6 : 2,
   TILE_ROWS = TILE_SUMS > 12 ? 12 : TILE_SUMS,
   STREAM_ROWS = TILE_ROWS > 6 ? 6 : TILE_ROWS,
   EXP_WIDTH = REGISTERS >= 32 ? 4 : 1,
