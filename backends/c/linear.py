@@ -17,9 +17,10 @@ from ...ir.target import Target
 from ...ir.types import DTYPES, Dim, DType, Type
 from .activation import STORE_ROW
 from .kernels import THREADS, Call, DimValue, Kernel, Literal, Operand, Result, Run, Scratch
+from .linear_amx import LEAST_TOKENS, block_columns, column_words, uses_tiles
 from .linear_block import block_panels, block_terms
 from .linear_dense import dense_panels
-from .linear_job import JOB
+from .linear_job import JOB, PAIRS
 
 LINE = 64  # bytes that parts of scratch are aligned to
 
@@ -90,21 +91,36 @@ def _panels(dtypes: Iterable[DType], target: str) -> tuple[Kernel, ...]:
     return tuple(block_panels(FORMATS[d.name], target) if d.is_block else dense_panels(d.name, target) for d in unique)
 
 
-def _terms(dtypes: Iterable[DType]) -> tuple[str, tuple[Kernel, ...]]:
-    """C that computes each format's terms at the start of scratch and moves `scratch` past them; what it needs."""
-    blocks = [d for d in dict.fromkeys(dtypes) if d.is_block]
-    text = "".join(f"""\
+def _terms(dtypes: Iterable[DType], target: str, tiles: bool = True) -> tuple[str, tuple[Kernel, ...]]:
+    """C that computes each format's terms at the start of scratch and moves `scratch` past them; what it needs.
+    `tiles`: products of many tokens may be by tiles, where the target has them."""
+    text, needs = "", list[Kernel]()
+    for d in dict.fromkeys(dtypes):
+        if not d.is_block:
+            continue
+        fmt, terms, words = FORMATS[d.name], f"{d}_terms", f"(size_t)tokens * (size_t)({_term_row(d)})"
+        needs.append(block_terms(fmt))
+        if tiles and uses_tiles(fmt, target):
+            many = f"tokens >= {LEAST_TOKENS}"
+            columns = f"(size_t)linear_padded(tokens) / 16 * (size_t)(k / 32) * {column_words(fmt)}"
+            terms, words = f"{many} ? {d}_columns : {terms}", f"({many} ? {columns} : {words})"
+            needs.append(block_columns(fmt))
+        text += f"""\
   int32_t *terms_{d} = (void *)scratch;
-  linear_prepare(r, {d}_terms, x, x_row, tokens, k, {_term_row(d)}, terms_{d});
-  scratch += ((size_t)tokens * (size_t)({_term_row(d)}) * 4 + {LINE - 1}) / {LINE} * {LINE};
-""" for d in blocks)  # fmt: skip
-    return text, tuple(block_terms(FORMATS[d.name]) for d in blocks)
+  linear_prepare(r, {terms}, x, x_row, tokens, k, terms_{d});
+  scratch += ({words} * 4 + {LINE - 1}) / {LINE} * {LINE};
+"""
+    return text, tuple(needs)
 
 
-def _terms_bytes(dtypes: Iterable[DType], tokens: Dim, k: int) -> Dim:
+def _terms_bytes(dtypes: Iterable[DType], tokens: Dim, k: int, target: str) -> Dim:
     blocks = [d for d in dict.fromkeys(dtypes) if d.is_block]
-    words = sum(k // FORMATS[d.name].group for d in blocks)
-    return tokens * (words * 4) + LINE * len(blocks)
+    words = 0
+    for d in blocks:
+        fmt = FORMATS[d.name]
+        columns = k // 32 * column_words(fmt) // 16 if uses_tiles(fmt, target) else 0
+        words += max(k // fmt.group, columns)
+    return (tokens + 15) * (words * 4) + LINE * len(blocks)
 
 
 GATES = {
@@ -131,7 +147,7 @@ def _symbol(op: str, products: Sequence[Product]) -> str:
 
 def _kernel(op: str, x: DType, products: Sequence[Product], target: str) -> Kernel:
     symbol, dtypes = _symbol(op, products), [d for p in products for d in p.dtypes]
-    terms, needs = _terms(dtypes)
+    terms, needs = _terms(dtypes, target)
     gates = tuple(GATES[p.activation] for p in products if p.activation)
     jobs = ",\n".join(f"    {p.job}" for p in products)
     parameters = ",\n".join(f"    {p.parameters}" for p in products)
@@ -179,7 +195,8 @@ def _call(op: str, node: Node, target: Target, products: Sequence[Product], oper
         args += [DimValue(weights[0].shape[0]), *map(Operand, numbers), Result(product.index)]
     dtypes = [d for p in products for d in p.dtypes]
     gated = any(p.up for p in products)
-    scratch = _terms_bytes(dtypes, x.shape[0], k) + THREADS * x.shape[0] * (256 if gated else 128)
+    sums = (x.shape[0] + 15) * (128 * PAIRS * (2 if gated else 1))
+    scratch = _terms_bytes(dtypes, x.shape[0], k, target.name) + THREADS * sums
     return Call(_kernel(op, x.dtype, products, target.name), (*args, Scratch()), scratch)
 
 
@@ -218,7 +235,7 @@ def gated_linear(node: Node, target: Target) -> Call:
 
 def _expert_kernel(x: DType, w: DType, target: str) -> Kernel:
     product = Product(w)
-    terms, needs = _terms([w])
+    terms, needs = _terms([w], target, tiles=False)
     offset = "\n    job.terms += (size_t)token * (size_t)job.term_row;" if needs else ""
     text = f"""\
 typedef struct {{
@@ -239,7 +256,7 @@ static void expert_{w}_body(const void *args, int32_t begin, int32_t end, int32_
     job.x += (size_t)token * job.x_row;
     job.w += (size_t)a->ids[which] * a->expert_bytes;
     job.y += (size_t)which * (size_t)job.n;{offset}
-    linear_pair(&job, i % a->pairs, a->scratch + (size_t)worker * 32);
+    linear_some(&job, i % a->pairs, 1, a->scratch + (size_t)worker * linear_floats(1));
   }}
 }}
 
@@ -263,7 +280,7 @@ def expert_linear(node: Node, target: Target) -> Call:
     k = _inner(x)
     args = (Run(), DimValue(x.shape[0]), DimValue(k), Operand(0), DimValue(w.shape[1]), Operand(1),
             DimValue(ids.shape[1]), Operand(2), Result(), Scratch())  # fmt: skip
-    scratch = _terms_bytes([w.dtype], x.shape[0], k) + THREADS * 128
+    scratch = _terms_bytes([w.dtype], x.shape[0], k, target.name) + THREADS * (16 * 128)
     return Call(_expert_kernel(x.dtype, w.dtype, target.name), args, scratch)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ...ir.quant import Format, planes_of
 from .kernels import Kernel
+from .linear_amx import LEAST_TOKENS, UNIT, amx_recipe, uses_tiles
 from .linear_job import JOB, KBLOCK, TILES, Tile, each, tiles
 
 FIELD = Kernel("u8_field", """\
@@ -42,11 +43,13 @@ INLINE vf32 ue4m3_value(vi32 s) {
 
 
 def block_panels(fmt: Format, target: str) -> Kernel:
-    """`static void F_panels(job, w, panel_bytes, acc)`, a linear_panels."""
+    """`static void F_panels(job, pair, count, acc)`, a linear_panels."""
     tile = TILES[target]["block"]
     parts = [_packed(fmt), _planes(fmt, tile.panels), _unpack(fmt, tile.panels), _tile(fmt, tile), _stream(fmt)]
-    text = "\n".join([*parts, _panels(fmt, tile)])
-    return Kernel(f"{fmt.dtype}_panels", text, (JOB, FIELD))
+    tiled = uses_tiles(fmt, target)
+    parts += [amx_recipe(fmt)] if tiled else []
+    text = "\n".join([*parts, _panels(fmt, tile, tiled)])
+    return Kernel(f"{fmt.dtype}_panels", text, (JOB, FIELD, UNIT) if tiled else (JOB, FIELD))
 
 
 def block_terms(fmt: Format) -> Kernel:
@@ -56,21 +59,23 @@ def block_terms(fmt: Format) -> Kernel:
         what = "scale * sum of x, as a float"
         of = "g" if fmt.group == 32 else "g / 2"
         body = f"const float term = scale[{of}] * (float)({total});\n      memcpy(&terms[g], &term, sizeof term);"
-        scale = "    const float *scale = (const void *)(x + k);\n"
     else:
-        zero, scale = "S8_ZERO" if fmt.signed else str(fmt.zero), ""
+        zero = "S8_ZERO" if fmt.signed else str(fmt.zero)
         what, body = f"-{zero} * sum of x: where dots start from", f"terms[g] = -{zero} * ({total});"
     return Kernel(f"{fmt.dtype}_terms", f"""\
 /* {fmt.dtype}, for every group of {fmt.group}: {what} */
-static void {fmt.dtype}_terms(const uint8_t *x, size_t x_row, int32_t tokens, int32_t k, int32_t *terms) {{
-  for (int32_t t = 0; t < tokens; t++, x += x_row, terms += k / {fmt.group}) {{
-{scale}    const int32_t *sum = (const void *)(x + k + k / 32 * 4);
+static void {fmt.dtype}_terms(const linear_terms_args *a, int32_t begin, int32_t end) {{
+  const int32_t k = a->k;
+  for (int32_t t = begin; t < end; t++) {{
+    int32_t *terms = a->out + (size_t)t * (size_t)(k / {fmt.group});
+    const float *scale = (const void *)(a->x + (size_t)t * a->x_row + k);
+    const int32_t *sum = (const void *)(scale + k / 32);
     for (int32_t g = 0; g < k / {fmt.group}; g++) {{
       {body}
     }}
   }}
 }}
-""")  # fmt: skip
+""", (JOB,))  # fmt: skip
 
 
 def _describe(fmt: Format) -> str:
@@ -310,32 +315,45 @@ def _times(name: str, factor: int) -> str:
     return f"{name} * {factor}" if factor > 1 else name
 
 
-def _panels(fmt: Format, tile: Tile) -> str:
+def _panels(fmt: Format, tile: Tile, tiled: bool) -> str:
     dtype, blocks = fmt.dtype, KBLOCK // fmt.block
     pointers = [
         "const uint8_t *row = job->x + (size_t)t * job->x_row;",
         f"const float *scale = (const float *)(const void *)(row + job->k) + {_times('b', fmt.block // 32)};",
         f"const int32_t *terms = job->terms + t * job->term_row + {_times('b', fmt.groups)};",
-        "float *to = acc + t * 32 + p * 16;",
+        "float *to = sums + t * 32;",
     ]
     x = f"(const int8_t *)row + b * {fmt.block}"
-    groups = _times("count", fmt.groups)
+    groups = _times("some", fmt.groups)
     call = f"{dtype}_tile({{T}}, &u, {groups}, {x}, job->x_row, scale, terms, (size_t)job->term_row, to);"
     steps = f"(blocks + {blocks - 1}) / {blocks}" if blocks > 1 else "blocks"
+    many = f"""
+  if (job->tokens >= {LEAST_TOKENS}) {{
+    {dtype}_tiles(job, pair, count, acc);
+    return;
+  }}""" if tiled else ""
     return f"""\
-static void {dtype}_panels(const linear_job *job, const uint8_t *w, size_t panel_bytes, float *acc) {{
+static void {dtype}_panels(const linear_job *job, int32_t pair, int32_t count, float *acc) {{
   _Alignas(64) {dtype}_planes u;
   const int32_t blocks = job->k / {fmt.block}, steps = {steps}, step = (blocks + steps - 1) / steps;
+  const size_t floats = linear_floats(job->tokens);
   if (job->tokens == 1) {{
-    for (int p = 0; p < 2; p++) {dtype}_stream(job, w + (size_t)p * panel_bytes, acc + p * 16);
+    for (int32_t i = pair; i < pair + count; i++, acc += floats)
+      for (int p = 0; p < 2; p++)
+        {dtype}_stream(job, linear_first(job, i) + (size_t)p * linear_second(job, i), acc + p * 16);
     return;
-  }}
-  memset(acc, 0, (size_t)job->tokens * 32 * sizeof *acc);
-  for (int p = 0; p < 2; p += {tile.panels})
-    for (int32_t b = 0, count; b < blocks; b += count) {{
-      count = blocks - b < step ? blocks - b : step;
-      {dtype}_unpack(w + (size_t)p * panel_bytes + (size_t)b * {16 * fmt.dtype.block_bytes}, panel_bytes, count, &u);
+  }}{many}
+  memset(acc, 0, (size_t)count * floats * sizeof *acc);
+  for (int32_t b = 0, some; b < blocks; b += some) {{
+    some = int_min(blocks - b, step);
+    for (int32_t i = pair; i < pair + count; i++)
+      for (int p = 0; p < 2; p += {tile.panels}) {{
+        const size_t second = linear_second(job, i);
+        const uint8_t *w = linear_first(job, i) + (size_t)p * second + (size_t)b * {16 * fmt.dtype.block_bytes};
+        float *sums = acc + (size_t)(i - pair) * floats + p * 16;
+        {dtype}_unpack(w, second, some, &u);
 {tiles(tile, pointers, call)}
-    }}
+      }}
+  }}
 }}
 """

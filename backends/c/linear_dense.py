@@ -44,7 +44,7 @@ INLINE uint16_t u16_at(const uint8_t *p) { uint16_t x; memcpy(&x, p, sizeof x); 
 
 
 def dense_panels(dtype: str, target: str) -> Kernel:
-    """`static void F_panels(job, w, panel_bytes, acc)`, a linear_panels."""
+    """`static void F_panels(job, pair, count, acc)`, a linear_panels."""
     d, tile = DENSE_FORMATS[dtype], TILES[target]["dense"]
     panels, tokens, word = each(tile.panels, "p"), each("T", "t"), "f32" if d.lane == "float" else "i32"
     step = f"y[p][t] = {d.fma.format(w=f'{word}_load(u[i][p])', y='y[p][t]')};"
@@ -73,8 +73,8 @@ def dense_panels(dtype: str, target: str) -> Kernel:
   }}
 """
     pointers = ["const uint8_t *row = job->x + (size_t)t * job->x_row + (size_t)l * 4;",
-                "float *to = acc + t * 32 + p * 16;"]  # fmt: skip
-    call = f"{dtype}_tile({{T}}, u, count, row, job->k - {f'{d.step} * ' if d.step > 1 else ''}l, job->x_row, to);"
+                "float *to = sums + t * 32;"]  # fmt: skip
+    call = f"{dtype}_tile({{T}}, u, some, row, job->k - {f'{d.step} * ' if d.step > 1 else ''}l, job->x_row, to);"
     return Kernel(f"{dtype}_panels", f"""\
 /* {dtype}: T tokens over `count` lines of {d.step} k, of which x has `left` from here. */
 INLINE void {dtype}_tile(const int T, {d.lane} (*u)[{tile.panels}][16], int32_t count, const uint8_t *first,
@@ -103,25 +103,30 @@ static void {dtype}_stream(const linear_job *job, const uint8_t *first, size_t p
 {last}  {each(2, "p")} f32_store(acc + p * 16, y[p]);
 }}
 
-static void {dtype}_panels(const linear_job *job, const uint8_t *first, size_t panel_bytes, float *acc) {{
+static void {dtype}_panels(const linear_job *job, int32_t pair, int32_t count, float *acc) {{
   _Alignas(64) {d.lane} u[{LINES}][{tile.panels}][16];
   const int32_t lines = {lines};
+  const size_t floats = linear_floats(job->tokens);
   if (job->tokens == 1) {{
-    {dtype}_stream(job, first, panel_bytes, acc);
+    for (int32_t i = 0; i < count; i++)
+      {dtype}_stream(job, linear_first(job, pair + i), linear_second(job, pair + i), acc + (size_t)i * floats);
     return;
   }}
-  memset(acc, 0, (size_t)job->tokens * 32 * sizeof *acc);
-  for (int p = 0; p < 2; p += {tile.panels})
-    for (int32_t l = 0, count; l < lines; l += count) {{
-      count = lines - l < {LINES} ? lines - l : {LINES};
-      {each(tile.panels, "q")} {{
-        const uint8_t *w = first + (size_t)(p + q) * panel_bytes + (size_t)l * {d.bytes};
-        for (int32_t i = 0; i < count; i++, w += {d.bytes}) {{
-          prefetch(w + {LINES * d.bytes}, {d.bytes});
-          {word}_store(u[i][q], {d.load});
+  memset(acc, 0, (size_t)count * floats * sizeof *acc);
+  for (int32_t l = 0, some; l < lines; l += some) {{
+    some = int_min(lines - l, {LINES});
+    for (int32_t i = pair; i < pair + count; i++)
+      for (int p = 0; p < 2; p += {tile.panels}) {{
+        float *sums = acc + (size_t)(i - pair) * floats + p * 16;
+        {each(tile.panels, "q")} {{
+          const uint8_t *w = linear_first(job, i) + (size_t)(p + q) * linear_second(job, i) + (size_t)l * {d.bytes};
+          for (int32_t j = 0; j < some; j++, w += {d.bytes}) {{
+            prefetch(w + {LINES * d.bytes}, {d.bytes});
+            {word}_store(u[j][q], {d.load});
+          }}
         }}
-      }}
 {tiles(tile, pointers, call)}
-    }}
+      }}
+  }}
 }}
 """, (JOB, AT))  # fmt: skip

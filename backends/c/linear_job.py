@@ -1,10 +1,11 @@
 """What all linear products share: tile shapes, and the C that hands panels to workers and finishes their results.
 
-A worker takes panels of 16 rows in pairs. For each it walks k in blocks of at most `KBLOCK`: unpacks the pair's block
-into the first-level cache once, then runs tiles of panels x tokens over it, their accumulators going through scratch
-from one block to the next, in the fixed order of `ir.numerics.linear`. One token alone meets the packed bytes as they
-come from memory, in the same order. Then bias and residual are added, or two products gated, and rows are written.
-Which worker, which chunk and which tile computes a row never changes its bits.
+A worker takes panels of 16 rows in pairs, `PAIRS` at a time. It walks k in blocks of at most `KBLOCK`, whose
+activations stay in the second-level cache: for each pair it unpacks the block into the first-level cache once, then
+runs tiles of panels x tokens over it, their accumulators going through scratch from one block to the next, in the fixed
+order of `ir.numerics.linear`. One token alone meets the packed bytes as they come from memory, in the same order. Then
+bias and residual are added, or two products gated, and rows are written. Which worker, which chunk and which tile
+computes a row never changes its bits.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from .kernels import Kernel
 
 KBLOCK = 256  # values of k unpacked at a time
+PAIRS = 4  # pairs of panels that meet a block of activations before the next block
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,20 @@ TILES = {
     "avxvnni": {"block": Tile(1, (1, 2, 4)), "dense": Tile(2, (1, 2, 3))},
     "avx512vnni": {"block": Tile(2, (1, 2, 3, 4, 6)), "dense": Tile(2, (1, 2, 3, 4, 6))},
     "avx512bf16": {"block": Tile(2, (1, 2, 3, 4, 6)), "dense": Tile(2, (1, 2, 3, 4, 6))},
+    "amx": {"block": Tile(2, (1, 2, 3, 4, 6)), "dense": Tile(2, (1, 2, 3, 4, 6))},
     "neon": {"block": Tile(1, (1, 2, 3)), "dense": Tile(1, (1, 2, 4, 6))},
     "wasm128": {"block": Tile(1, (1, 2, 4)), "dense": Tile(1, (1, 2))},
     "wasm128relaxed": {"block": Tile(1, (1, 2, 4)), "dense": Tile(1, (1, 2))},
 }
 
-JOB = Kernel("linear_job", """\
+AMX = frozenset({"amx"})  # targets with tile products of int8
+
+JOB = Kernel("linear_job", f"enum {{ PAIRS = {PAIRS} }}; /* of panels, computed together */" + """
 /* ---- Linear products: y[token][row] = sum over k of x[token][k] * w[row][k], w in panels of 16 rows ---- */
 
 typedef struct linear_job linear_job;
-/* acc[token][2][16] = the products of two panels, `panel_bytes` apart, with every token of the job. */
-typedef void linear_panels(const linear_job *job, const uint8_t *w, size_t panel_bytes, float *acc);
+/* acc[pair][token, padded][2][16] = products of pairs [pair, pair + count) of panels with every token of the job. */
+typedef void linear_panels(const linear_job *job, int32_t pair, int32_t count, float *acc);
 /* gate[token][2][16] = activation(gate) * up */
 typedef void linear_gate(float *gate, const float *up, int32_t tokens);
 
@@ -74,40 +79,55 @@ typedef struct {
   const linear_job *jobs;
   int32_t count;
   char *scratch;       /* of all workers */
-  size_t worker_bytes; /* of each, holding the accumulators of one pair of panels, or two where gated */
+  size_t worker_bytes; /* of each, holding the accumulators of PAIRS pairs of panels, or twice that where gated */
 } linear_region;
 
 static inline int32_t linear_pairs(int32_t n) { return (n + 31) / 32; }
 
-static inline size_t linear_worker_bytes(int32_t tokens, int gated) { return (size_t)tokens * (gated ? 256 : 128); }
+/* Tokens that accumulators have room for: tiles may take 16 at a time. */
+static inline int32_t linear_padded(int32_t tokens) { return (tokens + 15) / 16 * 16; }
 
-/* Rows of one panel from accumulators to y, bias added first, then the residual. */
-static inline void linear_finish(const linear_job *job, int32_t panel, const float *acc) {
-  const int32_t row = 16 * panel, rows = job->n - row < 16 ? job->n - row : 16;
-  for (int32_t t = 0; t < job->tokens; t++, acc += 32) {
-    const size_t at = (size_t)t * (size_t)job->n + (size_t)row;
-    vf32 y = f32_load(acc);
-    if (job->bias) y = f32_add(y, f32_load_n(job->bias + row, rows));
-    if (job->residual) y = f32_add(f32_load_n(job->residual + at, rows), y);
-    if (rows == 16) f32_store(job->y + at, y);
-    else f32_store_n(job->y + at, y, rows);
-  }
+/* Accumulators of a pair. */
+static inline size_t linear_floats(int32_t tokens) { return (size_t)linear_padded(tokens) * 32; }
+
+static inline size_t linear_worker_bytes(int32_t tokens, int gated) {
+  return linear_floats(tokens) * sizeof(float) * (gated ? 2 * PAIRS : PAIRS);
 }
 
-static inline void linear_two(const linear_job *job, int32_t pair, int count, float *acc) {
-  job->panels(job, job->w + 2 * (size_t)pair * job->panel_bytes, count == 2 ? job->panel_bytes : 0, acc);
+/* The first panel of a pair, and how far the second lies behind: a last one that is alone is computed twice. */
+static inline const uint8_t *linear_first(const linear_job *job, int32_t pair) {
+  return job->w + 2 * (size_t)pair * job->panel_bytes;
+}
+static inline size_t linear_second(const linear_job *job, int32_t pair) {
+  return 32 * pair + 16 < job->n ? job->panel_bytes : 0;
 }
 
-/* One pair of panels; of the last pair there may be only one, which is then computed twice. */
-static void linear_pair(const linear_job *job, int32_t pair, float *acc) {
-  const int32_t panels = (job->n + 15) / 16, count = panels - 2 * pair < 2 ? 1 : 2;
-  float *up = acc + (size_t)job->tokens * 32;
-  linear_two(job, pair, count, acc);
+/* The rows of `count` pairs of panels from accumulators to y, bias added first, then the residual. */
+static inline void linear_finish(const linear_job *job, int32_t pair, int32_t count, const float *acc) {
+  const size_t floats = linear_floats(job->tokens);
+  const int32_t first = 32 * pair, panels = int_min((job->n - first + 15) / 16, 2 * count);
+  for (int32_t t = 0; t < job->tokens; t++)
+    for (int32_t p = 0; p < panels; p++) {
+      const int32_t row = first + 16 * p, rows = int_min(job->n - row, 16);
+      const size_t at = (size_t)t * (size_t)job->n + (size_t)row;
+      vf32 y = f32_load(acc + (size_t)(p / 2) * floats + t * 32 + p % 2 * 16);
+      if (job->bias) y = f32_add(y, f32_load_n(job->bias + row, rows));
+      if (job->residual) y = f32_add(f32_load_n(job->residual + at, rows), y);
+      if (rows == 16) f32_store(job->y + at, y);
+      else f32_store_n(job->y + at, y, rows);
+    }
+}
+
+/* Pairs [pair, pair + count) of panels. */
+static void linear_some(const linear_job *job, int32_t pair, int32_t count, float *acc) {
+  const size_t floats = linear_floats(job->tokens);
+  float *up = acc + PAIRS * floats;
+  job->panels(job, pair, count, acc);
   if (job->up) {
-    linear_two(job->up, pair, count, up);
-    job->gate(acc, up, job->tokens);
+    job->up->panels(job->up, pair, count, up);
+    for (int32_t i = 0; i < count; i++) job->gate(acc + (size_t)i * floats, up + (size_t)i * floats, job->tokens);
   }
-  for (int p = 0; p < count; p++) linear_finish(job, 2 * pair + p, acc + 16 * p);
+  linear_finish(job, pair, count, acc);
 }
 
 /* Pairs [begin, end) of all the jobs' pairs, counted through. */
@@ -117,32 +137,34 @@ static void linear_body(const void *args, int32_t begin, int32_t end, int32_t wo
   for (int32_t j = 0, base = 0; j < region->count; j++) {
     const linear_job *job = &region->jobs[j];
     const int32_t pairs = linear_pairs(job->n);
-    for (int32_t i = begin > base ? begin - base : 0; i < pairs && base + i < end; i++) linear_pair(job, i, acc);
+    const int32_t stop = int_min(pairs, end - base);
+    for (int32_t i = int_max(begin - base, 0); i < stop; i += PAIRS) linear_some(job, i, int_min(PAIRS, stop - i), acc);
     base += pairs;
   }
 }
 
-typedef void linear_terms(const uint8_t *x, size_t x_row, int32_t tokens, int32_t k, int32_t *terms);
+typedef struct linear_terms_args linear_terms_args;
+/* Writes the terms of tokens [begin, end). */
+typedef void linear_terms(const linear_terms_args *a, int32_t begin, int32_t end);
 
-typedef struct {
+struct linear_terms_args {
   linear_terms *terms;
-  const uint8_t *x;
+  const uint8_t *x; /* rows of activations, x_row bytes apart */
   size_t x_row;
-  int32_t k, term_row;
+  int32_t tokens, k;
   int32_t *out;
-} linear_terms_args;
+};
 
 static void linear_terms_body(const void *args, int32_t begin, int32_t end, int32_t worker) {
   const linear_terms_args *a = args;
-  int32_t *out = a->out + (size_t)begin * (size_t)a->term_row;
   (void)worker;
-  a->terms(a->x + (size_t)begin * a->x_row, a->x_row, end - begin, a->k, out);
+  a->terms(a, begin, end);
 }
 
 /* The terms of all tokens, by many workers where there are many. */
 static inline void linear_prepare(const run *r, linear_terms *terms, const uint8_t *x, size_t x_row, int32_t tokens,
-                                  int32_t k, int32_t term_row, int32_t *out) {
-  const linear_terms_args args = {terms, x, x_row, k, term_row, out};
+                                  int32_t k, int32_t *out) {
+  const linear_terms_args args = {terms, x, x_row, tokens, k, out};
   parallel(r, tokens, 64, linear_terms_body, &args);
 }
 

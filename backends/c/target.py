@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,8 @@ TARGETS: dict[str, CTarget] = {
         _target("avxvnni", "-mavx2 -mfma -mf16c -mavxvnni", "avx avx2 fma f16c avx_vnni", "avx2"),
         _target("avx512vnni", AVX512, AVX512_FEATURES),
         _target("avx512bf16", f"{AVX512} -mavx512bf16", f"{AVX512_FEATURES} avx512_bf16", "avx512vnni"),
+        _target("amx", f"{AVX512} -mavx512bf16 -mamx-tile -mamx-int8",
+                f"{AVX512_FEATURES} avx512_bf16 amx_tile amx_int8", "avx512vnni"),
         _target("neon", "-mcpu=generic+dotprod", "asimd asimddp", machine="aarch64"),
         _target("wasm128", "-msimd128", machine="wasm32"),
         _target("wasm128relaxed", f"-msimd128 -mrelaxed-simd {SCALAR}", "", "wasm128", "wasm32"),
@@ -87,9 +90,17 @@ def _host_features() -> frozenset[str]:
     return frozenset(cpuinfo.read_text().split()) if cpuinfo.exists() else frozenset()
 
 
+def _may_use_tiles() -> bool:
+    """Whether Linux lets this process use AMX's registers, asked as in runtime/c/cpu.h; having them is not enough."""
+    request = (ctypes.c_long(n) for n in (158, 0x1023, 18))  # arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)
+    return platform.system() == "Linux" and ctypes.CDLL(None).syscall(*request) == 0
+
+
 def supported() -> list[CTarget]:
     """The targets that the host's CPU can run, the best last."""
     features = _host_features()
+    if "amx_tile" in features and not _may_use_tiles():
+        features -= {"amx_tile"}
     return [t for t in TARGETS.values() if not t.foreign and features.issuperset(t.cpu_features)]
 
 

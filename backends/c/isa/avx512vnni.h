@@ -113,6 +113,7 @@ INLINE vf32 dot2_bf16(vf32 acc, vi32 w, vi32 x) {
 INLINE vu8 u8_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
 INLINE void u8_store(uint8_t *p, vu8 a) { _mm512_storeu_si512(p, a); }
 INLINE vu8 u8_and_splat(vu8 a, uint8_t x) { return _mm512_and_si512(a, _mm512_set1_epi8((char)x)); }
+INLINE vu8 u8_sub_splat(vu8 a, uint8_t x) { return _mm512_sub_epi8(a, _mm512_set1_epi8((char)x)); }
 INLINE vu8 u8_or(vu8 a, vu8 b) { return _mm512_or_si512(a, b); }
 INLINE vu8 u8_shr16(vu8 a, int n) { return _mm512_srli_epi16(a, (unsigned)n); }
 INLINE vu8 u8_shl16(vu8 a, int n) { return _mm512_slli_epi16(a, (unsigned)n); }
@@ -127,4 +128,39 @@ INLINE vu8 s8_weights(vu8 w) { return _mm512_xor_si512(w, _mm512_set1_epi8((char
 INLINE vdot dot4_s8s8(vdot d, vu8 w, vquad x) { return _mm512_dpbusd_epi32(d, w, x); }
 INLINE vdot dot_begin(vi32 sum) { return sum; }
 INLINE vi32 dot_end(vi32 sum, vdot d) { (void)sum; return d; }
+
+#ifdef __AMX_INT8__
+/* ---- AMX: sums[token][row] = x[token][group] * quad[group / 4][row][4], all int8, for 16 rows ---- */
+/* The tiles of this thread, from here to tile_end, are for so many tokens, to 16, and values in a group, to 64. */
+INLINE void tile_begin(int tokens, int group) {
+  struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape = {.palette = 1};
+  for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = (uint8_t)tokens; /* 0 to 3: sums */
+  shape.bytes[4] = shape.bytes[5] = (uint16_t)group;                                /* 4, 5: x */
+  shape.rows[6] = shape.rows[7] = (uint8_t)(group / 4);                             /* 6, 7: weights */
+  _tile_loadconfig(&shape);
+}
+INLINE void tile_end(void) { _tile_release(); }
+/* Starts a product and stores the sums of the third before it, which are ready by now: `turn` counts 0 to 3 and again,
+ * so that no product waits for another's registers. */
+INLINE void tile_product(int turn, const void *x, size_t x_row, const uint8_t *quad, size_t quad_row, int32_t *third) {
+#define TILE_PRODUCT_(sum, a, b, done) \
+  _tile_stored(done, third, 64); _tile_zero(sum); _tile_loadd(a, x, x_row); _tile_loadd(b, quad, quad_row); \
+  _tile_dpbssd(sum, a, b); break
+  switch (turn) {
+    case 0: TILE_PRODUCT_(0, 4, 6, 1);
+    case 1: TILE_PRODUCT_(1, 5, 7, 2);
+    case 2: TILE_PRODUCT_(2, 4, 6, 3);
+    default: TILE_PRODUCT_(3, 5, 7, 0);
+  }
+#undef TILE_PRODUCT_
+}
+INLINE void tile_store(int turn, int32_t *sums) {
+  switch (turn) {
+    case 0: _tile_stored(0, sums, 64); break;
+    case 1: _tile_stored(1, sums, 64); break;
+    case 2: _tile_stored(2, sums, 64); break;
+    default: _tile_stored(3, sums, 64); break;
+  }
+}
+#endif
 #endif
