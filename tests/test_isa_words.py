@@ -11,7 +11,7 @@ from inferc.backends.c.kernels import Call, DimValue, Kernel, Operand, Result
 from inferc.ir.numerics import linear as numerics
 from inferc.ir.types import symbol
 
-from .c_harness import ISA, Calls, every_header, same_bits
+from .c_harness import ISA, Calls, every_product_target, same_bits
 
 N = symbol("N", 16, 1 << 20)
 
@@ -135,7 +135,7 @@ def test_every_word_is_here() -> None:
     assert defined - {"flushed", "fma_flushed"} <= set(re.findall(r"\w+", used))
 
 
-@every_header
+@every_product_target
 def test_words_mean_what_generic_says(target: str) -> None:
     found, want, wrong = results(target), expected(), {}
     for name in WORDS:
@@ -146,7 +146,7 @@ def test_words_mean_what_generic_says(target: str) -> None:
     assert not wrong, wrong
 
 
-@every_header
+@every_product_target
 def test_fma_rounds_once(target: str) -> None:
     """Against the emulation in NumPy, which generic's fmaf is compared with elsewhere."""
     a, b, c, *_ = given = inputs()

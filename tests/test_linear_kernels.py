@@ -19,7 +19,7 @@ from inferc.ir.ops import OPS
 from inferc.ir.target import Target
 from inferc.ir.types import DTYPES, DType, Type, a8g32, bf16, f32, i32, symbol
 
-from .c_harness import Calls, build, every_target, same_bits
+from .c_harness import Calls, build, every_product_target, same_bits
 from .test_quant import random_raw
 
 T = symbol("T", 1, 512)
@@ -115,7 +115,7 @@ def cases(target: str) -> Calls:
     return Calls([lower(c.node, target) for c in CASES], target)
 
 
-@every_target
+@every_product_target
 @pytest.mark.parametrize("index", range(len(CASES)), ids=[
     f"{c.node.op.name}-{'-'.join(w for w, _ in c.weights)}{'-bias' * any(c.biases)}" for c in CASES])  # fmt: skip
 def test_products(index: int, target: str) -> None:
@@ -128,7 +128,7 @@ def test_products(index: int, target: str) -> None:
             assert all(map(same_bits, got, want)), f"{tokens} tokens, {threads} threads"
 
 
-@every_target
+@every_product_target
 def test_extreme_integers_do_not_saturate(target: str) -> None:
     """All weights and activations as large as they go, of either sign: 16-bit steps may not overflow."""
     for index, case in enumerate(CASES[: len(quant.FORMATS)]):
@@ -146,7 +146,7 @@ def test_extreme_integers_do_not_saturate(target: str) -> None:
             assert same_bits(got, want), f"{fmt.dtype} of bytes {byte}, activations of sign {sign}"
 
 
-@every_target
+@every_product_target
 def test_denormals_and_infinities_in_bf16(target: str) -> None:
     index = quant.DIRECT.index("bf16")
     rng = np.random.default_rng(0)
@@ -159,7 +159,7 @@ def test_denormals_and_infinities_in_bf16(target: str) -> None:
     assert same_bits(got, want)
 
 
-@every_target
+@every_product_target
 def test_experts(target: str) -> None:
     names, n, used, ids = ("q4_0", "q4_k", "f16"), 40, 2, np.array([[0, 2], [1, 1], [2, 0]], np.int32)
     nodes = []
@@ -177,7 +177,7 @@ def test_experts(target: str) -> None:
         assert same_bits(got, want), name
 
 
-@every_target
+@every_product_target
 def test_quantize(target: str) -> None:
     dtypes = (a8g32, bf16)
     x = np.random.default_rng(0).normal(size=(3, 20, 512)).astype(np.float32)
@@ -197,7 +197,7 @@ def test_quantize(target: str) -> None:
         assert same_bits(a.q, b.q) and same_bits(a.d, b.d) and same_bits(a.sums, b.sums)
 
 
-@every_target
+@every_product_target
 def test_embedding(target: str) -> None:
     ids, tables = np.array([0, 69, 33, 5, 5], np.int32), []
     for name in quant.DIRECT:

@@ -7,9 +7,12 @@ F_panels, the loop over k and tokens; and F_terms, what a token contributes besi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ...ir.quant import Format, planes_of
 from .kernels import Kernel
 from .linear_amx import LEAST_TOKENS, UNIT, amx_recipe, uses_tiles
+from .linear_i8mm import I8MM, pair_stores, pair_tile
 from .linear_job import JOB, KBLOCK, TILES, Tile, each, tiles
 
 FIELD = Kernel("u8_field", """\
@@ -45,7 +48,8 @@ INLINE vf32 ue4m3_value(vi32 s) {
 def block_panels(fmt: Format, target: str) -> Kernel:
     """`static void F_panels(job, pair, count, acc)`, a linear_panels."""
     tile = TILES[target]["block"]
-    parts = [_packed(fmt), _planes(fmt, tile.panels), _unpack(fmt, tile.panels), _tile(fmt, tile), _stream(fmt)]
+    store, micro = (pair_stores, pair_tile) if target in I8MM else (_stores, _tile)
+    parts = [_packed(fmt), _planes(fmt, tile.panels), _unpack(fmt, tile.panels, store), micro(fmt, tile), _stream(fmt)]
     tiled = uses_tiles(fmt, target)
     parts += [amx_recipe(fmt)] if tiled else []
     text = "\n".join([*parts, _panels(fmt, tile, tiled)])
@@ -185,7 +189,12 @@ def _planes(fmt: Format, panels: int) -> str:
     return "\n".join([*lines, f"}} {fmt.dtype}_planes;", ""])
 
 
-def _unpack(fmt: Format, panels: int) -> str:
+def _stores(fmt: Format, at: str) -> str:
+    """C: 32 values of panel p from `line` to the quads `at` onwards."""
+    return f"{each(8, 'j')} u8_store(u->quad[{at} + j][p], {fmt.dtype}_quad(line, j));"
+
+
+def _unpack(fmt: Format, panels: int, store: Callable[[Format, str], str]) -> str:
     """F_unpack: `blocks` blocks of `panels` panels to planes."""
     dtype, size, groups = fmt.dtype, 16 * fmt.dtype.block_bytes, fmt.groups
     at_g = f"{_times('b', groups)} + g" if groups > 1 else "b"
@@ -206,7 +215,7 @@ static void {dtype}_unpack(const uint8_t *first, size_t panel_bytes, int32_t blo
       for (int h = 0; h < {per}; h++) {{
         const uint8_t *line = w + {_lines(fmt)} + h * {fmt.bits * 64};
         prefetch(w + {KBLOCK // fmt.block * size} + h * {part}, {part});
-        {each(8, "j")} u8_store(u->quad[8 * ({at}) + j][p], {dtype}_quad(line, j));
+        {store(fmt, f"8 * ({at})")}
       }}
     }}
   }}

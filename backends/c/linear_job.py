@@ -46,6 +46,7 @@ TILES = {
     "avx512bf16": {"block": Tile(2, (1, 2, 3, 4, 6)), "dense": Tile(2, (1, 2, 3, 4, 6))},
     "amx": {"block": Tile(2, (1, 2, 3, 4, 6)), "dense": Tile(2, (1, 2, 3, 4, 6))},
     "neon": {"block": Tile(1, (1, 2, 3)), "dense": Tile(1, (1, 2, 4, 6))},
+    "neon_i8mm": {"block": Tile(1, (1, 2, 4)), "dense": Tile(1, (1, 2, 4, 6))},
     "wasm128": {"block": Tile(1, (1, 2, 4)), "dense": Tile(1, (1, 2))},
     "wasm128relaxed": {"block": Tile(1, (1, 2, 4)), "dense": Tile(1, (1, 2))},
 }

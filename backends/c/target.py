@@ -78,6 +78,7 @@ TARGETS: dict[str, CTarget] = {
         _target("amx", f"{AVX512} -mavx512bf16 -mamx-tile -mamx-int8",
                 f"{AVX512_FEATURES} avx512_bf16 amx_tile amx_int8", "avx512vnni"),
         _target("neon", "-mcpu=generic+dotprod", "asimd asimddp", machine="aarch64"),
+        _target("neon_i8mm", "-mcpu=generic+dotprod+i8mm", "asimd asimddp i8mm", "neon", "aarch64"),
         _target("wasm128", "-msimd128", machine="wasm32"),
         _target("wasm128relaxed", f"-msimd128 -mrelaxed-simd {SCALAR}", "", "wasm128", "wasm32"),
     )

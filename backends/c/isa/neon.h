@@ -1,4 +1,5 @@
-/* The vector words for aarch64 with dot products: four registers of four lanes. Their meaning: isa/generic.h. */
+/* The vector words for aarch64 with dot products (int8 matrix products where the compiler has them): four registers of
+ * four lanes. Their meaning: isa/generic.h. */
 #ifndef INFERC_ISA_H
 #define INFERC_ISA_H
 #include <arm_neon.h>
@@ -181,6 +182,34 @@ enum { S8_ZERO = 0 };
 INLINE vu8 s8_weights(vu8 w) { return w; }
 INLINE vdot dot_begin(vi32 sum) { return sum; }
 INLINE vi32 dot_end(vi32 sum, vdot d) { (void)sum; return d; }
+
+#ifdef __ARM_FEATURE_MATMUL_INT8
+/* ---- products of two tokens: smmla multiplies two rows by two tokens over eight k ---- */
+typedef struct { int32x4_t rows[8]; } vpair; /* rows 2i and 2i + 1, each by the first token and by the second */
+INLINE vpair pair_zero(void) { const int32x4_t z = vdupq_n_s32(0); return (vpair){{z, z, z, z, z, z, z, z}}; }
+INLINE void zip_store(uint8_t *p, uint8x16_t even, uint8x16_t odd) {
+  const uint32x4_t x = vreinterpretq_u32_u8(even), y = vreinterpretq_u32_u8(odd);
+  vst1q_u8(p, vreinterpretq_u8_u32(vzip1q_u32(x, y)));
+  vst1q_u8(p + 16, vreinterpretq_u8_u32(vzip2q_u32(x, y)));
+}
+/* Two quads of every row, side by side. */
+INLINE void pair_store(uint8_t *p, vu8 even, vu8 odd) {
+  zip_store(p, even.a, odd.a), zip_store(p + 32, even.b, odd.b);
+  zip_store(p + 64, even.c, odd.c), zip_store(p + 96, even.d, odd.d);
+}
+/* d + the dot products of eight signed weights of each row, as pair_store leaves them, with eight values of two tokens. */
+INLINE vpair pair_dot8(vpair d, const uint8_t *w, const int8_t *first, const int8_t *second) {
+  const int8x16_t x = vcombine_s8(vld1_s8(first), vld1_s8(second));
+  UNROLL for (int i = 0; i < 8; i++) d.rows[i] = vmmlaq_s32(d.rows[i], vreinterpretq_s8_u8(vld1q_u8(w + 16 * i)), x);
+  return d;
+}
+/* Those of one token. */
+INLINE vi32 pair_sum(vpair d, int second) {
+  const int32x4_t *r = d.rows;
+  if (second) return (vi32){vuzp2q_s32(r[0], r[1]), vuzp2q_s32(r[2], r[3]), vuzp2q_s32(r[4], r[5]), vuzp2q_s32(r[6], r[7])};
+  return (vi32){vuzp1q_s32(r[0], r[1]), vuzp1q_s32(r[2], r[3]), vuzp1q_s32(r[4], r[5]), vuzp1q_s32(r[6], r[7])};
+}
+#endif
 #undef EACH1_
 #undef EACH2_
 #undef EACH3_
