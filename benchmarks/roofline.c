@@ -73,20 +73,25 @@ static double run(job *j) {
 
 typedef uint64_t line __attribute__((vector_size(64), aligned(64), may_alias));
 
-/* Claims a chunk at a time, as kernels claim rows, and reads it in one stream. */
-static void read_chunks(job *j) {
-  line sum[8] = {0};
-  for (size_t at; (at = atomic_fetch_add(&j->next, CHUNK)) < j->bytes;) {
-    const size_t size = j->bytes - at < CHUNK ? j->bytes - at : CHUNK;
-    for (const line *p = (const line *)(j->data + at), *end = p + size / sizeof sum * 8; p < end; p += 8)
-      for (int i = 0; i < 8; i++) sum[i] += p[i];
+/* Claims a chunk at a time, as kernels claim rows, and reads it in one stream or in four side by side. */
+#define READ(name, streams)                                                                       \
+  static void name(job *j) {                                                                      \
+    line sum[8] = {0};                                                                            \
+    for (size_t at; (at = atomic_fetch_add(&j->next, CHUNK)) < j->bytes;) {                       \
+      const size_t size = j->bytes - at < CHUNK ? j->bytes - at : CHUNK, part = size / 512 * 512 / streams; \
+      for (const uint8_t *p = j->data + at, *end = p + part; p < end; p += 512 / streams)         \
+        for (int s = 0; s < streams; s++)                                                         \
+          for (int i = 0; i < 8 / streams; i++)                                                   \
+            sum[s * (8 / streams) + i] += ((const line *)(p + s * part))[i];                      \
+    }                                                                                             \
+    for (int i = 0; i < 8; i++) __asm__ volatile("" : : "m"(sum[i]));                             \
   }
-  for (int i = 0; i < 8; i++) __asm__ volatile("" : : "m"(sum[i]));
-}
+READ(read_one, 1)
+READ(read_four, 4)
 
-/* Seconds of one read of `data`, aligned to 64 bytes. */
-double roofline_read(const void *data, size_t bytes, int32_t threads) {
-  job j = {.work = read_chunks, .data = data, .bytes = bytes, .threads = threads};
+/* Seconds of one read of `data`, aligned to 64 bytes, in one stream a thread or in four. */
+double roofline_read(const void *data, size_t bytes, int32_t threads, int32_t streams) {
+  job j = {.work = streams == 4 ? read_four : read_one, .data = data, .bytes = bytes, .threads = threads};
   return run(&j);
 }
 
