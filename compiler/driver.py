@@ -94,7 +94,7 @@ def compile_model(source: str, output: Path, *, target: str = "native", context:
     started = time.monotonic()
     report = progress or (lambda what, done, total: None)
     path = hub.pull(source, report)
-    toolchain.find_compiler()  # so that a missing one is said before any work
+    toolchain.find_compiler(c_target.choose(target)[0])  # so that a missing one is said before any work
     plan = plan_model(path, target=target, context=context, chunk=chunk, kv=kv, dump_ir=dump_ir)
     program = plan.program
     with (
@@ -159,7 +159,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "backend": "c",
         "target": " ".join(t.name for t in program.targets),
         "variants": [{"target": t.name, "cpu_features": list(t.cpu_features)} for t in program.targets],
-        "machine": machine(),
+        "machine": program.targets[0].machine or machine(),
         "prefix": program.prefix,
         "context": plan.context,
         "chunk": plan.chunk,

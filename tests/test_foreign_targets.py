@@ -5,17 +5,22 @@ Here is a C library too, which zig builds once for each machine; kernels alone a
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from inferc.backends.c import toolchain
-from inferc.backends.c.target import TARGETS
+from inferc.backends.c.target import TARGETS, choose
+from inferc.compiler.driver import compile_model
+from inferc.errors import InfercError
+from inferc.runtime.artifact import Artifact
 
 from .c_harness import FOREIGN
 from .foreign import DATA, emulator, missing, zig
 from .recorded import MIXED
 from .test_sanitizers import Host, make_host, run
+from .tiny_models import write_model
 
 MODELS = {"llama of mixed K-quants": ("llama", MIXED), "gemma3 q4_0": ("gemma3", "q4_0"), "qwen2 f16": ("qwen2", "f16")}
 TOKENS = 40
@@ -46,3 +51,25 @@ def test_models_have_the_hosts_logits(target: str, case: str, tmp_path: Path) ->
     machine = TARGETS[target].machine
     for threads in (1,) if machine == "wasm32" else (1, 3):
         assert run([*emulator(machine, "wasi.mjs"), build(there, target), there.weights, threads, TOKENS]) == want
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TARGETS["neon"].foreign, reason="the host is what this would cross-compile for")
+def test_an_artifact_for_another_machine(tmp_path: Path) -> None:
+    """Its library has both variants, its manifest says the machine, and this one refuses to load it."""
+    path = write_model(tmp_path / "tiny.gguf", "llama", "q4_0", tokenizer="bpe")
+    compile_model(str(path), tmp_path / "tiny.inferc", target="neon,neon_i8mm", chunk=16)
+    with zipfile.ZipFile(tmp_path / "tiny.inferc") as artifact:
+        library = artifact.read("c/libmodel.so")
+    assert library[:4] == b"\x7fELF" and int.from_bytes(library[18:20], "little") == 183  # EM_AARCH64
+    assert b"neon_i8mm" in library
+    with pytest.raises(InfercError, match="was compiled for aarch64"):
+        Artifact(tmp_path / "tiny.inferc")
+
+
+def test_what_cannot_be_a_library_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InfercError, match="aarch64 and wasm32 cannot be in one library"):
+        choose("neon,wasm128")
+    path = write_model(tmp_path / "tiny.gguf", "llama", "q4_0", tokenizer="bpe")
+    with pytest.raises(InfercError, match="wasm128 has no shared libraries"):
+        compile_model(str(path), tmp_path / "tiny.inferc", target="wasm128")

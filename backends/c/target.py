@@ -126,6 +126,6 @@ def choose(names: str) -> tuple[CTarget, ...]:
     """
     of_host = {t for t in TARGETS.values() if not t.foreign}
     wanted = of_host if names == "portable" else {get(name.strip()) for name in names.split(",")}
-    if len(machines := sorted({t.machine for t in wanted if t.machine})) > 1:
+    if len(machines := sorted({t.machine or HOST for t in wanted})) > 1:
         raise InfercError(f"targets of {' and '.join(machines)} cannot be in one library: compile it for each")
     return tuple(t for t in reversed(TARGETS.values()) if t in wanted)

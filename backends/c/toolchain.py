@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ...errors import InfercError
 from .program import Program
+from .target import TRIPLES, CTarget
 
 FLAGS = (
     "-std=c11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
@@ -24,8 +25,15 @@ SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g",
 LIBRARIES = ("-lm", "-pthread")
 
 
-def find_compiler() -> list[str]:
-    """The command that compiles C: $CC, else cc, gcc or clang, else ziglang's. Raises InfercError if there is none."""
+def find_compiler(target: CTarget | None = None) -> list[str]:
+    """The command that compiles C: $CC, else cc, gcc or clang, else ziglang's, which is the one for other machines than
+    the host. Raises InfercError if there is none."""
+    if target and target.foreign:
+        if target.machine == "wasm32":
+            raise InfercError(f"{target.name} has no shared libraries: WebAssembly is linked into modules")
+        if not importlib.util.find_spec("ziglang"):
+            raise InfercError(f"nothing here compiles for {target.machine}: `pip install ziglang`")
+        return [sys.executable, "-m", "ziglang", "cc", "-target", TRIPLES[target.machine]]
     if chosen := shlex.split(os.environ.get("CC", "")):
         if not shutil.which(chosen[0]):
             raise InfercError(f"there is no compiler {chosen[0]}, which CC names: set CC to a C compiler or unset it")
@@ -70,7 +78,7 @@ def compile_program(program: Program, output: Path, *, extra: Sequence[str] = ()
     `sanitize` builds with the address and undefined-behaviour sanitizers. Returns the compiler's version line. Raises
     InfercError where no compiler is found, or it fails, or the disk is full.
     """
-    compiler = find_compiler()
+    compiler = find_compiler(program.targets[0])
     flags = [*FLAGS, *WARNINGS, *extra, *(SANITIZERS if sanitize else ())]
     with tempfile.TemporaryDirectory(prefix="inferc-cc-") as name, ThreadPoolExecutor(os.cpu_count()) as pool:
         folder = Path(name)
