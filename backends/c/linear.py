@@ -19,7 +19,7 @@ from .activation import STORE_ROW
 from .kernels import THREADS, Call, DimValue, Kernel, Literal, Operand, Result, Run, Scratch
 from .linear_amx import LEAST_TOKENS, block_columns, column_words, uses_tiles
 from .linear_block import block_panels, block_terms
-from .linear_dense import dense_panels
+from .linear_dense import BLOCK, DENSE_BLOCKS, dense_panels
 from .linear_job import JOB, PAIRS
 
 LINE = 64  # bytes that parts of scratch are aligned to
@@ -57,7 +57,8 @@ class Product:
         return self._fields(self.dtype, f"w{i}", epilogue | {"y": f"y{i}"})
 
     def _fields(self, dtype: DType, w: str, more: Mapping[str, str]) -> str:
-        terms = {"terms": f"terms_{dtype}", "term_row": _term_row(dtype)} if dtype.is_block else {}
+        terms = {"terms": f"terms_{dtype if dtype.is_block else 'dense'}"}
+        terms |= {"term_row": _term_row(dtype)} if dtype.is_block else {}
         fields = {"x": "x", "x_row": "x_row", **terms, "tokens": "tokens", "k": "k", "n": f"n{self.index}", "w": w,
                   "panel_bytes": _panel_bytes(dtype), "panels": f"{dtype}_panels", **more}  # fmt: skip
         return f"{{{fill(', '.join(f'.{k} = {v}' for k, v in fields.items()), 105, subsequent_indent='     ')}}}"
@@ -91,16 +92,16 @@ def _panels(dtypes: Iterable[DType], target: str) -> tuple[Kernel, ...]:
     return tuple(block_panels(FORMATS[d.name], target) if d.is_block else dense_panels(d.name, target) for d in unique)
 
 
-def _terms(dtypes: Iterable[DType], target: str, tiles: bool = True) -> tuple[str, tuple[Kernel, ...]]:
+def _terms(dtypes: Iterable[DType], target: str, one: bool = False) -> tuple[str, tuple[Kernel, ...]]:
     """C that computes each format's terms at the start of scratch and moves `scratch` past them; what it needs.
-    `tiles`: products of many tokens may be by tiles, where the target has them."""
+    `one`: every product will be of one token."""
     text, needs = "", list[Kernel]()
     for d in dict.fromkeys(dtypes):
         if not d.is_block:
             continue
         fmt, terms, words = FORMATS[d.name], f"{d}_terms", f"(size_t)tokens * (size_t)({_term_row(d)})"
         needs.append(block_terms(fmt))
-        if tiles and uses_tiles(fmt, target):
+        if not one and uses_tiles(fmt, target):
             many = f"tokens >= {LEAST_TOKENS}"
             columns = f"(size_t)linear_padded(tokens) / 16 * (size_t)(k / 32) * {column_words(fmt)}"
             terms, words = f"{many} ? {d}_columns : {terms}", f"({many} ? {columns} : {words})"
@@ -110,17 +111,27 @@ def _terms(dtypes: Iterable[DType], target: str, tiles: bool = True) -> tuple[st
   linear_prepare(r, {terms}, x, x_row, tokens, k, terms_{d});
   scratch += ({words} * 4 + {LINE - 1}) / {LINE} * {LINE};
 """
+    if one and not all(d.is_block for d in dtypes):
+        text += "  const int32_t *terms_dense = NULL; /* a token alone is read where it is */\n"
+    elif not all(d.is_block for d in dtypes):
+        needs.append(DENSE_BLOCKS)
+        text += f"""\
+  int32_t *terms_dense = (void *)scratch;
+  if (tokens > 1) linear_prepare(r, dense_blocks, x, x_row, tokens, k, terms_dense);
+  scratch += (size_t)tokens * ((x_row + {BLOCK - 1}) / {BLOCK} * {BLOCK});
+"""
     return text, tuple(needs)
 
 
-def _terms_bytes(dtypes: Iterable[DType], tokens: Dim, k: int, target: str) -> Dim:
+def _terms_bytes(dtypes: Iterable[DType], x: Type, k: int, target: str) -> Dim:
     blocks = [d for d in dict.fromkeys(dtypes) if d.is_block]
     words = 0
     for d in blocks:
         fmt = FORMATS[d.name]
         columns = k // 32 * column_words(fmt) // 16 if uses_tiles(fmt, target) else 0
         words += max(k // fmt.group, columns)
-    return (tokens + 15) * (words * 4) + LINE * len(blocks)
+    dense = -(-k * x.dtype.block_bytes // BLOCK) * BLOCK if len(blocks) < len(set(dtypes)) else 0
+    return (x.shape[0] + 15) * (words * 4 + dense) + LINE * len(blocks)
 
 
 GATES = {
@@ -196,7 +207,7 @@ def _call(op: str, node: Node, target: Target, products: Sequence[Product], oper
     dtypes = [d for p in products for d in p.dtypes]
     gated = any(p.up for p in products)
     sums = (x.shape[0] + 15) * (128 * PAIRS * (2 if gated else 1))
-    scratch = _terms_bytes(dtypes, x.shape[0], k, target.name) + THREADS * sums
+    scratch = _terms_bytes(dtypes, x, k, target.name) + THREADS * sums
     return Call(_kernel(op, x.dtype, products, target.name), (*args, Scratch()), scratch)
 
 
@@ -235,7 +246,7 @@ def gated_linear(node: Node, target: Target) -> Call:
 
 def _expert_kernel(x: DType, w: DType, target: str) -> Kernel:
     product = Product(w)
-    terms, needs = _terms([w], target, tiles=False)
+    terms, needs = _terms([w], target, one=True)
     offset = "\n    job.terms += (size_t)token * (size_t)job.term_row;" if needs else ""
     text = f"""\
 typedef struct {{
@@ -280,7 +291,7 @@ def expert_linear(node: Node, target: Target) -> Call:
     k = _inner(x)
     args = (Run(), DimValue(x.shape[0]), DimValue(k), Operand(0), DimValue(w.shape[1]), Operand(1),
             DimValue(ids.shape[1]), Operand(2), Result(), Scratch())  # fmt: skip
-    scratch = _terms_bytes([w.dtype], x.shape[0], k, target.name) + THREADS * (16 * 128)
+    scratch = _terms_bytes([w.dtype], x, k, target.name) + THREADS * (16 * 128)
     return Call(_expert_kernel(x.dtype, w.dtype, target.name), args, scratch)
 
 

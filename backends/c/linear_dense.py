@@ -8,6 +8,7 @@ from .kernels import Kernel
 from .linear_job import JOB, TILES, each, tiles
 
 LINES = 128  # lines of 16 rows unpacked at a time: 16 KB of two panels
+BLOCK = 4 * LINES  # bytes of a row of activations that meet them
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,23 @@ INLINE uint16_t u16_at(const uint8_t *p) { uint16_t x; memcpy(&x, p, sizeof x); 
 """)
 
 
+DENSE_BLOCKS = Kernel("dense_blocks", f"""\
+/* Rows of activations in blocks, [block][token][{BLOCK} bytes], the last filled up with zeros: rows that lie a power of
+ * two apart would share few lines of a cache. */
+static void dense_blocks(const linear_terms_args *a, int32_t begin, int32_t end) {{
+  for (int32_t t = begin; t < end; t++) {{
+    const uint8_t *x = a->x + (size_t)t * a->x_row;
+    uint8_t *out = (uint8_t *)(void *)a->out + (size_t)t * {BLOCK};
+    for (size_t at = 0; at < a->x_row; at += {BLOCK}, out += (size_t)a->tokens * {BLOCK}) {{
+      const size_t size = size_min(a->x_row - at, {BLOCK});
+      memcpy(out, x + at, size);
+      memset(out + size, 0, {BLOCK} - size);
+    }}
+  }}
+}}
+""", (JOB,))
+
+
 def dense_panels(dtype: str, target: str) -> Kernel:
     """`static void F_panels(job, pair, count, acc)`, a linear_panels."""
     d, tile = DENSE_FORMATS[dtype], TILES[target]["dense"]
@@ -54,41 +72,29 @@ def dense_panels(dtype: str, target: str) -> Kernel:
       y[p] = {d.fma.format(w=d.load, y='y[p]')};
     }}"""
     both = each(2, "p")
-    if d.step == 1:
-        lines, whole, full, odd, last = "job->k", "count", "job->k", "", ""
-    else:  # an odd k ends in a pair of which x has one
-        lines, whole, full = "(job->k + 1) / 2", "(left / 2 < count ? left / 2 : count)", "job->k / 2"
-        odd = f"""\
-  if (left < 2 * count)
-    {tokens} {{
-      const int32_t i = count - 1;
-      const vi32 x = i32_splat(u16_at(first + t * x_row + 4 * i));
-      {panels} {step}
-    }}
-"""
-        last = f"""\
+    lines, whole, last = "job->k", "job->k", ""
+    if d.step == 2:  # an odd k ends in a pair of which x has one
+        lines, whole, last = "(job->k + 1) / 2", "job->k / 2", f"""\
   if (job->k % 2) {{
     const vi32 x = i32_splat(u16_at(row + 4 * i));
     {both} {streamed}
   }}
 """
-    pointers = ["const uint8_t *row = job->x + (size_t)t * job->x_row + (size_t)l * 4;",
-                "float *to = sums + t * 32;"]  # fmt: skip
-    call = f"{dtype}_tile({{T}}, u, some, row, job->k - {f'{d.step} * ' if d.step > 1 else ''}l, job->x_row, to);"
+    pointers = [f"const uint8_t *row = block + (size_t)t * {BLOCK};", "float *to = sums + t * 32;"]
+    call = f"{dtype}_tile({{T}}, u, some, row, to);"
     return Kernel(f"{dtype}_panels", f"""\
-/* {dtype}: T tokens over `count` lines of {d.step} k, of which x has `left` from here. */
+/* {dtype}: T tokens over `count` lines of {d.step} k. */
 INLINE void {dtype}_tile(const int T, {d.lane} (*u)[{tile.panels}][16], int32_t count, const uint8_t *first,
-                         int32_t left, size_t x_row, float *acc) {{
+                         float *acc) {{
   vf32 y[{tile.panels}][{tile.tokens[-1]}];
-  (void)left;
   {panels} {tokens} y[p][t] = f32_load(acc + t * 32 + p * 16);
-  for (int32_t i = 0; i < {whole}; i++)
+  for (int32_t i = 0; i < count; i++)
     {tokens} {{
-      const uint8_t *row = first + t * x_row;
+      const uint8_t *row = first + t * {BLOCK};
       const v{word} x = {d.x};
       {panels} {step}
     }}
-{odd}  {panels} {tokens} f32_store(acc + t * 32 + p * 16, y[p][t]);
+  {panels} {tokens} f32_store(acc + t * 32 + p * 16, y[p][t]);
 }}
 
 /* One token, straight from the panels: the sum of {dtype}_tile. */
@@ -96,7 +102,7 @@ static void {dtype}_stream(const linear_job *job, const uint8_t *first, size_t p
   const uint8_t *row = job->x;
   vf32 y[2] = {{f32_zero(), f32_zero()}};
   int32_t i = 0;
-  for (; i < {full}; i++) {{
+  for (; i < {whole}; i++) {{
     const v{word} x = {d.x};
     {both} {streamed}
   }}
@@ -114,6 +120,8 @@ static void {dtype}_panels(const linear_job *job, int32_t pair, int32_t count, f
   }}
   memset(acc, 0, (size_t)count * floats * sizeof *acc);
   for (int32_t l = 0, some; l < lines; l += some) {{
+    const uint8_t *block = (const uint8_t *)(const void *)job->terms;
+    block += (size_t)(l / {LINES}) * (size_t)job->tokens * {BLOCK};
     some = int_min(lines - l, {LINES});
     for (int32_t i = pair; i < pair + count; i++)
       for (int p = 0; p < 2; p += {tile.panels}) {{
