@@ -97,13 +97,14 @@ def amx_recipe(fmt: Format) -> str:
       {each("UNIT_TOKENS", "i")} {more}""" if fmt.mins else ""
     unit_offset = "\n            next.offset = u.offset[g][p];" if fmt.mins else ""
     return f"""\
-/* The scaled sums of `groups` groups of unit `now`, while tiles sum the integers of as many of `next`; either may be
- * null. */
-INLINE void {dtype}_both(const int groups, amx_tiles *tiles, const amx_unit *now, amx_sums now_sums,
+/* The scaled sums of groups [from, from + count) of unit `now`, while tiles sum the integers of those of `next`; either
+ * may be null. */
+INLINE void {dtype}_both(const int count, int from, amx_tiles *tiles, const amx_unit *now, amx_sums now_sums,
                          const amx_unit *next, amx_sums next_sums, size_t x_row) {{
   vf32 y[UNIT_TOKENS];
   if (now) {each("UNIT_TOKENS", "i")} y[i] = f32_load(now->acc + i * 32);
-  {each("groups", "g")} {{
+  {each("count", "c")} {{
+    const int g = from + c;
     if (next) amx_sum(tiles, next, x_row, g, next_sums);
     if (now) {{
       const vf32 scale = f32_load(now->scale + g * 32);
@@ -117,17 +118,19 @@ INLINE void {dtype}_both(const int groups, amx_tiles *tiles, const amx_unit *now
   if (now) {each("UNIT_TOKENS", "i")} f32_store(now->acc + i * 32, y[i]);
 }}
 
+/* The same for all groups of both; tiles are drained where no full unit follows. */
 static void {dtype}_unit(amx_tiles *tiles, const amx_unit *now, amx_sums now_sums, const amx_unit *next,
                          amx_sums next_sums, size_t x_row) {{
   if (now && next && now->groups == UNIT_GROUPS && next->groups == UNIT_GROUPS) {{
-    {dtype}_both(UNIT_GROUPS, tiles, now, now_sums, next, next_sums, x_row);
+    {dtype}_both(UNIT_GROUPS, 0, tiles, now, now_sums, next, next_sums, x_row);
     return;
   }}
   if (next) {{
-    {dtype}_both(next->groups, tiles, NULL, NULL, next, next_sums, x_row);
+    for (int g = 0; g < next->groups; g++) amx_sum(tiles, next, x_row, g, next_sums);
     amx_drain(tiles);
   }}
-  if (now) {dtype}_both(now->groups, NULL, now, now_sums, NULL, NULL, 0);
+  if (now)
+    for (int g = 0; g < now->groups; g++) {dtype}_both(1, g, NULL, now, now_sums, NULL, NULL, 0);
 }}
 
 /* {dtype}_panels of many tokens. */
