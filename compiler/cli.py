@@ -111,6 +111,7 @@ def compile_command(
     target: Target = "native",
     context: Context = None,
     kv: KV = "f16",
+    tuning: Annotated[Path | None, typer.Option(help="Block sizes that `inferc tune` wrote.")] = None,
     dump_ir: Annotated[Path | None, typer.Option(help="A folder for the graph after every pass.")] = None,
 ) -> None:
     """Compile a model into an artifact: C sources, library, packed weights and tokenizer in one file."""
@@ -119,12 +120,27 @@ def compile_command(
 
     with progress_bars() as progress:
         report = compile_model(
-            str(hub.pull(name, progress)), output, target=target, context=context, kv=kv, dump_ir=dump_ir,
-            progress=progress,
+            str(hub.pull(name, progress)), output, target=target, context=context, kv=kv, tuning=tuning,
+            dump_ir=dump_ir, progress=progress,
         )
     for line in report.notes:
         note(line)
     note(f"{output}: {output.stat().st_size / 1e6:.1f} MB for {report.target}, in {report.seconds:.1f} s")
+
+
+@app.command()
+def tune(
+    name: ModelName,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The tuning to write (.json).")],
+    target: Annotated[str, typer.Option("--target", help="`native` or the name of one target.")] = "native",
+    threads: Threads = None,
+) -> None:
+    """Measure the block sizes of kernels on this machine with a model, for `compile --tuning`. They change no bit."""
+    from .tune import tune as measure
+
+    with progress_bars() as progress:
+        measure(name, output, target=target, threads=threads, say=note, progress=progress)
+    print(output)
 
 
 @app.command()

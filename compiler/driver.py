@@ -18,6 +18,7 @@ from .. import __version__
 from ..backends.c import program as c_program
 from ..backends.c import target as c_target
 from ..backends.c import toolchain
+from ..backends.c import tuning as c_tuning
 from ..errors import InfercError
 from ..ir.graph import IRError, Module
 from ..ir.interpret import prepare_weights
@@ -55,13 +56,13 @@ class Report:
 
 
 def plan_model(path: Path, *, target: str = "native", context: int | None = None, chunk: int = 512,
-               kv: str = "f16", dump_ir: Path | None = None) -> Plan:  # fmt: skip
+               kv: str = "f16", tuning: Path | None = None, dump_ir: Path | None = None) -> Plan:  # fmt: skip
     """Front end, tracing, passes and lowering of one GGUF file.
 
     `target` names CPUs as `c_target.choose` reads them. `context` is the most positions a session may hold, at most and
     by default the model's own; `chunk` the most tokens that one evaluation takes; `kv` the dtype of the cache, one of
-    `CACHES`. `dump_ir` is a folder for the graph after every pass.
-    Raises InfercError for a bad file, an unknown architecture, target, cache dtype or context.
+    `CACHES`. `tuning` is a file that `inferc tune` wrote, `dump_ir` a folder for the graph after every pass.
+    Raises InfercError for a bad file or tuning, an unknown architecture, target, cache dtype or context.
     """
     source = gguf.load(path)
     trained = source.config.context
@@ -71,7 +72,7 @@ def plan_model(path: Path, *, target: str = "native", context: int | None = None
     chunk = min(chunk, context)
     if kv not in CACHES:
         raise InfercError(f"a cache cannot be {kv!r}: choose one of {', '.join(CACHES)}")
-    targets = c_target.choose(target)
+    targets = c_target.choose(target, c_tuning.read(tuning) if tuning else None)
     try:
         passes_for = replace(targets[0].ir, cache=DTYPES[kv])
         module = run_passes(gguf.build_module(source, context, chunk), passes_for, dump_ir)
@@ -84,7 +85,7 @@ def plan_model(path: Path, *, target: str = "native", context: int | None = None
 
 
 def compile_model(source: str, output: Path, *, target: str = "native", context: int | None = None, chunk: int = 512,
-                  kv: str = "f16", dump_ir: Path | None = None,
+                  kv: str = "f16", tuning: Path | None = None, dump_ir: Path | None = None,
                   progress: hub.Progress | None = None) -> Report:  # fmt: skip
     """Compiles the GGUF file that `source` names (as `hub.pull` understands it) into the artifact `output`.
 
@@ -95,7 +96,7 @@ def compile_model(source: str, output: Path, *, target: str = "native", context:
     report = progress or (lambda what, done, total: None)
     path = hub.pull(source, report)
     toolchain.find_compiler(c_target.choose(target)[0])  # so that a missing one is said before any work
-    plan = plan_model(path, target=target, context=context, chunk=chunk, kv=kv, dump_ir=dump_ir)
+    plan = plan_model(path, target=target, context=context, chunk=chunk, kv=kv, tuning=tuning, dump_ir=dump_ir)
     program = plan.program
     with (
         tempfile.TemporaryDirectory(prefix="inferc-") as scratch,
@@ -147,6 +148,7 @@ def _sha256(path: Path) -> str:
 def describe(plan: Plan) -> dict[str, Any]:
     """The part of an artifact's manifest that is known before the C compiler runs and the weights are packed."""
     source, program = plan.source, plan.program
+    tunings = {t.name: c_tuning.tuning_of(t.ir) for t in program.targets}
     tensors, by_type = [], Counter[str]()
     for weight in source.weights.values():
         dtype = str(weight.type.dtype)
@@ -159,6 +161,11 @@ def describe(plan: Plan) -> dict[str, Any]:
         "backend": "c",
         "target": " ".join(t.name for t in program.targets),
         "variants": [{"target": t.name, "cpu_features": list(t.cpu_features)} for t in program.targets],
+        "tuning": {
+            "sha256": c_tuning.digest(tunings),
+            "targets": {name: c_tuning.as_data(t) for name, t in tunings.items()},
+        },
+        "regions": dict(program.regions),
         "machine": program.targets[0].machine or machine(),
         "prefix": program.prefix,
         "context": plan.context,

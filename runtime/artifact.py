@@ -277,7 +277,7 @@ class Artifact:
 
     def _needs(self, manifest: dict[str, Any]) -> list[list[str]]:
         """The CPU features that each variant of the library needs, the least variant last."""
-        lists = [v.get("cpu_features") if isinstance(v, dict) else None for v in manifest["variants"]]
-        if lists and all(isinstance(needed, list) for needed in lists):
-            return [[str(f) for f in needed] for needed in lists]
+        variants = [v for v in manifest["variants"] if isinstance(v, dict) and isinstance(v.get("cpu_features"), list)]
+        if variants and len(variants) == len(manifest["variants"]):
+            return [[str(feature) for feature in v["cpu_features"]] for v in variants]
         raise self._unusable("has no usable 'variants' in its manifest", "compile the model again")

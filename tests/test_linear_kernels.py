@@ -11,12 +11,12 @@ import pytest
 
 from inferc.backends.c import embedding, linear
 from inferc.backends.c.kernels import Call
+from inferc.backends.c.target import get
 from inferc.ir import quant
 from inferc.ir.graph import IRError, Node, make, make_input
 from inferc.ir.numerics import elementary
 from inferc.ir.numerics import linear as numerics
 from inferc.ir.ops import OPS
-from inferc.ir.target import Target
 from inferc.ir.types import DTYPES, DType, Type, a8g32, bf16, f32, i32, symbol
 
 from .c_harness import Calls, build, every_product_target, same_bits
@@ -107,7 +107,7 @@ CASES = [
 
 
 def lower(node: Node, target: str) -> Call:
-    return LOWERINGS[node.op.name](node, Target(target, "c"))
+    return LOWERINGS[node.op.name](node, get(target).ir)
 
 
 @cache

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from ctypes import CFUNCTYPE, POINTER, Structure, addressof, c_char_p, c_int32, c_size_t, c_void_p, cast
+from ctypes import CFUNCTYPE, POINTER, Structure, addressof, byref, c_char_p, c_int32, c_size_t, c_void_p, cast, sizeof
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from inferc.compiler.driver import compile_model
 from inferc.errors import InfercError
 from inferc.ir.graph import IRError
 from inferc.runtime.model import load
+from inferc.runtime.session import _OpenOptions
 
 from .c_programs import (
     CPU,
@@ -203,3 +204,28 @@ def test_a_portable_artifact(tmp_path: Path) -> None:
     assert len(logits) == 1
     with pytest.raises(InfercError, match="has no variant 'mmx': choose one of"):
         load(output, target="mmx")
+
+
+@pytest.mark.parametrize("architecture", ["llama3", "gemma3"])
+def test_regions_of_one_token_are_as_the_manifest_says(architecture: str, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "tiny.gguf", architecture, "q4_0", tokenizer="bpe", metadata={"context_length": 128})
+    compile_model(str(model), tmp_path / "tiny.inferc")
+    count = 0
+
+    @ParallelFor
+    def parallel_for(pool: int | None, tasks: int, task: Task, argument: int) -> None:
+        nonlocal count
+        count += 1
+        for i in range(tasks):
+            task(argument, i)
+
+    with load(tmp_path / "tiny.inferc", threads=4) as opened_model:
+        engine = opened_model._engine
+        weights, host = engine._weights, cast(parallel_for, c_void_p)
+        options = _OpenOptions(sizeof(_OpenOptions), weights.ctypes.data, weights.nbytes, 4, parallel_for=host)
+        own, engine.handle = engine.handle, c_void_p()
+        engine.check(engine.c.open(byref(options), byref(engine.handle)))
+        opened_model.logits([1])
+        regions = opened_model.artifact.manifest["regions"]
+        engine.c.close(own)
+    assert count == regions["step"] > regions["layer"] > 3

@@ -276,7 +276,7 @@ def cached_attention(node: Node, target: Target) -> Call:
         Literal(literal(node.attr("scale"), f32)), Literal(literal(node.attr("softcap"), f32)),
         *map(Operand, range(5)), Result(), Scratch(),
     )  # fmt: skip
-    return Call(_attention(group, d, dv, node.inputs[1].dtype), args, scratch)
+    return Call(_attention(group, d, dv, node.inputs[1].dtype), args, scratch, regions=int(kv_heads > 1))
 
 
 LOWERINGS = {"cached_attention": cached_attention}

@@ -70,6 +70,8 @@ Arg = Operand | Result | DimValue | Literal | Scratch | Run
 class Call:
     """One line of the step function. `scratch` is in bytes, over the graph's symbols and `THREADS`.
 
+    `regions` is the number of parallel regions that it opens for one token, at a position within the first page.
+
     `in_place` lists (result, operand) pairs that may be given the same pointer: the kernel then reads every element of
     the operand before it, and only it, writes the element in the same place.
     """
@@ -78,3 +80,4 @@ class Call:
     args: tuple[Arg, ...]
     scratch: Dim = 0
     in_place: tuple[tuple[int, int], ...] = ()
+    regions: int = 0

@@ -21,6 +21,7 @@ from .linear_amx import LEAST_TOKENS, block_columns, column_words, uses_tiles
 from .linear_block import block_panels, block_terms
 from .linear_dense import BLOCK, DENSE_BLOCKS, dense_panels
 from .linear_job import JOB, PAIRS
+from .tuning import tuning_of
 
 LINE = 64  # bytes that parts of scratch are aligned to
 
@@ -86,13 +87,13 @@ def _x_row(x: DType) -> str:
     return f"(size_t)(k / {x.block}) * {x.block_bytes}" if x.is_block else f"(size_t)k * {x.block_bytes}"
 
 
-def _panels(dtypes: Iterable[DType], target: str) -> tuple[Kernel, ...]:
+def _panels(dtypes: Iterable[DType], target: Target) -> tuple[Kernel, ...]:
     """The kernels that multiply panels of each dtype."""
     unique = dict.fromkeys(dtypes)
     return tuple(block_panels(FORMATS[d.name], target) if d.is_block else dense_panels(d.name, target) for d in unique)
 
 
-def _terms(dtypes: Iterable[DType], target: str, one: bool = False) -> tuple[str, tuple[Kernel, ...]]:
+def _terms(dtypes: Iterable[DType], target: Target, one: bool = False) -> tuple[str, tuple[Kernel, ...]]:
     """C that computes each format's terms at the start of scratch and moves `scratch` past them; what it needs.
     `one`: every product will be of one token."""
     text, needs = "", list[Kernel]()
@@ -101,7 +102,7 @@ def _terms(dtypes: Iterable[DType], target: str, one: bool = False) -> tuple[str
             continue
         fmt, terms, words = FORMATS[d.name], f"{d}_terms", f"(size_t)tokens * (size_t)({_term_row(d)})"
         needs.append(block_terms(fmt))
-        if not one and uses_tiles(fmt, target):
+        if not one and uses_tiles(fmt, target.name):
             many = f"tokens >= {LEAST_TOKENS}"
             columns = f"(size_t)linear_padded(tokens) / 16 * (size_t)(k / 32) * {column_words(fmt)}"
             terms, words = f"{many} ? {d}_columns : {terms}", f"({many} ? {columns} : {words})"
@@ -123,12 +124,12 @@ def _terms(dtypes: Iterable[DType], target: str, one: bool = False) -> tuple[str
     return text, tuple(needs)
 
 
-def _terms_bytes(dtypes: Iterable[DType], x: Type, k: int, target: str) -> Dim:
+def _terms_bytes(dtypes: Iterable[DType], x: Type, k: int, target: Target) -> Dim:
     blocks = [d for d in dict.fromkeys(dtypes) if d.is_block]
     words = 0
     for d in blocks:
         fmt = FORMATS[d.name]
-        columns = k // 32 * column_words(fmt) // 16 if uses_tiles(fmt, target) else 0
+        columns = k // 32 * column_words(fmt) // 16 if uses_tiles(fmt, target.name) else 0
         words += max(k // fmt.group, columns)
     dense = -(-k * x.dtype.block_bytes // BLOCK) * BLOCK if len(blocks) < len(set(dtypes)) else 0
     return (x.shape[0] + 15) * (words * 4 + dense) + LINE * len(blocks)
@@ -156,7 +157,7 @@ def _symbol(op: str, products: Sequence[Product]) -> str:
     return "_".join(parts)
 
 
-def _kernel(op: str, x: DType, products: Sequence[Product], target: str) -> Kernel:
+def _kernel(op: str, x: DType, products: Sequence[Product], target: Target) -> Kernel:
     symbol, dtypes = _symbol(op, products), [d for p in products for d in p.dtypes]
     terms, needs = _terms(dtypes, target)
     gates = tuple(GATES[p.activation] for p in products if p.activation)
@@ -171,7 +172,8 @@ static void {symbol}(const run *r, int32_t tokens, int32_t k, const void *x,
 {terms}  const linear_job jobs[{len(products)}] = {{
 {jobs},
   }};
-  linear_run(r, jobs, {len(products)}, scratch, linear_worker_bytes(tokens, {int(bool(gates))}));
+  const size_t worker_bytes = linear_worker_bytes(tokens, {int(bool(gates))});
+  linear_run(r, jobs, {len(products)}, {tuning_of(target).chunk}, scratch, worker_bytes);
 }}
 """
     return Kernel(symbol, text, (JOB, *needs, *_panels(dtypes, target), *gates))
@@ -207,8 +209,8 @@ def _call(op: str, node: Node, target: Target, products: Sequence[Product], oper
     dtypes = [d for p in products for d in p.dtypes]
     gated = any(p.up for p in products)
     sums = (x.shape[0] + 15) * (128 * PAIRS * (2 if gated else 1))
-    scratch = _terms_bytes(dtypes, x, k, target.name) + THREADS * sums
-    return Call(_kernel(op, x.dtype, products, target.name), (*args, Scratch()), scratch)
+    scratch = _terms_bytes(dtypes, x, k, target) + THREADS * sums
+    return Call(_kernel(op, x.dtype, products, target), (*args, Scratch()), scratch, regions=1)
 
 
 def linear(node: Node, target: Target) -> Call:
@@ -244,7 +246,7 @@ def gated_linear(node: Node, target: Target) -> Call:
     return _call("gated_linear", node, target, [product], [(1, 2)])
 
 
-def _expert_kernel(x: DType, w: DType, target: str) -> Kernel:
+def _expert_kernel(x: DType, w: DType, target: Target) -> Kernel:
     product = Product(w)
     terms, needs = _terms([w], target, one=True)
     offset = "\n    job.terms += (size_t)token * (size_t)job.term_row;" if needs else ""
@@ -291,8 +293,8 @@ def expert_linear(node: Node, target: Target) -> Call:
     k = _inner(x)
     args = (Run(), DimValue(x.shape[0]), DimValue(k), Operand(0), DimValue(w.shape[1]), Operand(1),
             DimValue(ids.shape[1]), Operand(2), Result(), Scratch())  # fmt: skip
-    scratch = _terms_bytes([w.dtype], x, k, target.name) + THREADS * (16 * 128)
-    return Call(_expert_kernel(x.dtype, w.dtype, target.name), args, scratch)
+    scratch = _terms_bytes([w.dtype], x, k, target) + THREADS * (16 * 128)
+    return Call(_expert_kernel(x.dtype, w.dtype, target), args, scratch, regions=1)
 
 
 def _quantize_kernel(dtype: DType) -> Kernel:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from ...ir.quant import Format
 from .kernels import Kernel
-from .linear_job import AMX, JOB, KBLOCK, each
+from .linear_job import AMX, JOB, each
 
 LEAST_TOKENS = 32  # fewer are multiplied by F_tile
 
@@ -80,13 +80,14 @@ static void {dtype}_columns(const linear_terms_args *a, int32_t begin, int32_t e
 """, (JOB,))  # fmt: skip
 
 
-def amx_recipe(fmt: Format) -> str:
-    """C of F_unit and F_tiles, a linear_panels for `LEAST_TOKENS` or more. They need F_planes and F_unpack."""
-    dtype, size, blocks = fmt.dtype, 16 * fmt.dtype.block_bytes, KBLOCK // fmt.block
+def amx_recipe(fmt: Format, kblock: int) -> str:
+    """C of F_unit and F_tiles, a linear_panels for `LEAST_TOKENS` or more. They need F_planes, of two panels, and
+    F_unpack."""
+    dtype, size, blocks = fmt.dtype, 16 * fmt.dtype.block_bytes, kblock // fmt.block
     groups, words = f"count * {fmt.groups}" if fmt.groups > 1 else "count", column_words(fmt)
     signed = "s8_weights(q)" if fmt.signed else f"u8_sub_splat(q, {fmt.zero})"
     sign = f"""
-      for (int j = 0; j < {KBLOCK // 4}; j++)
+      for (int j = 0; j < {kblock // 4}; j++)
         for (int p = 0; p < 2; p++) {{
           const vu8 q = u8_load(u.quad[j][p]);
           u8_store(u.quad[j][p], {signed});

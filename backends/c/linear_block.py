@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...ir.quant import Format, planes_of
+from ...ir.target import Target
 from .kernels import Kernel
 from .linear_amx import LEAST_TOKENS, UNIT, amx_recipe, uses_tiles
 from .linear_i8mm import I8MM, pair_stores, pair_tile
-from .linear_job import JOB, KBLOCK, TILES, Tile, each, tiles
+from .linear_job import JOB, each, tiles
+from .tuning import Tile, Tuning, tuning_of
 
 FIELD = Kernel("u8_field", """\
 /* `bits` bits of each byte from `shift` moved to `position`. */
@@ -45,14 +47,15 @@ INLINE vf32 ue4m3_value(vi32 s) {
 """)
 
 
-def block_panels(fmt: Format, target: str) -> Kernel:
+def block_panels(fmt: Format, target: Target) -> Kernel:
     """`static void F_panels(job, pair, count, acc)`, a linear_panels."""
-    tile = TILES[target]["block"]
-    store, micro = (pair_stores, pair_tile) if target in I8MM else (_stores, _tile)
-    parts = [_packed(fmt), _planes(fmt, tile.panels), _unpack(fmt, tile.panels, store), micro(fmt, tile), _stream(fmt)]
-    tiled = uses_tiles(fmt, target)
-    parts += [amx_recipe(fmt)] if tiled else []
-    text = "\n".join([*parts, _panels(fmt, tile, tiled)])
+    tuning = tuning_of(target)
+    tile, tiled = tuning.block, uses_tiles(fmt, target.name)
+    store, micro = (pair_stores, pair_tile) if target.name in I8MM else (_stores, _tile)
+    parts = [_packed(fmt), _planes(fmt, tuning), _unpack(fmt, tuning, store), micro(fmt, tile)]
+    parts += [_stream(fmt, tuning.ahead)]
+    parts += [amx_recipe(fmt, tuning.kblock)] if tiled else []
+    text = "\n".join([*parts, _panels(fmt, tuning, tiled)])
     return Kernel(f"{fmt.dtype}_panels", text, (JOB, FIELD, UNIT) if tiled else (JOB, FIELD))
 
 
@@ -181,11 +184,12 @@ def _either(word: str, fields: list[str]) -> str:
     return fields[0] if len(fields) == 1 else f"{word}_or({fields[0]},\n               {fields[1]})"
 
 
-def _planes(fmt: Format, panels: int) -> str:
-    lines = ["typedef struct {", f"  uint8_t quad[{KBLOCK // 4}][{panels}][64];"]
-    lines.append(f"  float scale[{KBLOCK // fmt.group}][{panels}][16];")
+def _planes(fmt: Format, tuning: Tuning) -> str:
+    panels, kblock = tuning.block.panels, tuning.kblock
+    lines = ["typedef struct {", f"  uint8_t quad[{kblock // 4}][{panels}][64];"]
+    lines.append(f"  float scale[{kblock // fmt.group}][{panels}][16];")
     if fmt.mins:
-        lines.append(f"  float offset[{KBLOCK // fmt.group}][{panels}][16];")
+        lines.append(f"  float offset[{kblock // fmt.group}][{panels}][16];")
     return "\n".join([*lines, f"}} {fmt.dtype}_planes;", ""])
 
 
@@ -194,8 +198,9 @@ def _stores(fmt: Format, at: str) -> str:
     return f"{each(8, 'j')} u8_store(u->quad[{at} + j][p], {fmt.dtype}_quad(line, j));"
 
 
-def _unpack(fmt: Format, panels: int, store: Callable[[Format, str], str]) -> str:
+def _unpack(fmt: Format, tuning: Tuning, store: Callable[[Format, str], str]) -> str:
     """F_unpack: `blocks` blocks of `panels` panels to planes."""
+    panels, kblock = tuning.block.panels, tuning.kblock
     dtype, size, groups = fmt.dtype, 16 * fmt.dtype.block_bytes, fmt.groups
     at_g = f"{_times('b', groups)} + g" if groups > 1 else "b"
     lines = [f"f32_store(u->scale[{at_g}][p], {dtype}_scale(w, g));"]
@@ -214,7 +219,7 @@ static void {dtype}_unpack(const uint8_t *first, size_t panel_bytes, int32_t blo
       }}
       for (int h = 0; h < {per}; h++) {{
         const uint8_t *line = w + {_lines(fmt)} + h * {fmt.bits * 64};
-        prefetch(w + {KBLOCK // fmt.block * size} + h * {part}, {part});
+        prefetch(w + {kblock // fmt.block * size} + h * {part}, {part});
         {store(fmt, f"8 * ({at})")}
       }}
     }}
@@ -277,7 +282,7 @@ def _chain(fmt: Format) -> str:
     return f"enum {{ CHAIN = {quads} < {most} ? {quads} : {most} }}; /* quads that a vdot sums */"
 
 
-def _stream(fmt: Format) -> str:
+def _stream(fmt: Format, ahead: int) -> str:
     dtype, size, quads = fmt.dtype, 16 * fmt.dtype.block_bytes, fmt.group // 4
     per, split = fmt.block // 32, 32 // fmt.group
     start = "i32_zero()" if fmt.mins else "i32_splat(terms[g])"
@@ -297,7 +302,7 @@ static void {dtype}_stream(const linear_job *job, const uint8_t *w, float *acc) 
   for (int32_t b = 0; b < job->k / {fmt.block}; b++, w += {size}, terms += {fmt.groups}) {{
     {each(per, "h")} {{ /* 32 values */
       const uint8_t *line = w + {_lines(fmt)} + h * {fmt.bits * 64};
-      prefetch(w + STREAM_AHEAD + h * {size // per}, {size // per});
+      prefetch(w + {ahead} + h * {size // per}, {size // per});
       {each(split, "s")} {{
         const int g = {f"{split} * h + s" if split > 1 else "h"};
         vi32 sum = {start};
@@ -324,8 +329,8 @@ def _times(name: str, factor: int) -> str:
     return f"{name} * {factor}" if factor > 1 else name
 
 
-def _panels(fmt: Format, tile: Tile, tiled: bool) -> str:
-    dtype, blocks = fmt.dtype, KBLOCK // fmt.block
+def _panels(fmt: Format, tuning: Tuning, tiled: bool) -> str:
+    dtype, tile, blocks = fmt.dtype, tuning.block, tuning.kblock // fmt.block
     pointers = [
         "const uint8_t *row = job->x + (size_t)t * job->x_row;",
         f"const float *scale = (const float *)(const void *)(row + job->k) + {_times('b', fmt.block // 32)};",

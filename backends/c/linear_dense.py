@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...ir.target import Target
 from .kernels import Kernel
-from .linear_job import JOB, TILES, each, tiles
+from .linear_job import JOB, each, tiles
+from .tuning import tuning_of
 
 LINES = 128  # lines of 16 rows unpacked at a time: 16 KB of two panels
 BLOCK = 4 * LINES  # bytes of a row of activations that meet them
@@ -61,14 +63,15 @@ static void dense_blocks(const linear_terms_args *a, int32_t begin, int32_t end)
 """, (JOB,))
 
 
-def dense_panels(dtype: str, target: str) -> Kernel:
+def dense_panels(dtype: str, target: Target) -> Kernel:
     """`static void F_panels(job, pair, count, acc)`, a linear_panels."""
-    d, tile = DENSE_FORMATS[dtype], TILES[target]["dense"]
+    d, tuning = DENSE_FORMATS[dtype], tuning_of(target)
+    tile = tuning.dense
     panels, tokens, word = each(tile.panels, "p"), each("T", "t"), "f32" if d.lane == "float" else "i32"
     step = f"y[p][t] = {d.fma.format(w=f'{word}_load(u[i][p])', y='y[p][t]')};"
     streamed = f"""{{
       const uint8_t *w = first + (size_t)p * panel_bytes + (size_t)i * {d.bytes};
-      prefetch(w + STREAM_AHEAD, {d.bytes});
+      prefetch(w + {tuning.ahead}, {d.bytes});
       y[p] = {d.fma.format(w=d.load, y='y[p]')};
     }}"""
     both = each(2, "p")

@@ -7,7 +7,8 @@ tile's tokens are summed in pairs. Integer sums are exact, so the bits are those
 from __future__ import annotations
 
 from ...ir.quant import Format
-from .linear_job import Tile, each
+from .linear_job import each
+from .tuning import Tile
 
 I8MM = frozenset({"neon_i8mm"})  # targets with such products
 

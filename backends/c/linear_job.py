@@ -1,6 +1,6 @@
-"""What all linear products share: tile shapes, and the C that hands panels to workers and finishes their results.
+"""What all linear products share: the C that hands panels to workers and finishes their results.
 
-A worker takes panels of 16 rows in pairs, `PAIRS` at a time. It walks k in blocks of at most `KBLOCK`, whose
+A worker takes panels of 16 rows in pairs, `PAIRS` at a time. It walks k in blocks of at most `Tuning.kblock`, whose
 activations stay in the second-level cache: for each pair it unpacks the block into the first-level cache once, then
 runs tiles of panels x tokens over it, their accumulators going through scratch from one block to the next, in the fixed
 order of `ir.numerics.linear`. One token alone meets the packed bytes as they come from memory, in the same order. Then
@@ -11,46 +11,11 @@ computes a row never changes its bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from .kernels import Kernel
+from .tuning import Tile
 
-KBLOCK = 256  # values of k unpacked at a time
 PAIRS = 4  # pairs of panels that meet a block of activations before the next block
-
-
-@dataclass(frozen=True)
-class Tile:
-    """The micro-kernel's shape: `panels` (1 or 2) by each of `tokens`, ascending from 1."""
-
-    panels: int
-    tokens: tuple[int, ...]  # one number: any number up to it, as a variable
-
-    def plan(self) -> list[int]:
-        """The next tile for each number of tokens left below twice the largest. A tile of t tokens costs about
-        t + 4 / t: a thin one waits on latency and loads as many weights as a full one."""
-        best, first = [0.0], [0]
-        for left in range(1, 2 * self.tokens[-1]):
-            cost, tile = min((best[left - t] + t + 4 / t, -t) for t in self.tokens if t <= left)
-            best.append(cost)
-            first.append(-tile)
-        return first
-
-
-# By target: what fits the registers, for block formats and for dense ones.
-TILES = {
-    "generic": {"block": Tile(1, (4,)), "dense": Tile(1, (4,))},
-    "avx2": {"block": Tile(1, (1, 2, 4)), "dense": Tile(2, (1, 2, 3))},
-    "avxvnni": {"block": Tile(1, (1, 2, 4)), "dense": Tile(2, (1, 2, 3))},
-    "avx512vnni": {"block": Tile(2, (1, 2, 3, 4, 6)), "dense": Tile(2, (1, 2, 3, 4, 6))},
-    "avx512bf16": {"block": Tile(2, (1, 2, 3, 4, 6)), "dense": Tile(2, (1, 2, 3, 4, 6))},
-    "amx": {"block": Tile(2, (1, 2, 3, 4, 6)), "dense": Tile(2, (1, 2, 3, 4, 6))},
-    "neon": {"block": Tile(1, (1, 2, 3)), "dense": Tile(1, (1, 2, 4, 6))},
-    "neon_i8mm": {"block": Tile(1, (1, 2, 4)), "dense": Tile(1, (1, 2, 4, 6))},
-    "wasm128": {"block": Tile(1, (1, 2, 4)), "dense": Tile(1, (1, 2))},
-    "wasm128relaxed": {"block": Tile(1, (1, 2, 4)), "dense": Tile(1, (1, 2))},
-}
-
 AMX = frozenset({"amx"})  # targets with tile products of int8
 
 JOB = Kernel("linear_job", f"enum {{ PAIRS = {PAIRS} }}; /* of panels, computed together */" + """
@@ -169,8 +134,9 @@ static inline void linear_prepare(const run *r, linear_terms *terms, const uint8
   parallel(r, tokens, 64, linear_terms_body, &args);
 }
 
-/* All jobs in one region. A chunk streams at least 256 KB, unless the workers would not all have one. */
-static inline void linear_run(const run *r, const linear_job *jobs, int32_t count, char *scratch, size_t worker_bytes) {
+/* All jobs in one region, in pieces of about `chunk` bytes of weights, unless the workers would not all have one. */
+static inline void linear_run(const run *r, const linear_job *jobs, int32_t count, size_t chunk, char *scratch,
+                              size_t worker_bytes) {
   const linear_region region = {jobs, count, scratch, worker_bytes};
   int32_t pairs = 0;
   size_t bytes = 1;
@@ -179,14 +145,13 @@ static inline void linear_run(const run *r, const linear_job *jobs, int32_t coun
     pairs += more;
     bytes += (size_t)more * 2 * (jobs[j].panel_bytes + (jobs[j].up ? jobs[j].up->panel_bytes : 0));
   }
-  const int32_t stream = (int32_t)(((size_t)1 << 18) * (size_t)pairs / bytes) + 1;
+  const int32_t stream = (int32_t)(chunk * (size_t)pairs / bytes) + 1;
   const int32_t share = (pairs + r->threads - 1) / r->threads;
   parallel(r, pairs, stream < share ? stream : share, linear_body, &region);
 }
 
 /* Fetches bytes that are wanted in a while: the next k-block, since unpacking reads in bursts that the hardware does
- * not foresee, or for one token what lies STREAM_AHEAD bytes on. */
-enum { STREAM_AHEAD = 2048 };
+ * not foresee, or for one token what lies `Tuning.ahead` bytes on. */
 INLINE void prefetch(const uint8_t *p, int bytes) {
   for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
 }

@@ -263,7 +263,8 @@ def call(node: Node, emitted: Emitted) -> Call:
     args += [Operand(node.inputs.index(v)) for v in emitted.operands]
     args += [Result(n) for n in range(len(node.types))]
     scratch = named_kernels.SCRATCH.get(node.op.name)
-    return Call(emitted.kernel, (*args, Scratch()) if scratch else tuple(args), scratch(node) if scratch else 0)
+    given = (*args, Scratch()) if scratch else tuple(args)
+    return Call(emitted.kernel, given, scratch(node) if scratch else 0, regions=emitted.regions)
 
 
 def operand_names(node: Node, operands: tuple[Value, ...]) -> list[str]:

@@ -17,12 +17,16 @@ GRAIN = 1 << 14  # evaluations of a body that are worth handing to a worker
 
 @dataclass(frozen=True)
 class Emitted:
-    """A kernel and what its C function takes, in order: the run if it is parallel, dimensions, operands, the result."""
+    """A kernel and what its C function takes, in order: the run if it is parallel, dimensions, operands, the result.
+
+    `regions` is 1 if it is split among workers even where all symbols are least.
+    """
 
     kernel: Kernel
     parallel: bool
     dims: tuple[Sym, ...]
     operands: tuple[Value, ...]
+    regions: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,9 @@ def finish(lines: Sequence[str], given: Parameters, name: str) -> Emitted:
     text = f"/* {given.comment} */\n{text}\n" if given.comment else text + "\n"
     symbol = f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
     source = "\n".join(wrapped(line) for line in text.replace("@", symbol).splitlines()) + "\n"
-    return Emitted(Kernel(symbol, source), split, given.dims, tuple(v for _, v in given.operands))
+    least, work = bounds(given.count)[0], bounds(given.work)[0]
+    regions = int(split and least > max(1, GRAIN // max(1, work)))
+    return Emitted(Kernel(symbol, source), split, given.dims, tuple(v for _, v in given.operands), regions)
 
 
 def _split_function(lines: Sequence[str], given: Parameters, pointers: list[tuple[str, str]]) -> str:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...ir.graph import IRError, Module
+from ...ir.graph import Graph, IRError, Module
 from ...ir.types import bounds, evaluate, symbol
 from . import interface
 from .emit import Emitter
@@ -41,7 +41,8 @@ class Program:
     `units` are the sources that are compiled, each with its flags for the CPU; all others are included. `targets` has
     one target for each variant, the best first. `weight_order` lists (name, offset, bytes) of each weight in the
     weights file of `weight_bytes` bytes. `memory` has the exact formulas, over T tokens, R wanted rows and the number
-    of threads, and their values at full size.
+    of threads, and their values at full size. `regions` counts the parallel regions of one token, by function, those
+    of the functions that it calls included.
     """
 
     prefix: str
@@ -52,6 +53,7 @@ class Program:
     weight_bytes: int
     kernels: tuple[str, ...]
     memory: Mapping[str, Any]
+    regions: Mapping[str, int]
     session: SessionLayout
 
     def write(self, folder: Path) -> None:
@@ -73,7 +75,7 @@ def build(module: Module, targets: Sequence[CTarget], *, prefix: str = "model", 
         raise IRError(f"the prefix {prefix!r} is no C identifier")
     first, *others = targets
     for target in others:
-        if replace(target.ir, name=first.name) != first.ir:
+        if replace(target.ir, name=first.name, tuning=first.ir.tuning) != first.ir:
             raise IRError(f"no library can hold both {first.name} and {target.name}: their passes differ")
     layout = session_layout(module.entries, context, chunk)
     order, weight_bytes = _weight_order(module)
@@ -97,7 +99,8 @@ def build(module: Module, targets: Sequence[CTarget], *, prefix: str = "model", 
     }
     units = {f"{prefix}_{v.name}.c": v.target.cflags for v in variants} | {f"{prefix}_abi.c": first.baseline}
     kernels = dict.fromkeys(symbol for v in variants for symbol in v.kernels)
-    return Program(prefix, sources, units, tuple(targets), order, weight_bytes, tuple(kernels), memory, layout)
+    regions = _regions(variants[0])
+    return Program(prefix, sources, units, tuple(targets), order, weight_bytes, tuple(kernels), memory, regions, layout)
 
 
 def _weight_order(module: Module) -> tuple[tuple[tuple[str, int, int], ...], int]:
@@ -153,6 +156,17 @@ def _merged(memories: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         else:
             merged |= {f"{key} for {name}": value for name, value in values.items()}
     return merged
+
+
+def _regions(variant: interface.Variant) -> dict[str, int]:
+    """Of a loop, one turn is counted, and of a branch the one with the most."""
+    emitter, found = variant.emitter, dict[Graph, int]()
+    for graph, function in emitter.functions.items():
+        found[graph] = 0
+        for line in function.lines:
+            called = [found[use.graph] for use in line.uses]
+            found[graph] += line.call.regions if line.call else max(called, default=0)
+    return {emitter.function_names[graph]: count for graph, count in reversed(found.items()) if count}
 
 
 def _kernels(variant: interface.Variant) -> str:

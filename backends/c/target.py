@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...errors import InfercError
 from ...ir.target import ACTIVATIONS, Target
 from ...ir.types import f16
 from .lower import LOWERINGS
+from .tuning import DEFAULTS, Tuning
 
 # What `zig cc -target` builds for, by machine.
 TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "wasm32": "wasm32-wasi"}
@@ -55,7 +57,7 @@ def _target(name: str, flags: str = "", features: str = "", header: str = "", ma
     flags it is one for every machine."""
     ir = Target(
         name=name, backend="c", activations=ACTIVATIONS, ops=frozenset(LOWERINGS), weight_layout="panel16",
-        fusions=FUSIONS, cache=f16, page=256,
+        fusions=FUSIONS, cache=f16, page=256, tuning=DEFAULTS[name],
     )  # fmt: skip
     baseline = BASELINE.get(machine if flags else HOST, ())
     return CTarget(ir, f"{header or name}.h", (*baseline, *flags.split()), tuple(features.split()), baseline,
@@ -119,13 +121,15 @@ def get(name: str) -> CTarget:
     return TARGETS[name]
 
 
-def choose(names: str) -> tuple[CTarget, ...]:
+def choose(names: str, tunings: Mapping[str, Tuning] | None = None) -> tuple[CTarget, ...]:
     """The targets of one library, the best first: "portable" (all of this machine), or names separated by commas.
 
-    Raises InfercError for a name that is unknown, and for targets of different machines.
+    Those that `tunings` names have its block sizes instead of their defaults. Raises InfercError for a name that is
+    unknown, and for targets of different machines.
     """
     of_host = {t for t in TARGETS.values() if not t.foreign}
     wanted = of_host if names == "portable" else {get(name.strip()) for name in names.split(",")}
     if len(machines := sorted({t.machine or HOST for t in wanted})) > 1:
         raise InfercError(f"targets of {' and '.join(machines)} cannot be in one library: compile it for each")
-    return tuple(t for t in reversed(TARGETS.values()) if t in wanted)
+    tuned = {name: replace(TARGETS[name].ir, tuning=sizes) for name, sizes in (tunings or {}).items()}
+    return tuple(replace(t, ir=tuned.get(t.name, t.ir)) for t in reversed(TARGETS.values()) if t in wanted)
