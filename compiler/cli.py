@@ -40,8 +40,8 @@ Target = Annotated[
     typer.Option(
         "--target",
         help="`native`, `portable` (every CPU of this kind of machine), or names with commas between them: `generic`, "
-        "`avx2`, `avxvnni`, `avx512vnni`, `avx512bf16`, `amx`; for ARM, from anywhere with ziglang, `neon`, `neon_i8mm`. "
-        "Of an artifact: the variant to run.",
+        "`avx2`, `avxvnni`, `avx512vnni`, `avx512bf16`, `amx`; for ARM, from anywhere with ziglang, `neon` and "
+        "`neon_i8mm`. Of an artifact: the variant to run.",
     ),
 ]
 Context = Annotated[int | None, typer.Option("--context", min=1, help="Positions of the cache; default: the model's.")]
