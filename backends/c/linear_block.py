@@ -53,7 +53,7 @@ def block_panels(fmt: Format, target: Target) -> Kernel:
     tile, tiled = tuning.block, uses_tiles(fmt, target.name)
     store, micro = (pair_stores, pair_tile) if target.name in I8MM else (_stores, _tile)
     parts = [_packed(fmt), _planes(fmt, tuning), _unpack(fmt, tuning, store), micro(fmt, tile)]
-    parts += [_stream(fmt, tuning.ahead)]
+    parts += [_stream(fmt, tuning)]
     parts += [amx_recipe(fmt, tuning.kblock)] if tiled else []
     text = "\n".join([*parts, _panels(fmt, tuning, tiled)])
     return Kernel(f"{fmt.dtype}_panels", text, (JOB, FIELD, UNIT) if tiled else (JOB, FIELD))
@@ -282,44 +282,54 @@ def _chain(fmt: Format) -> str:
     return f"enum {{ CHAIN = {quads} < {most} ? {quads} : {most} }}; /* quads that a vdot sums */"
 
 
-def _stream(fmt: Format, ahead: int) -> str:
+def _stream(fmt: Format, tuning: Tuning) -> str:
     dtype, size, quads = fmt.dtype, 16 * fmt.dtype.block_bytes, fmt.group // 4
-    per, split = fmt.block // 32, 32 // fmt.group
+    per, split, panels = fmt.block // 32, 32 // fmt.group, each("P", "p")
     start = "i32_zero()" if fmt.mins else "i32_splat(terms[g])"
-    dot = "dot4_s8s8" if fmt.signed else "dot4_u7s8"
+    dot, most = "dot4_s8s8" if fmt.signed else "dot4_u7s8", tuning.streams
+    more = f"y[p] = f32_add(y[p], f32_mul({dtype}_offset(w + p * panel_bytes, g), f32_splat(term)));"
     offset = f"""
         float term;
         memcpy(&term, &terms[g], sizeof term);
-        y = f32_add(y, f32_mul({dtype}_offset(w, g), f32_splat(term)));""" if fmt.mins else ""  # fmt: skip
+        {panels} {more}""" if fmt.mins else ""
     return f"""\
-/* One token and panel, straight from the packed bytes: the sum of {dtype}_tile. */
-static void {dtype}_stream(const linear_job *job, const uint8_t *w, float *acc) {{
+/* One token and P panels side by side, straight from the packed bytes: the sums of {dtype}_tile. */
+INLINE void {dtype}_stream(const int P, const linear_job *job, int32_t panel, float *acc) {{
   {_chain(fmt)}
+  const size_t panel_bytes = job->panel_bytes;
+  const uint8_t *w = job->w + (size_t)panel * panel_bytes;
   const int8_t *x = (const int8_t *)job->x;
   const float *scale = (const float *)(const void *)(x + job->k);
   const int32_t *terms = job->terms;
-  vf32 y = f32_zero();
+  vf32 y[{most}];
+  {panels} y[p] = f32_zero();
   for (int32_t b = 0; b < job->k / {fmt.block}; b++, w += {size}, terms += {fmt.groups}) {{
     {each(per, "h")} {{ /* 32 values */
       const uint8_t *line = w + {_lines(fmt)} + h * {fmt.bits * 64};
-      prefetch(w + {ahead} + h * {size // per}, {size // per});
+      {panels} prefetch(w + p * panel_bytes + {tuning.ahead} + h * {size // per}, {size // per});
       {each(split, "s")} {{
         const int g = {f"{split} * h + s" if split > 1 else "h"};
-        vi32 sum = {start};
+        vi32 sum[{most}];
+        {panels} sum[p] = {start};
         {each(f"{quads} / CHAIN", "c")} {{
-          vdot dot = dot_begin(sum);
+          vdot dot[{most}];
+          {panels} dot[p] = dot_begin(sum[p]);
           {each("CHAIN", "i")} {{
             const int j = {f"{quads} * s + " if split > 1 else ""}c * CHAIN + i;
-            dot = {dot}(dot, {dtype}_quad(line, j), quad_load(x + 4 * j));
+            const vquad quad = quad_load(x + 4 * j);
+            {panels} dot[p] = {dot}(dot[p], {dtype}_quad(line + p * panel_bytes, j), quad);
           }}
-          sum = dot_end(sum, dot);
+          {panels} sum[p] = dot_end(sum[p], dot[p]);
         }}
-        y = f32_add(y, f32_mul(f32_mul({dtype}_scale(w, g), f32_splat(*scale)), f32_from_i32(sum)));{offset}
+        {panels} {{
+          const vf32 d = f32_mul({dtype}_scale(w + p * panel_bytes, g), f32_splat(*scale));
+          y[p] = f32_add(y[p], f32_mul(d, f32_from_i32(sum[p])));
+        }}{offset}
       }}
       x += 32, scale++;
     }}
   }}
-  f32_store(acc, y);
+  {panels} f32_store(acc + p / 2 * linear_floats(1) + p % 2 * 16, y[p]);
 }}
 """
 
@@ -341,6 +351,11 @@ def _panels(fmt: Format, tuning: Tuning, tiled: bool) -> str:
     groups = _times("some", fmt.groups)
     call = f"{dtype}_tile({{T}}, &u, {groups}, {x}, job->x_row, scale, terms, (size_t)job->term_row, to);"
     steps = f"(blocks + {blocks - 1}) / {blocks}" if blocks > 1 else "blocks"
+    streams, side_by_side = tuning.streams, ""
+    if streams > 1:
+        side_by_side = f"""
+    for (; panel + {streams} <= int_min(end, last + 1); panel += {streams})
+      {dtype}_stream({streams}, job, panel, acc + (panel - 2 * pair) / 2 * floats);"""
     many = f"""
   if (job->tokens >= {LEAST_TOKENS}) {{
     {dtype}_tiles(job, pair, count, acc);
@@ -352,9 +367,10 @@ static void {dtype}_panels(const linear_job *job, int32_t pair, int32_t count, f
   const int32_t blocks = job->k / {fmt.block}, steps = {steps}, step = (blocks + steps - 1) / steps;
   const size_t floats = linear_floats(job->tokens);
   if (job->tokens == 1) {{
-    for (int32_t i = pair; i < pair + count; i++, acc += floats)
-      for (int p = 0; p < 2; p++)
-        {dtype}_stream(job, linear_first(job, i) + (size_t)p * linear_second(job, i), acc + p * 16);
+    int32_t panel = 2 * pair;
+    const int32_t end = panel + 2 * count, last = (job->n - 1) / 16;{side_by_side}
+    for (; panel < end; panel++)
+      {dtype}_stream(1, job, int_min(panel, last), acc + (panel - 2 * pair) / 2 * floats + panel % 2 * 16);
     return;
   }}{many}
   memset(acc, 0, (size_t)count * floats * sizeof *acc);

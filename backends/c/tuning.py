@@ -41,12 +41,14 @@ class Tile:
 class Tuning:
     """`block` and `dense` are the tiles of products with block formats and with dense ones: what fits the registers.
 
-    `kblock` is the values of k that are unpacked at a time, `ahead` the bytes between what one token's product reads
-    and what it fetches, `chunk` the bytes of weights that a worker claims at a time.
+    `streams` is the panels (1, 2 or 4) that one token meets side by side: CPUs differ in how many streams of memory
+    they foresee. `kblock` is the values of k that are unpacked at a time, `ahead` the bytes between what one token's
+    product reads and what it fetches, `chunk` the bytes of weights that a worker claims at a time.
     """
 
     block: Tile
     dense: Tile
+    streams: int = 1
     kblock: int = 256
     ahead: int = 2048
     chunk: int = 1 << 18
@@ -62,7 +64,7 @@ DEFAULTS: Mapping[str, Tuning] = {
     "avxvnni": _AVX2,
     "avx512vnni": _AVX512,
     "avx512bf16": _AVX512,
-    "amx": _AVX512,
+    "amx": replace(_AVX512, streams=4),
     "neon": Tuning(Tile(1, (1, 2, 3)), Tile(1, (1, 2, 4, 6))),
     "neon_i8mm": Tuning(Tile(1, (1, 2, 4)), Tile(1, (1, 2, 4, 6))),
     "wasm128": _WASM,
@@ -154,6 +156,7 @@ _TILES = ("block", "dense")
 _TILE = _is_tile, "panels, 1 or 2, and tokens, ascending from 1 to at most 16"
 _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "block": _TILE, "dense": _TILE,
+    "streams": (lambda value: type(value) is int and value in (1, 2, 4), "1, 2 or 4"),
     "kblock": (_multiple(256, 256, 4096), "a multiple of 256 up to 4096"),
     "ahead": (_multiple(64, 0, 1 << 16), "a multiple of 64 up to 65536"),
     "chunk": (_multiple(64, 1 << 10, 1 << 26), "a multiple of 64 from 1024 to 67108864"),
@@ -174,6 +177,6 @@ _SHAPES = (*(_tile(1, most) for most in (3, 4, 6, 8)), *(_tile(2, most) for most
 
 # What `inferc tune` measures, in this order.
 SPACE: Mapping[str, tuple[Any, ...]] = {
-    "block": _SHAPES, "dense": _SHAPES, "kblock": (256, 512, 1024),
+    "block": _SHAPES, "dense": _SHAPES, "streams": (1, 2, 4), "kblock": (256, 512, 1024),
     "chunk": tuple(1 << n for n in range(15, 20)), "ahead": (0, 1024, 2048, 4096, 8192),
 }  # fmt: skip
