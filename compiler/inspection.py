@@ -42,7 +42,8 @@ def show(manifest: dict[str, Any], *, tensors: bool) -> None:
     for variant in manifest["variants"]:
         variants.add_row(variant["target"], " ".join(variant["cpu_features"]))
     console.print(variants)
-    console.print("parallel regions of one token: " + _text(manifest["regions"]))
+    if "regions" in manifest:
+        console.print("parallel regions of one token: " + _text(manifest["regions"]))
     console.print(_types(manifest))
     memory = Table("memory", "bytes, over T tokens and R wanted rows", title_justify="left")
     for key, value in manifest["memory"].items():
