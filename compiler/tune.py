@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,8 @@ from . import hub
 from .cache import is_artifact
 from .driver import PREFIX, Plan, compile_model, plan_model
 
-ROUNDS, TOKENS = 5, 24  # turns of each candidate; single tokens of a turn
-LEAST_GAIN = 1.02  # of the geometric mean of both speeds: less may be noise
+ROUNDS, TOKENS = 7, 24  # turns of each candidate; single tokens of a turn
+LEAST_GAIN = 1.02  # of the geometric mean of both speeds, in the median of the turns: less may be noise
 
 Say = Callable[[str], None]
 
@@ -52,6 +52,7 @@ class Speed:
     generation: float
 
     def over(self, other: Speed) -> float:
+        """How many times as fast: the geometric mean of both."""
         return ((self.prompt / other.prompt) * (self.generation / other.generation)) ** 0.5
 
     def __str__(self) -> str:
@@ -78,18 +79,19 @@ def tune(source: str, output: Path, *, target: str = "native", threads: int | No
         compile_model(str(path), artifact, target=chosen.name, chunk=chunk, progress=progress)
         bench = _Bench(plan, chosen, artifact, folder, threads)
         best = tuning.tuning_of(chosen.ir)
-        say(f"{chosen.name}, {bench.threads} threads, {source}: {bench.compare(best, best)[0]}")
+        say(f"{chosen.name}, {bench.threads} threads, {source}: {_median(bench.turns(best)[0])}")
         measured = []
         for parameter in tuning.SPACE:
             for candidate in tuning.candidates(chosen.name, best, parameter):
                 if bench.sources(candidate) == bench.sources(best):
                     continue
-                before, after = bench.compare(best, candidate)
-                gain = after.over(before)
-                value = tuning.as_data(candidate)[parameter]
-                measured.append({"size": parameter, "value": value, "gain": round(gain, 4)})
-                say(f"{parameter} {value}: {after} ({100 * (gain - 1):+.1f} %)")
-                best = candidate if gain > LEAST_GAIN else best
+                before, after = bench.turns(best, candidate)
+                gains = [a.over(b) for a, b in zip(after, before)]
+                gain, value = statistics.median(gains), tuning.as_data(candidate)[parameter]
+                better = gain > LEAST_GAIN and sum(g > 1 for g in gains) >= len(gains) - 1
+                measured.append({"size": parameter, "value": value, "gain": round(gain, 4), "taken": better})
+                say(f"{parameter} {value}: {_median(after)} ({100 * (gain - 1):+.1f} %{', taken' * better})")
+                best = candidate if better else best
     facts = {"cpu": _cpu(), "threads": bench.threads, "model": plan.source.name, "measured": measured}
     tuning.write(output, {chosen.name: best}, **facts)
     return best
@@ -123,17 +125,21 @@ class _Bench:
             toolchain.compile_program(self.program(sizes), library)
         return Engine(_Rebuilt(self.artifact, library), self.threads)
 
-    def compare(self, *sizes: tuning.Tuning) -> list[Speed]:
-        """The median speeds of each, measured in turns."""
+    def turns(self, *sizes: tuning.Tuning) -> list[list[Speed]]:
+        """The speeds of each in every round, in which all take their turn, the order changing."""
         engines = [self.engine(s) for s in sizes]
         turns: list[list[Speed]] = [[] for _ in engines]
-        for _ in range(ROUNDS):
-            for engine, speeds in zip(engines, turns):
-                speeds.append(_turn(engine))
+        for number in range(ROUNDS):
+            for i in range(len(engines))[:: -1 if number % 2 else 1]:
+                turns[i].append(_turn(engines[i]))
         for engine in engines:
             engine.close()
-        return [Speed(statistics.median(s.prompt for s in speeds), statistics.median(s.generation for s in speeds))
-                for speeds in turns]  # fmt: skip
+        return turns
+
+
+def _median(speeds: list[Speed]) -> Speed:
+    prompt, generation = ([getattr(s, f.name) for s in speeds] for f in fields(Speed))
+    return Speed(statistics.median(prompt), statistics.median(generation))
 
 
 def _turn(engine: Engine) -> Speed:
