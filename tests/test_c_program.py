@@ -463,7 +463,7 @@ def test_zig_is_told_cpus_its_way() -> None:
 
 @pytest.mark.skipif(not importlib.util.find_spec("ziglang"), reason="the ziglang package is not installed")
 def test_zig_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(toolchain, "find_compiler", lambda: [sys.executable, "-m", "ziglang", "cc"])
+    monkeypatch.setattr(toolchain, "find_compiler", lambda target: [sys.executable, "-m", "ziglang", "cc"])
     library = compile_library(language_model(), "native")
     assert same(library.session(100).feed(IDS[:80], 40), reference_logits(IDS[:80]))
 

@@ -36,8 +36,8 @@ typedef struct { int32_t *of[4]; } amx_tiles;
 /* The integers of group g of a unit. */
 INLINE void amx_sum(amx_tiles *tiles, const amx_unit *unit, size_t x_row, int g, amx_sums sums) {
   if (unit->ahead) /* a line holds two groups */
-    UNROLL for (int i = g % 2 * 8; i < g % 2 * 8 + 8; i++)
-      __builtin_prefetch(unit->x + (size_t)(UNIT_TOKENS + i) * x_row + g / 2 * 64);
+    UNROLL for (int i = 0; i < 8; i++)
+      __builtin_prefetch(unit->x + (size_t)(UNIT_TOKENS + g % 2 * 8 + i) * x_row + g / 2 * 64);
   tile_product(g % 4, unit->x + g * 32, x_row, unit->quad + g * 8 * 128, 128, tiles->of[(g + 1) % 4]);
   tiles->of[g % 4] = sums[g][0];
 }
