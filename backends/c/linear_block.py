@@ -1,7 +1,7 @@
 """The C of products with block formats: one recipe, driven by the format's record and the target's tile shape.
 
 For a format F it writes F_quad, F_scale and F_offset, what lies in a packed block; F_planes, what a block of k looks
-like unpacked; F_unpack; F_tile, the micro-kernel; F_stream, its sum for one token straight from the packed bytes;
+like unpacked; F_unpack; F_tile, the micro-kernel; F_stream, its sums for one token straight from packed bytes;
 F_panels, the loop over k and tokens; and F_terms, what a token contributes beside its dots, computed once for all rows.
 """
 
@@ -60,7 +60,7 @@ def block_panels(fmt: Format, target: Target) -> Kernel:
 
 
 def block_terms(fmt: Format) -> Kernel:
-    """`static void F_terms(x, x_row, tokens, k, terms)`, a linear_terms: a word for each group."""
+    """`static void F_terms(args, begin, end)`, a linear_terms: a word for each group."""
     total = "sum[2 * g] + sum[2 * g + 1]" if fmt.group == 32 else "sum[g]"
     if fmt.mins:
         what = "scale * sum of x, as a float"

@@ -30,7 +30,7 @@ typedef void linear_gate(float *gate, const float *up, int32_t tokens);
 struct linear_job {
   const uint8_t *x;     /* rows of activations */
   size_t x_row;         /* bytes from a row to the next */
-  const int32_t *terms; /* what a row gives to products beside its dots, term_row words a token; see FORMAT_terms */
+  const int32_t *terms; /* FORMAT_terms, term_row words a token; of many tokens FORMAT_columns or dense_blocks */
   int32_t term_row, tokens, k, n;
   const uint8_t *w;
   size_t panel_bytes;
