@@ -3,51 +3,116 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from .. import __version__
-from ..backends.c import program as c_program
-from ..backends.c import target as c_target
-from ..backends.c import toolchain
-from ..backends.c import tuning as c_tuning
+from ..backends.c.backend import Backend as CBackend
+from ..backends.c.backend import Lowered as CLowered
+from ..backends.c.program import Program
 from ..errors import InfercError
 from ..ir.graph import IRError, Module
 from ..ir.interpret import prepare_weights
+from ..ir.target import Target
 from ..ir.text import print_module
-from ..ir.types import DTYPES, evaluate
-from ..runtime.artifact import ArtifactWriter, machine
+from ..ir.types import DTYPES
+from ..runtime.artifact import ArtifactWriter
 from . import hub
-from .frontends import gguf, gguf_tokenizer
+from .frontends import open_source
 from .pipeline import run_passes
+from .source import Source
 
-PREFIX = "model"
 CACHES = ("f16", "q8_0")  # dtypes of the KV cache
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A model lowered as far as C source: everything but the compiler run and the packed weights."""
+class Options:
+    """What may be chosen about a compilation.
 
-    source: gguf.Source
+    `backend` is a name in `BACKENDS`; `target` names CPUs as `backends.c.target.choose` reads them. `context` is the
+    most positions a session may hold, at most and by default the model's own; `chunk` the most tokens that one
+    evaluation takes; `kv` the dtype of the cache, one of `CACHES`. `tuning` is a file that `inferc tune` wrote,
+    `dump_ir` a folder for the graph after every pass. All symbols of the generated code begin with `prefix`.
+    """
+
+    backend: str = "c"
+    target: str = "native"
+    context: int | None = None
+    chunk: int = 512
+    kv: str = "f16"
+    tuning: Path | None = None
+    dump_ir: Path | None = None
+    prefix: str = "model"
+
+
+class Lowered(Protocol):
+    """A module in a backend's own form. `weight_order` has (name, offset, bytes) of each weight in the weights file."""
+
+    @property
+    def weight_order(self) -> Sequence[tuple[str, int, int]]: ...
+    @property
+    def weight_bytes(self) -> int: ...
+
+    def facts(self) -> dict[str, Any]:
+        """The manifest's part that is known before anything is built."""
+        ...
+
+    def files(self) -> tuple[dict[str, bytes], dict[str, Any]]:
+        """The artifact's members of this backend by name, and what building them adds to the manifest."""
+        ...
+
+
+class Backend(Protocol):
+    """A backend with its options chosen; `ir` is what it says of itself to the passes."""
+
+    @property
+    def ir(self) -> Target: ...
+
+    def check(self) -> None:
+        """Raises InfercError where something that building needs is missing, so that it is said before any work."""
+        ...
+
+    def lower(self, module: Module, *, name: str, prefix: str, context: int, chunk: int) -> Lowered:
+        """A module after the passes. Raises IRError for what the backend cannot express."""
+        ...
+
+
+def _c_backend(options: Options) -> Backend:
+    return CBackend.choose(options.target, options.tuning)
+
+
+BACKENDS: Mapping[str, Callable[[Options], Backend]] = {"c": _c_backend}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model lowered by a backend: everything but what the backend builds, and the packed weights."""
+
+    source: Source
+    options: Options
     module: Module
-    program: c_program.Program
+    lowered: Lowered
     context: int
     chunk: int
-    kv: str
+
+    @property
+    def program(self) -> Program:
+        """The C program of a plan for the C backend."""
+        if not isinstance(self.lowered, CLowered):
+            raise InfercError(f"the backend {self.options.backend} makes no C program: use the backend c")
+        return self.lowered.program
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `compile_model` did."""
+    """What was compiled."""
 
     output: Path
     target: str
@@ -55,129 +120,121 @@ class Report:
     notes: tuple[str, ...]
 
 
-def plan_model(path: Path, *, target: str = "native", context: int | None = None, chunk: int = 512,
-               kv: str = "f16", tuning: Path | None = None, dump_ir: Path | None = None) -> Plan:  # fmt: skip
-    """Front end, tracing, passes and lowering of one GGUF file.
+def choose_backend(options: Options) -> Backend:
+    """The backend that the options name. Raises InfercError for an unknown one, or a target or tuning it refuses."""
+    if options.backend not in BACKENDS:
+        raise InfercError(f"there is no backend {options.backend!r}: choose one of {', '.join(BACKENDS)}")
+    return BACKENDS[options.backend](options)
 
-    `target` names CPUs as `c_target.choose` reads them. `context` is the most positions a session may hold, at most and
-    by default the model's own; `chunk` the most tokens that one evaluation takes; `kv` the dtype of the cache, one of
-    `CACHES`. `tuning` is a file that `inferc tune` wrote, `dump_ir` a folder for the graph after every pass.
-    Raises InfercError for a bad file or tuning, an unknown architecture, target, cache dtype or context.
+
+def plan(source: Source, options: Options) -> Plan:
+    """Tracing, passes and lowering of a model.
+
+    Raises InfercError for a bad tuning, an unknown backend, target, cache dtype or context, and where the backend
+    cannot compile the model.
     """
-    source = gguf.load(path)
-    trained = source.config.context
-    context = context or trained
-    if not 1 <= context <= trained:
-        raise InfercError(f"{path}: the context must be 1 to {trained}, what the model was trained for, not {context}")
-    chunk = min(chunk, context)
-    if kv not in CACHES:
-        raise InfercError(f"a cache cannot be {kv!r}: choose one of {', '.join(CACHES)}")
-    targets = c_target.choose(target, c_tuning.read(tuning) if tuning else None)
+    context = options.context or source.trained
+    if source.kind == "language" and not 1 <= context <= source.trained:
+        raise InfercError(
+            f"{source.path or source.name}: the context must be 1 to {source.trained}, what the model was trained for, "
+            f"not {context}"
+        )
+    chunk = min(options.chunk, context)
+    if options.kv not in CACHES:
+        raise InfercError(f"a cache cannot be {options.kv!r}: choose one of {', '.join(CACHES)}")
+    backend = choose_backend(options)
     try:
-        passes_for = replace(targets[0].ir, cache=DTYPES[kv])
-        module = run_passes(gguf.build_module(source, context, chunk), passes_for, dump_ir)
-        program = c_program.build(module, targets, prefix=PREFIX, context=context, chunk=chunk, name=source.name)
+        passes_for = replace(backend.ir, cache=DTYPES[options.kv])
+        module = run_passes(source.build(context, chunk), passes_for, options.dump_ir)
+        lowered = backend.lower(module, name=source.name, prefix=options.prefix, context=context, chunk=chunk)
     except IRError as error:
-        raise InfercError(f"{path}: cannot be compiled for {target}: {error}") from error
+        raise InfercError(f"{source.path or source.name}: cannot be compiled for {options.target}: {error}") from error
     except OSError as error:
-        raise InfercError(f"cannot write the graph to {dump_ir}: {error.strerror}") from error
-    return Plan(source, module, program, context, chunk, kv)
+        raise InfercError(f"cannot write the graph to {options.dump_ir}: {error.strerror}") from error
+    return Plan(source, options, module, lowered, context, chunk)
 
 
-def compile_model(source: str, output: Path, *, target: str = "native", context: int | None = None, chunk: int = 512,
-                  kv: str = "f16", tuning: Path | None = None, dump_ir: Path | None = None,
-                  progress: hub.Progress | None = None) -> Report:  # fmt: skip
-    """Compiles the GGUF file that `source` names (as `hub.pull` understands it) into the artifact `output`.
+def plan_model(path: Path, **options: Any) -> Plan:
+    """The plan of the model at `path`; `options` are the fields of `Options`. Raises InfercError as `plan` does, and
+    for a bad file or an unknown architecture."""
+    return plan(open_source(path), Options(**options))
 
-    The artifact appears whole or not at all. Raises InfercError, as `plan_model` does, and for a missing or failing C
-    compiler or a full disk.
+
+def compile_model(source: str, output: Path, *, progress: hub.Progress | None = None, **options: Any) -> Report:
+    """Compiles the model that `source` names (as `hub.pull` understands it) into the artifact `output`.
+
+    `options` are the fields of `Options`. Raises InfercError as `plan_model` and `compile_source` do.
+    """
+    report = progress or (lambda what, done, total: None)
+    path = hub.pull(source, report)
+    chosen = Options(**options)
+    choose_backend(chosen).check()
+    return compile_source(open_source(path), output, chosen, report)
+
+
+def compile_source(source: Source, output: Path, options: Options, progress: hub.Progress | None = None) -> Report:
+    """Compiles an opened model into the artifact `output`, which appears whole or not at all.
+
+    Raises InfercError, as `plan` does, and for a missing or failing C compiler or a full disk.
     """
     started = time.monotonic()
     report = progress or (lambda what, done, total: None)
-    path = hub.pull(source, report)
-    toolchain.find_compiler(c_target.choose(target)[0])  # so that a missing one is said before any work
-    plan = plan_model(path, target=target, context=context, chunk=chunk, kv=kv, tuning=tuning, dump_ir=dump_ir)
-    program = plan.program
-    with (
-        tempfile.TemporaryDirectory(prefix="inferc-") as scratch,
-        ThreadPoolExecutor(2) as pool,
-        ArtifactWriter(output) as artifact,
-    ):
-        library = Path(scratch) / f"lib{PREFIX}.so"
-        compiling = pool.submit(toolchain.compile_program, program, library)
-        hashing = pool.submit(_sha256, path)
-        tokenizer = _tokenizer(plan.source)
-        weights_sha256 = artifact.write_stream("weights", program.weight_bytes, _packed(plan, report))
-        compiler = compiling.result()
-        for name, text in program.sources.items():
-            artifact.write(f"c/{name}", text.encode())
-        artifact.write(f"c/lib{PREFIX}.so", library.read_bytes())
-        artifact.write("ir.txt", print_module(plan.module).encode())
+    choose_backend(options).check()
+    planned = plan(source, options)
+    lowered = planned.lowered
+    with ThreadPoolExecutor(2) as pool, ArtifactWriter(output) as artifact:
+        building = pool.submit(lowered.files)
+        hashing = pool.submit(_file_facts, source.path)
+        tokenizer = source.tokenizer()
+        weights_sha256 = artifact.write_stream("weights", lowered.weight_bytes, packed_weights(planned, report))
+        files, built = building.result()
+        for name, data in files.items():
+            artifact.write(name, data)
+        artifact.write("ir.txt", print_module(planned.module).encode())
         if tokenizer is not None:
             artifact.write_json("tokenizer.json", tokenizer)
-        manifest = describe(plan) | {
-            "source": {"file": path.name, "sha256": hashing.result(), "bytes": path.stat().st_size},
-            "compiler": compiler,
-            "weights": {"file": "weights", "bytes": program.weight_bytes, "sha256": weights_sha256},
+        manifest = describe(planned) | built | {
+            "source": hashing.result(),
+            "weights": {"file": "weights", "bytes": lowered.weight_bytes, "sha256": weights_sha256},
             "tokenizer": None if tokenizer is None else "tokenizer.json",
-        }
+        }  # fmt: skip
         artifact.write_manifest(manifest)
     return Report(Path(output), manifest["target"], time.monotonic() - started, tuple(manifest["notes"]))
 
 
-def _tokenizer(source: gguf.Source) -> dict[str, Any] | None:
-    try:
-        return gguf_tokenizer.convert(source.metadata)
-    except InfercError as error:
-        raise InfercError(f"{source.path}: {error}") from error
-
-
-def _packed(plan: Plan, progress: hub.Progress) -> Iterator[tuple[int, np.ndarray]]:
+def packed_weights(planned: Plan, progress: hub.Progress) -> Iterator[tuple[int, np.ndarray]]:
     """(offset, bytes) of every weight in the order of the weights file; only one is in memory at a time."""
-    for name, offset, size in plan.program.weight_order:
-        ((_, _, array),) = prepare_weights(plan.module, {name})
+    for name, offset, size in planned.lowered.weight_order:
+        ((_, _, array),) = prepare_weights(planned.module, {name})
         yield offset, array
-        progress("packing weights", offset + size, plan.program.weight_bytes)
+        progress("packing weights", offset + size, planned.lowered.weight_bytes)
 
 
-def _sha256(path: Path) -> str:
+def _file_facts(path: Path | None) -> dict[str, Any] | None:
+    """Name, hash and size of the file that was compiled; the name alone of a folder; None for a function in memory."""
+    if path is None:
+        return None
+    if path.is_dir():
+        return {"file": path.name}
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"file": path.name, "sha256": digest, "bytes": path.stat().st_size}
 
 
-def describe(plan: Plan) -> dict[str, Any]:
-    """The part of an artifact's manifest that is known before the C compiler runs and the weights are packed."""
-    source, program = plan.source, plan.program
-    tunings = {t.name: c_tuning.tuning_of(t.ir) for t in program.targets}
-    tensors, by_type = [], Counter[str]()
-    for weight in source.weights.values():
-        dtype = str(weight.type.dtype)
-        tensors.append({"name": weight.name, "type": dtype, "shape": list(weight.type.shape)})
-        by_type[dtype] += evaluate(weight.type.bytes, {})
+def describe(planned: Plan) -> dict[str, Any]:
+    """The part of an artifact's manifest that is known before anything is built and the weights are packed."""
+    source = planned.source
     return {
         "producer": f"inferc {__version__}",
         "name": source.name,
+        "kind": source.kind,
         "architecture": source.architecture,
-        "backend": "c",
-        "target": " ".join(t.name for t in program.targets),
-        "variants": [{"target": t.name, "cpu_features": list(t.cpu_features)} for t in program.targets],
-        "tuning": {
-            "sha256": c_tuning.digest(tunings),
-            "targets": {name: c_tuning.as_data(t) for name, t in tunings.items()},
-        },
-        "regions": dict(program.regions),
-        "machine": program.targets[0].machine or machine(),
-        "prefix": program.prefix,
-        "context": plan.context,
-        "chunk": plan.chunk,
-        "kv": plan.kv,
-        "vocab_size": source.config.vocabulary,
-        "library": f"c/lib{PREFIX}.so",
-        "kernels": list(program.kernels),
-        "memory": dict(program.memory),
-        "weights_by_type": dict(by_type),
-        "tensors": tensors,
-        "notes": _recoded(plan.module),
+        "context": planned.context,
+        "chunk": planned.chunk,
+        "kv": planned.options.kv,
+        "notes": _recoded(planned.module),
+        **source.facts(),
+        **planned.lowered.facts(),
     }
 
 

@@ -24,7 +24,7 @@ from ..runtime.artifact import Artifact
 from ..runtime.session import Engine
 from . import hub
 from .cache import is_artifact
-from .driver import PREFIX, Plan, compile_model, plan_model
+from .driver import Plan, compile_model, plan_model
 
 ROUNDS, TOKENS = 7, 24  # turns of each candidate; single tokens of a turn
 LEAST_GAIN = 1.02  # of the geometric mean of both speeds, in the median of the turns: less may be noise
@@ -110,9 +110,10 @@ class _Bench:
     def program(self, sizes: tuning.Tuning) -> c_program.Program:
         if sizes not in self._programs:
             target = replace(self.target, ir=replace(self.target.ir, tuning=sizes))
+            plan = self.plan
             self._programs[sizes] = c_program.build(
-                self.plan.module, [target], prefix=PREFIX, context=self.plan.context, chunk=self.plan.chunk,
-                name=self.plan.source.name,
+                plan.module, [target], prefix=plan.options.prefix, context=plan.context, chunk=plan.chunk,
+                name=plan.source.name,
             )  # fmt: skip
         return self._programs[sizes]
 

@@ -15,7 +15,7 @@ import secrets
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -36,11 +36,18 @@ _PIECE = 1 << 20
 # Names of one instruction set as systems spell it.
 _MACHINES = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
 
+# What a manifest must say: of every artifact, then by its kind and its backend.
 _MANIFEST_FIELDS: dict[str, Any] = {
-    "producer": str, "name": str, "architecture": str, "target": str, "machine": str, "variants": list,
-    "prefix": str, "context": int, "chunk": int, "vocab_size": int, "library": str, "weights": dict,
+    "producer": str, "name": str, "architecture": str, "kind": str, "backend": str, "target": str, "weights": dict,
     "tokenizer": str | None,
 }  # fmt: skip
+_KINDS: dict[str, dict[str, Any]] = {
+    "language": {"context": int, "chunk": int, "vocab_size": int},
+    "function": {"signature": dict},
+}
+_BACKENDS: dict[str, dict[str, Any]] = {
+    "c": {"machine": str, "variants": list, "prefix": str, "library": str},
+}
 
 
 def machine() -> str:
@@ -243,13 +250,21 @@ class Artifact:
                 f"and this inferc reads format {VERSION}",
                 "compile the model again, or use the inferc that made it",
             )
-        for name, kind in _MANIFEST_FIELDS.items():
+        self._check_fields(manifest, _MANIFEST_FIELDS)
+        for key, known in (("kind", _KINDS), ("backend", _BACKENDS)):
+            if (which := manifest[key]) not in known:
+                raise self._unusable(f"has the {key} {which!r}", f"this inferc knows {', '.join(known)}")
+            self._check_fields(manifest, known[which])
+        self._check_sizes(manifest)
+        if manifest["backend"] == "c":
+            self._check_machine(manifest)
+        return manifest
+
+    def _check_fields(self, manifest: dict[str, Any], fields: Mapping[str, Any]) -> None:
+        for name, kind in fields.items():
             value = manifest.get(name)
             if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or not 0 < value < 1 << 31)):
                 raise self._unusable(f"has no usable {name!r} in its manifest", "compile the model again")
-        self._check_sizes(manifest)
-        self._check_machine(manifest)
-        return manifest
 
     def _check_sizes(self, manifest: dict[str, Any]) -> None:
         weights = manifest["weights"]
@@ -257,7 +272,7 @@ class Artifact:
             raise self._unusable("has no usable 'weights' in its manifest", "compile the model again")
         if self.view(weights["file"]).size != weights.get("bytes"):
             raise self._unusable("holds other weights than its manifest says", "compile the model again")
-        for name in (manifest["library"], manifest["tokenizer"]):
+        for name in (manifest.get("library"), manifest["tokenizer"]):
             if name is not None:
                 self.view(name)
 

@@ -21,7 +21,8 @@ WEIGHTS = np.arange(VOCAB, dtype=np.int32)
 
 def manifest(sha256: str, **changes: Any) -> dict[str, Any]:
     return {
-        "producer": "inferc 0.1.0", "name": "fake", "architecture": "fake", "backend": "c", "target": "generic",
+        "producer": "inferc 0.1.0", "name": "fake", "kind": "language", "architecture": "fake", "backend": "c",
+        "target": "generic",
         "variants": [{"target": "generic", "cpu_features": []}], "machine": machine(), "prefix": "model",
         "context": CONTEXT, "chunk": CHUNK, "vocab_size": VOCAB, "library": "c/libmodel.so",
         "weights": {"file": "weights", "bytes": WEIGHTS.nbytes, "sha256": sha256},

@@ -25,7 +25,9 @@ from ...ir.types import DTYPES, Type, bf16, f32, i32, symbol
 from ..models import ARCHITECTURES
 from ..models.architecture import MAX_SIZE, Architecture, Config, Tensor
 from ..models.blocks import state_rows
+from ..source import Kind, weight_facts
 from ..tracing import Input, trace
+from . import gguf_tokenizer
 from .gguf_check import ARRAY, Entry, check, read_value, shorten
 
 MAX_SLOTS = 1 << 16
@@ -123,6 +125,30 @@ class Source:
         """What the file calls the model, or the file's own name."""
         name = self.metadata.get("general.name")
         return name if isinstance(name, str) and name.strip() else self.path.stem
+
+    @property
+    def kind(self) -> Kind:
+        return "language"
+
+    @property
+    def trained(self) -> int:
+        """The most positions that the model was trained for."""
+        return self.config.context
+
+    def build(self, context: int, chunk: int) -> Module:
+        """The step as a module: `build_module`."""
+        return build_module(self, context, chunk)
+
+    def tokenizer(self) -> dict[str, Any] | None:
+        """The tokenizer, chat template and special tokens; None where the file has none. Raises InfercError."""
+        try:
+            return gguf_tokenizer.convert(self.metadata)
+        except InfercError as error:
+            raise InfercError(f"{self.path}: {error}") from error
+
+    def facts(self) -> dict[str, Any]:
+        """The manifest's part that is known here."""
+        return {"vocab_size": self.config.vocabulary, **weight_facts(self.weights.values())}
 
 
 def load(path: Path | str) -> Source:

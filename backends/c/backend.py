@@ -1,0 +1,92 @@
+"""The C backend as the driver sees it: targets for the passes, a module lowered, its library built."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...ir.graph import Module
+from ...ir.target import Target
+from . import program, target, toolchain, tuning
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A module as C text. `weight_order` and `weight_bytes` are its weights file's, as of `program.Program`."""
+
+    program: program.Program
+
+    @property
+    def weight_order(self) -> Sequence[tuple[str, int, int]]:
+        return self.program.weight_order
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.program.weight_bytes
+
+    @property
+    def library(self) -> str:
+        """The library's name in the artifact."""
+        return f"c/lib{self.program.prefix}.so"
+
+    def facts(self) -> dict[str, Any]:
+        """The manifest's part that is known before the C compiler runs."""
+        built = self.program
+        tunings = {t.name: tuning.tuning_of(t.ir) for t in built.targets}
+        return {
+            "backend": "c",
+            "target": " ".join(t.name for t in built.targets),
+            "variants": [{"target": t.name, "cpu_features": list(t.cpu_features)} for t in built.targets],
+            "tuning": {
+                "sha256": tuning.digest(tunings),
+                "targets": {name: tuning.as_data(t) for name, t in tunings.items()},
+            },
+            "regions": dict(built.regions),
+            "machine": built.targets[0].machine or target.HOST,
+            "prefix": built.prefix,
+            "library": self.library,
+            "kernels": list(built.kernels),
+            "memory": dict(built.memory),
+        }
+
+    def files(self) -> tuple[dict[str, bytes], dict[str, Any]]:
+        """The artifact's members of this backend by name, and what building them adds to the manifest.
+
+        Raises InfercError where no C compiler is found or it fails.
+        """
+        with tempfile.TemporaryDirectory(prefix="inferc-") as scratch:
+            library = Path(scratch) / "library"
+            compiler = toolchain.compile_program(self.program, library)
+            sources = {f"c/{name}": text.encode() for name, text in self.program.sources.items()}
+            return sources | {self.library: library.read_bytes()}, {"compiler": compiler}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The targets of one library, the best first."""
+
+    targets: tuple[target.CTarget, ...]
+
+    @classmethod
+    def choose(cls, names: str, tunings: Path | None = None) -> Backend:
+        """The targets that `names` says, as `target.choose` reads it, with block sizes from a file of `inferc tune`.
+
+        Raises InfercError for an unknown target or a bad file.
+        """
+        return cls(target.choose(names, tuning.read(tunings) if tunings else None))
+
+    @property
+    def ir(self) -> Target:
+        """What the passes see, the same for all targets but for the name."""
+        return self.targets[0].ir
+
+    def check(self) -> None:
+        """Raises InfercError where no C compiler is found, so that it is said before any work."""
+        toolchain.find_compiler(self.targets[0])
+
+    def lower(self, module: Module, *, name: str, prefix: str, context: int, chunk: int) -> Lowered:
+        """The module after the passes as C text. Raises IRError as `program.build` does."""
+        return Lowered(program.build(module, self.targets, prefix=prefix, context=context, chunk=chunk, name=name))
