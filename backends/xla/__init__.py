@@ -1,0 +1,1 @@
+"""The XLA backend: graphs as StableHLO text, compiled by XLA for CPUs, GPUs and TPUs."""

@@ -1,0 +1,20 @@
+"""What the XLA backend says about itself to the passes."""
+
+from __future__ import annotations
+
+from ...ir.target import ACTIVATIONS, Target
+from ...ir.types import DTYPES, f16, f32
+from .lower import LOWERINGS
+
+COMPUTE = ("f32", "bf16", "f16")
+FUSIONS = frozenset({"concat_rows"})
+
+
+def target(compute: str = "f32", cache: str = "", quantised: bool = False) -> Target:
+    """`compute` is the dtype that products multiply in, `cache` that of the caches (by default f16, or bf16 where
+    products are), `quantised` whether activations become int8 as on CPUs. Raises KeyError for an unknown dtype."""
+    default = DTYPES[compute] if compute in ("bf16", "f16") else f16
+    return Target(
+        name="xla", backend="xla", activations=ACTIVATIONS if quantised else {}, ops=frozenset(LOWERINGS),
+        fusions=FUSIONS, cache=DTYPES[cache] if cache else default, compute=DTYPES[compute] if compute else f32,
+    )  # fmt: skip
