@@ -16,6 +16,7 @@ import numpy as np
 from ..ir.graph import Value
 from ..ir.ops.decompose import length
 from ..ir.types import Dim, Type, i32
+from .primitives_window import WINDOW_PRIMITIVES
 
 if TYPE_CHECKING:
     from .tracing import Body
@@ -244,7 +245,7 @@ SAME_NAME = (
 PRIMITIVES: dict[str, Lowering] = {
     **{name: _elementwise(name) for name in SAME_NAME.split()},
     **{name: _elementwise("compare", direction=name) for name in "eq ne lt le gt ge".split()},
-    **{f"reduce_{kind}": _reduce(kind) for kind in "sum max min prod and or".split()},
+    **{f"reduce_{kind}": _reduce(kind) for kind in "sum max min prod and or xor".split()},
     **{f"scatter{end}": _scatter(kind) for kind in ("add", "mul", "min", "max") for end in (f"-{kind}", f"_{kind}")},
     **{name: _identity for name in "copy copy_p optimization_barrier sharding_constraint stop_gradient".split()},
     "add_any": _elementwise("add"),
@@ -271,7 +272,6 @@ PRIMITIVES: dict[str, Lowering] = {
     "concatenate": _simple("concatenate", axis=_param("dimension")),
     "argmax": _simple("argmax", axis=lambda b, params, o, t: params["axes"][0], dtype=lambda b, p, o, t: t[0].dtype),
     "argmin": _simple("argmin", axis=lambda b, params, o, t: params["axes"][0], dtype=lambda b, p, o, t: t[0].dtype),
-    "cumsum": _simple("cumsum", axis=_param("axis"), reverse=_param("reverse")),
     "sort": _simple("sort", axis=_param("dimension"), keys=_param("num_keys")),
     "top_k": _simple("top_k", k=_param("k")),
     "dot_general": _dot_general,
@@ -284,4 +284,5 @@ PRIMITIVES: dict[str, Lowering] = {
     "cond": _cond,
     "while": _while,
     "scan": _scan,
+    **WINDOW_PRIMITIVES,
 }

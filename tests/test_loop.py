@@ -239,8 +239,40 @@ def dots() -> Iterator[Case]:
     yield case("dot_general", ((T, 300), f32), ((300,), f32), contracting=((1,), (0,)))
 
 
+def windows() -> Iterator[Case]:
+    none = dict(low=(0, 0), high=(0, 0), base_dilation=(1, 1), dilation=(1, 1))
+    first, last = dict(x_dims=(0, 1, 2, 3), w_dims=(0, 1, 2, 3), out_dims=(0, 1, 2, 3)), dict(
+        x_dims=(0, 3, 1, 2), w_dims=(3, 2, 0, 1), out_dims=(0, 3, 1, 2))  # fmt: skip
+    for d in (f32, f16, bf16, i32):
+        yield case("convolution", ((2, 3, T, 7), d), ((5, 3, 3, 2), d), strides=(1, 1), **none, **first)
+        yield case("convolution", ((R, 9, 8, 4), d), ((3, 3, 2, 6), d), strides=(2, 1), low=(1, 2), high=(1, 0),
+                   base_dilation=(1, 1), dilation=(2, 1), groups=2, **last)  # fmt: skip
+    yield case("convolution", ((2, 5, 6, 4), f32), ((3, 3, 1, 8), f32), strides=(1, 1), low=(1, 1), high=(1, 1),
+               base_dilation=(2, 3), dilation=(1, 1), groups=4, **last)  # fmt: skip
+    yield case("convolution", ((1, 20, 20, 16), f32), ((3, 3, 16, 32), f32), strides=(1, 1), low=(1, 1), high=(1, 1),
+               base_dilation=(1, 1), dilation=(1, 1), **last)  # fmt: skip
+    yield case("convolution", ((R, 8, T), f32), ((6, 8, 3), f32), strides=(2,), low=(1,), high=(1,),
+               base_dilation=(1,), dilation=(1,), x_dims=(0, 1, 2), w_dims=(0, 1, 2), out_dims=(2, 0, 1))  # fmt: skip
+    yield case("convolution", ((3, 4), f32), ((6, 4), f32), strides=(), low=(), high=(), base_dilation=(), dilation=(),
+               x_dims=(0, 1), w_dims=(0, 1), out_dims=(0, 1))  # fmt: skip
+    yield case("convolution", ((2, 4, 9), i8), ((6, 4, 3), i8), strides=(1,), low=(1,), high=(-1,), base_dilation=(1,),
+               dilation=(1,), x_dims=(0, 1, 2), w_dims=(0, 1, 2), out_dims=(0, 1, 2), dtype=i32)  # fmt: skip
+    for kind in ("sum", "max", "min", "prod"):
+        for d in (f32, bf16, i8, u32):
+            yield case("reduce_window", ((T, 9), d), kind=kind, window=(3, 2), strides=(2, 1), low=(1, 0), high=(0, 1),
+                       base_dilation=(1, 1), dilation=(1, 2))  # fmt: skip
+            yield case("reduce_window", ((R, 9), d), kind=kind, window=(1, 4), strides=(1, 3), low=(0, 0), high=(0, 2),
+                       base_dilation=(1, 2), dilation=(1, 1))  # fmt: skip
+    yield case("reduce_window", ((T, 9), boolean), kind="or", window=(2, 2), strides=(1, 1), **none)
+    for op in ("cumprod", "cummax", "cummin"):
+        for d in (f32, f16, bf16, f64, i8, i32, u64):
+            yield case(op, ((T, 9), d), axis=1)
+            yield case(op, ((2, T, 3), d), axis=1, reverse=True)
+    yield from (case("reduce", ((T, 9), d), kind="xor", axes=(0,)) for d in (i32, u8, boolean))
+
+
 def all_cases() -> list[Case]:
-    return [c for group in (elementwise, moves, addresses, reductions, dots) for c in group()]
+    return [c for group in (elementwise, moves, addresses, reductions, dots, windows) for c in group()]
 
 
 def cases_of(*dtypes: DType) -> list[Case]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from ...ir.graph import IRError, Node, Value
 from ...ir.ops.common import drop, put
+from ...ir.ops.shape import KINDS
 from ...ir.target import Target
-from ...ir.types import DType, f32, symbol
+from ...ir.types import Dim, DType, f32, symbol
 from . import named_kernels
 from .kernels import Arg, Call, DimValue, Operand, Result, Run, Scratch
 from .loop_emit import emit
@@ -221,6 +224,60 @@ def dot_general(node: Node) -> Loop:
                 reduced=tuple(a.shape[d] for d in contracting[0]), monoid="dot")  # fmt: skip
 
 
+# ---- windows --------------------------------------------------------------------------------------------------------
+
+
+def _place(node: Node, at: Sequence[Affine], tap: Sequence[Affine],
+           shape: Sequence[Dim]) -> tuple[list[Affine], list[Guard]]:  # fmt: skip
+    """Where a window's position `tap` lies on the axes of `shape` that it slides along, and when that is inside."""
+    index, guards = [], []
+    settings = (node.attr(name) for name in ("strides", "low", "high", "base_dilation", "dilation"))
+    for i, t, size, stride, low, high, spread, dilation in zip(at, tap, shape, *settings):
+        inside = i * stride + t * dilation + low * -1
+        if low != 0 or high != 0 or spread != 1:
+            guards.append(Guard(inside, (size - 1) * spread + 1, spread))
+        index.append(inside if spread == 1 else index_of(Quotient(inside, spread)))
+    return index, guards
+
+
+def _by_axis(axes_named: Sequence[int], values: Sequence[Affine]) -> tuple[Affine, ...]:
+    """An index whose axis `axes_named[i]` is `values[i]`."""
+    return tuple(value for _, value in sorted(zip(axes_named, values), key=lambda pair: pair[0]))
+
+
+def convolution(node: Node) -> Loop:
+    """One chain over the window's positions and, at each, over the channels of the output's group."""
+    x, w = node.inputs
+    result, groups = node.types[0].dtype, node.attr("groups")
+    if x.dtype.name == "f64" or x.dtype.is_float != result.is_float:
+        raise IRError(f"C has no convolution of {x.dtype} that gives {result}")
+    x_dims, w_dims, out_dims = (node.attr(name) for name in ("x_dims", "w_dims", "out_dims"))
+    outputs, inner, *window = (w.shape[d] for d in w_dims)
+    whole = axes(2 * x.type.rank - 1)
+    batch, out, *at = (whole[d] for d in out_dims)
+    *tap, c = whole[x.type.rank :]
+    index, guards = _place(node, at, tap, [x.shape[d] for d in x_dims[2:]])
+    channel = c if groups == 1 else c + index_of(Quotient(out, outputs // groups)) * inner
+    element: Body = read(x, _by_axis(x_dims, (batch, channel, *index)))
+    if guards:
+        element = Within(tuple(guards), element, constant(0, x.dtype))
+    operands: list[Body] = [element, read(w, _by_axis(w_dims, (out, c, *tap)))]
+    wide = result if result.is_integer else f32
+    operands = [o if o.dtype == wide else Apply("convert", (o,), wide) for o in operands]
+    return loop(node, Apply("mul", tuple(operands), wide), reduced=(*window, inner), monoid="dot")
+
+
+def reduce_window(node: Node) -> Loop:
+    x, kind = node.inputs[0], node.attr("kind")
+    rank = x.type.rank
+    index, guards = _place(node, axes(rank), axes(rank, rank), x.shape)
+    element: Body = read(x, tuple(index))
+    if guards:
+        fill = KINDS[kind][2](np.dtype(x.dtype.numpy or "f4"))
+        element = Within(tuple(guards), element, constant(fill, x.dtype))
+    return loop(node, element, reduced=node.attr("window"), monoid=kind)
+
+
 # ---- the tables -----------------------------------------------------------------------------------------------------
 
 SAME_NAME = (
@@ -238,7 +295,8 @@ LOOPS: Mapping[str, Rule] = {
     "iota": iota, "broadcast": broadcast, "reshape": reshape, "transpose": transpose, "reverse": reverse,
     "slice": slice_, "pad": pad, "concatenate": concatenate,
     "dynamic_slice": dynamic_slice, "dynamic_update_slice": dynamic_update_slice, "gather": gather,
-    "take_rows": take_rows, "reduce": reduce, "dot_general": dot_general,
+    "take_rows": take_rows, "reduce": reduce, "dot_general": dot_general, "convolution": convolution,
+    "reduce_window": reduce_window,
 }  # fmt: skip
 
 

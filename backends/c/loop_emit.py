@@ -46,6 +46,7 @@ TILES = (64, 32, 16)  # outputs of a dot product computed side by side: wide one
 MONOIDS = {
     "sum": ("0", "0", "add"), "prod": ("1", "1", "mul"), "max": ("-INFINITY", "{low}", "max"),
     "min": ("INFINITY", "{high}", "min"), "and": ("", "{ones}", "and"), "or": ("", "0", "or"),
+    "xor": ("", "0", "xor"),
 }  # fmt: skip
 
 

@@ -36,7 +36,7 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Quotient:
-    """index / divisor, where a guard has made sure that it is exact."""
+    """index / divisor, rounded down, of an index that is not negative or is a multiple, as a guard has made sure."""
 
     index: Affine
     divisor: int
@@ -317,7 +317,7 @@ def collapse(loop: Loop) -> Loop:
         body = move(body, [*axes(n), Affine(), *axes(len(sizes) - n - 1, n)])
         del sizes[n]
         rank -= n < rank
-    return Loop(loop.result, tuple(sizes[:rank]), body, tuple(sizes[rank:]), loop.monoid)
+    return replace(loop, shape=tuple(sizes[:rank]), body=body, reduced=tuple(sizes[rank:]))
 
 
 def _walked_as_one(body: Body, n: int, sizes: Sequence[Dim]) -> bool:

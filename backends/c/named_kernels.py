@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 
 from ...ir.graph import IRError, Node
-from ...ir.types import Dim, DType
+from ...ir.types import Dim, DType, f32
 from .loop_emit import Scope
 from .loop_function import (
     Emitted,
@@ -98,22 +98,23 @@ def arg_extreme(node: Node) -> Emitted:
     ], ("out",))  # fmt: skip
 
 
-def cumsum(node: Node) -> Emitted:
-    """One chain of additions along the axis, in f32 for half floats."""
+RUNNING = {"cumsum": "add", "cumprod": "mul", "cummax": "max", "cummin": "min"}
+
+
+def running(node: Node) -> Emitted:
+    """One chain along the axis, in f32 for half floats: sums, products, maxima or minima of what came so far."""
     lines, dtype = Lines(node, node.attr("axis")), node.inputs[0].dtype
-    backward = node.attr("reverse")
-    k = f"({lines.n} - 1 - k)" if backward else "k"
+    at = f"{lines.n} - 1 - k" if node.attr("reverse") else "k"
     element = load(f"line[{lines.at('at')}]", dtype)
-    added = expression("add", ["total", element], dtype, dtype)
-    if dtype.name in HALVES:
-        added = f"total + {element}"
+    wide = f32 if dtype.name in HALVES else dtype
+    combined = expression(RUNNING[node.op.name], ["total", element], wide, wide)
     return lines.kernel([
         lines.pointer("line", "x", dtype),
         lines.pointer("sums", "out", dtype, const=False),
         f"{VALUE_TYPES[dtype.name]} total = 0;",
         f"for (int64_t k = 0; k < {lines.n}; k++) {{",
-        f"  const int64_t at = {k.strip('()')};",
-        f"  total = k ? {added} : {element};",
+        f"  const int64_t at = {at};",
+        f"  total = k ? {combined} : {element};",
         f"  sums[{lines.at('at')}] = {store('total', dtype)};",
         "}",
     ], ("out",))  # fmt: skip
@@ -219,6 +220,7 @@ def scatter(node: Node) -> Emitted:
 
 
 KERNELS: Mapping[str, Callable[[Node], Emitted]] = {
-    "argmax": arg_extreme, "argmin": arg_extreme, "cumsum": cumsum, "top_k": top_k, "sort": sort, "scatter": scatter,
+    "argmax": arg_extreme, "argmin": arg_extreme, **dict.fromkeys(RUNNING, running), "top_k": top_k, "sort": sort,
+    "scatter": scatter,
 }  # fmt: skip
 SCRATCH: Mapping[str, Callable[[Node], Dim]] = {"sort": sort_scratch}

@@ -10,9 +10,10 @@ from .index import INDEX
 from .linear import LINEAR
 from .named import NAMED
 from .shape import SHAPE
+from .window import WINDOW
 
 OPS: dict[str, Op] = {
-    op.name: op for op in (INPUT, *ELEMENTWISE, *SHAPE, *INDEX, *CONTROL, *LINEAR, *NAMED, *CACHE)
+    op.name: op for op in (INPUT, *ELEMENTWISE, *SHAPE, *WINDOW, *INDEX, *CONTROL, *LINEAR, *NAMED, *CACHE)
 }
 
 __all__ = ["OPS", "STATE_USES", "cache_row"]

@@ -117,8 +117,8 @@ def _infer_pad(x: Type, value: Type, *, low: tuple[Dim, ...], high: tuple[Dim, .
     return (Type(shape, x.dtype),)
 
 
-def _pad(x: np.ndarray, value: np.ndarray, *, low: tuple[int, ...], high: tuple[int, ...],
-         interior: tuple[int, ...]) -> np.ndarray:  # fmt: skip
+def pad(x: np.ndarray, value: np.ndarray, *, low: tuple[int, ...], high: tuple[int, ...],
+        interior: tuple[int, ...]) -> np.ndarray:  # fmt: skip
     spread = np.full([d + max(d - 1, 0) * i for d, i in zip(x.shape, interior)], value, x.dtype)
     spread[tuple(slice(None, None, i + 1) for i in interior)] = x
     edges = [(max(l, 0), max(h, 0)) for l, h in zip(low, high)]
@@ -147,6 +147,7 @@ KINDS: dict[str, tuple[str, Callable[..., np.ndarray], Callable[[np.dtype], floa
     "min": ("float int bool", minimum, lambda dtype: _limits(dtype)[1]),
     "and": ("int bool", np.bitwise_and, lambda dtype: np.invert(dtype.type(0))),
     "or": ("int bool", np.bitwise_or, lambda dtype: 0),
+    "xor": ("int bool", np.bitwise_xor, lambda dtype: 0),
 }
 
 
@@ -298,7 +299,7 @@ SHAPE = (
     Op("reverse", _infer_reverse, moves(lambda x, axes: np.flip(x, axes)), attributes=(("axes", REQUIRED),)),
     Op("slice", _infer_slice, moves(_slice),
        attributes=(("start", REQUIRED), ("limit", REQUIRED), ("stride", REQUIRED))),
-    Op("pad", _infer_pad, moves(_pad), attributes=(("low", REQUIRED), ("high", REQUIRED), ("interior", REQUIRED))),
+    Op("pad", _infer_pad, moves(pad), attributes=(("low", REQUIRED), ("high", REQUIRED), ("interior", REQUIRED))),
     Op("concatenate", _infer_concatenate, moves(lambda *xs, axis: np.concatenate(xs, axis)),
        attributes=(("axis", REQUIRED),)),
     Op("reduce", _infer_reduce, _reduce, attributes=(("kind", REQUIRED), ("axes", REQUIRED))),
