@@ -18,7 +18,7 @@ from inferc.backends.c import target as c_target
 from inferc.backends.c.cache import cache_kind
 from inferc.backends.c.kernels import Call
 from inferc.backends.c.lower import is_silent, lower_node
-from inferc.compiler.frontends import gguf
+from inferc.compiler.frontends import gguf, language
 from inferc.compiler.pipeline import run_passes
 from inferc.ir.graph import Node
 from inferc.ir.interpret import Arrays, Dims, interpret, prepare_weights
@@ -84,7 +84,7 @@ def record(case: str) -> dict[object, Recorded]:
     with tempfile.TemporaryDirectory() as folder:
         path = write_model(Path(folder) / "tiny.gguf", model, types, tokenizer="bpe",
                            metadata={"context_length": CONTEXT})  # fmt: skip
-        module = run_passes(gguf.build_module(gguf.load(path), CONTEXT, CHUNK), c_target.get("generic").ir)
+        module = run_passes(language.build_module(gguf.load(path), CONTEXT, CHUNK), c_target.get("generic").ir)
         weights = {name: array for name, _, array in prepare_weights(module)}
     step, rng = module.entries["step"], np.random.default_rng(11)
     states = {}

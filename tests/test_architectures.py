@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from inferc.backends.c import target as c_target
-from inferc.compiler.frontends import gguf
+from inferc.compiler.frontends import gguf, language
 from inferc.compiler.pipeline import run_passes
 from inferc.ir.graph import Module
 from inferc.ir.interpret import Observer, interpret
@@ -52,7 +52,7 @@ def close(actual: np.ndarray, expected: np.ndarray) -> None:
 
 
 @pytest.fixture(params=MODELS)
-def source(request, tmp_path) -> gguf.Source:
+def source(request, tmp_path) -> language.Source:
     return gguf.load(write_model(tmp_path / "model.gguf", request.param))
 
 
@@ -61,9 +61,9 @@ def test_graph_equals_jax_after_every_layer(source):
     for layers in range(1, source.config.layers + 1):
         config = replace(source.config, layers=layers)
         first = replace(source, config=config)
-        module = gguf.build_module(first, 128, CHUNK)
+        module = language.build_module(first, 128, CHUNK)
         verify(module)
-        close(Session(module).feed(IDS, 0), gguf.reference_logits(first, IDS))
+        close(Session(module).feed(IDS, 0), language.reference_logits(first, IDS))
 
 
 @pytest.mark.parametrize("lowered", [False, True])
@@ -73,7 +73,7 @@ def test_every_layer_gives_what_jax_gives(source, lowered, monkeypatch):
     So as it is traced, and after the passes for C where they keep activations and caches in f32.
     """
     expected, found = [], {}
-    architecture = gguf.ARCHITECTURES[source.architecture]
+    architecture = language.ARCHITECTURES[source.architecture]
     (layer,) = architecture.step.args
 
     def recorded_layer(*arguments):
@@ -81,16 +81,16 @@ def test_every_layer_gives_what_jax_gives(source, lowered, monkeypatch):
         return expected[-1]
 
     step = partial(architecture.step.func, recorded_layer)
-    monkeypatch.setitem(gguf.ARCHITECTURES, source.architecture, replace(architecture, step=step))
+    monkeypatch.setitem(language.ARCHITECTURES, source.architecture, replace(architecture, step=step))
     with jax.disable_jit():
-        gguf.reference_logits(source, IDS)
+        language.reference_logits(source, IDS)
     monkeypatch.undo()
 
     def observe(node, operands, results):
         if node.op.name == "call":
             found[node.origin.path] = results
 
-    module = gguf.build_module(source, len(IDS), len(IDS))
+    module = language.build_module(source, len(IDS), len(IDS))
     exact = replace(c_target.get("generic").ir, activations={}, cache=DTYPES["f32"])
     Session(run_passes(module, exact) if lowered else module, observer=observe).feed(IDS, 0)
     assert list(found) == [f"layers.{i}" for i in range(source.config.layers)] and len(expected) == len(found)
@@ -100,7 +100,7 @@ def test_every_layer_gives_what_jax_gives(source, lowered, monkeypatch):
 
 
 def test_chunks_and_single_tokens_equal_one_prefill_to_the_bit(source):
-    module = gguf.build_module(source, 128, CHUNK)
+    module = language.build_module(source, 128, CHUNK)
     whole = Session(module).feed(IDS, 0)
     chunked, single = Session(module), Session(module)
     assert np.array_equal(whole, np.concatenate([chunked.feed(IDS[i : i + 7], i) for i in range(0, 40, 7)]))
@@ -109,7 +109,7 @@ def test_chunks_and_single_tokens_equal_one_prefill_to_the_bit(source):
 
 def test_sequences_share_a_step_and_padding_is_dropped(source):
     """Two sequences, interleaved and at different positions, beside padding tokens, equal each alone."""
-    module = gguf.build_module(source, 128, CHUNK)
+    module = language.build_module(source, 128, CHUNK)
     first, second = IDS[:12], IDS[20:29]
     alone = Session(module).feed(first, 0)[8:], Session(module).feed(second, 0)
     both = Session(module, slots=2)
@@ -124,17 +124,17 @@ def test_sequences_share_a_step_and_padding_is_dropped(source):
 @pytest.mark.parametrize("model", [name for name, (_, keys) in MODELS.items() if "attention.sliding_window" in keys])
 def test_a_window_is_a_ring_of_as_many_rows_as_a_chunk_needs(model, tmp_path):
     source = gguf.load(write_model(tmp_path / "model.gguf", model))
-    module = gguf.build_module(source, 128, 4)
+    module = language.build_module(source, 128, 4)
     rows = {n.types[0].shape[2] for n in module.entries["step"].inputs_of("state")}
     assert min(rows) == WINDOW + 4 - 1
     session = Session(module)
     pieces = np.concatenate([session.feed(IDS[i : i + 4], i) for i in range(0, 40, 4)])
-    close(pieces, gguf.reference_logits(source, IDS))
+    close(pieces, language.reference_logits(source, IDS))
 
 
 def test_a_window_as_wide_as_the_context_is_none(tmp_path):
     source = gguf.load(write_model(tmp_path / "model.gguf", "mistral"))
-    step = gguf.build_module(source, WINDOW, WINDOW).entries["step"]
+    step = language.build_module(source, WINDOW, WINDOW).entries["step"]
     assert {n.types[0].shape[2] for n in step.inputs_of("state")} == {WINDOW}
     (graph,) = {n.attr("graph") for n in step.nodes() if n.op.name == "call"}
     assert {n.attr("window") for n in graph.nodes() if n.op.name == "cached_attention"} == {0}
@@ -144,7 +144,7 @@ def test_a_window_as_wide_as_the_context_is_none(tmp_path):
 def test_every_weight_type(weight_type, tmp_path):
     source = gguf.load(write_model(tmp_path / "model.gguf", "llama", weight_type))
     assert source.weights["blk.0.attn_q.weight"].type.dtype.name == weight_type
-    close(Session(gguf.build_module(source, 128, 8)).feed(IDS[:8], 0), gguf.reference_logits(source, IDS[:8]))
+    close(Session(language.build_module(source, 128, 8)).feed(IDS[:8], 0), language.reference_logits(source, IDS[:8]))
 
 
 def test_half_precision_vectors_are_dequantised(tmp_path):
@@ -156,10 +156,10 @@ def test_half_precision_vectors_are_dequantised(tmp_path):
         weight, type=replace(weight.type, dtype=gguf.DTYPES["f16"]), load=lambda: weight.load().astype(np.float16)
     )
     source = replace(source, weights={**source.weights, name: half})
-    module = gguf.build_module(source, 128, 8)
+    module = language.build_module(source, 128, 8)
     graphs = [n.attr("graph") for n in module.entries["step"].nodes() if n.op.name == "call"]
     assert ["dequantize" in {n.op.name for n in g.nodes()} for g in graphs] == [False, True]
-    close(Session(module).feed(IDS[:8], 0), gguf.reference_logits(source, IDS[:8]))
+    close(Session(module).feed(IDS[:8], 0), language.reference_logits(source, IDS[:8]))
 
 
 def calls(module: Module):
@@ -168,7 +168,7 @@ def calls(module: Module):
 
 def test_equal_layers_are_one_graph(tmp_path):
     source = gguf.load(write_model(tmp_path / "model.gguf", "llama", "q4_0", layers=5))
-    layers = calls(gguf.build_module(source, 128, 16))
+    layers = calls(language.build_module(source, 128, 16))
     assert len(layers) == 5 and len({n.attr("graph") for n in layers}) == 1
     assert [n.origin.path for n in layers] == [f"layers.{i}" for i in range(5)]
     (graph,) = {n.attr("graph") for n in layers}
@@ -181,7 +181,7 @@ def test_equal_layers_are_one_graph(tmp_path):
 def test_layers_of_other_weight_types_are_another_graph(tmp_path):
     types = {"blk.1.attn_v": "q6_k", "": "q4_k"}
     source = gguf.load(write_model(tmp_path / "model.gguf", "llama", types, layers=3))
-    graphs = [n.attr("graph") for n in calls(gguf.build_module(source, 128, 16))]
+    graphs = [n.attr("graph") for n in calls(language.build_module(source, 128, 16))]
     assert graphs[0] is graphs[2] and graphs[0] is not graphs[1]
     assert graphs[0].name != graphs[1].name
 
@@ -189,7 +189,7 @@ def test_layers_of_other_weight_types_are_another_graph(tmp_path):
 def test_angles_are_made_once_for_each_rope_base(tmp_path):
     for model, bases in (("gemma2", 1), ("gemma3", 2)):
         source = gguf.load(write_model(tmp_path / f"{model}.gguf", model, layers=4))
-        step = gguf.build_module(source, 128, 16).entries["step"]
+        step = language.build_module(source, 128, 16).entries["step"]
         assert sum(n.op.name == "rope_angles" for n in step.nodes()) == bases
 
 
@@ -198,4 +198,5 @@ def test_tied_and_untied_heads(model, tmp_path):
     for tied in (True, False):
         source = gguf.load(write_model(tmp_path / f"{tied}.gguf", model, tied=tied))
         assert ("output.weight" in source.weights) is not tied
-        close(Session(gguf.build_module(source, 128, 8)).feed(IDS[:8], 0), gguf.reference_logits(source, IDS[:8]))
+        logits = Session(language.build_module(source, 128, 8)).feed(IDS[:8], 0)
+        close(logits, language.reference_logits(source, IDS[:8]))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inferc.compiler.frontends import gguf, gguf_tokenizer
+from inferc.compiler.frontends import gguf, gguf_tokenizer, language
 from inferc.errors import InfercError
 from tests.tiny_models import MODELS, VOCABULARY, write_model
 
@@ -253,7 +253,7 @@ def test_only_our_own_error_comes_out_of_mutated_files(model, tmp_path):
             shapes = source.config, tuple(w.type for w in source.weights.values())
             if shapes not in traced:
                 traced.add(shapes)
-                gguf.build_module(source, min(source.config.context, 64), 16)
+                language.build_module(source, min(source.config.context, 64), 16)
             outcomes[True] += 1
         except InfercError as error:
             assert "\n" not in str(error) and len(str(error)) < 600

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from inferc.compiler.driver import compile_model
-from inferc.compiler.frontends import gguf
+from inferc.compiler.frontends import gguf, language
 from inferc.compiler.hub import pull
 from inferc.runtime.model import Model, load
 from inferc.runtime.perplexity import perplexity
@@ -55,7 +55,7 @@ def test_greedy_tokens_of_llama_cpp(compiled, exact):
     parted = []
     for number in (1, 2, 3):
         ids, first = forced(name, model, number)
-        logits = np.asarray(gguf.reference_logits(source, ids)) if exact else model.logits(ids)
+        logits = np.asarray(language.reference_logits(source, ids)) if exact else model.logits(ids)
         for row, wanted in zip(logits[first - 1 : -1], ids[first:]):
             second, likeliest = np.argsort(row)[-2:]
             if likeliest != wanted:

@@ -14,7 +14,7 @@ import gguf as gguf_py
 import numpy as np
 import pytest
 
-from inferc.compiler.frontends import gguf
+from inferc.compiler.frontends import gguf, language
 from inferc.ir.interpret import interpret
 
 torch = pytest.importorskip("torch")
@@ -139,7 +139,7 @@ def test_logits_equal_those_of_transformers(name, tmp_path):
         expected = model(torch.tensor(IDS[None]), use_cache=False).logits[0].numpy()
     source = gguf.load(write(model, architecture, tmp_path / "model.gguf"))
     count = len(IDS)
-    module = gguf.build_module(source, 128, count)
+    module = language.build_module(source, 128, count)
     state = {
         n.attr("name"): np.zeros((1, *n.types[0].shape[1:]), np.float32)
         for n in module.entries["step"].inputs_of("state")
@@ -148,4 +148,4 @@ def test_logits_equal_those_of_transformers(name, tmp_path):
     inputs = {"tokens": IDS.astype(np.int32), "sequence": 0 * positions, "position": positions, "rows": positions}
     ours = interpret(module, {**inputs, **state})["logits"]
     assert np.abs(ours - expected).max() <= 1e-4 * expected.std()
-    assert np.abs(gguf.reference_logits(source, IDS.tolist()) - expected).max() <= 1e-4 * expected.std()
+    assert np.abs(language.reference_logits(source, IDS.tolist()) - expected).max() <= 1e-4 * expected.std()
