@@ -96,7 +96,8 @@ def reference_logits(ids: Sequence[int], windows: tuple[int, ...] = (0, 0)) -> n
 
 class OpenOptions(ctypes.Structure):
     _fields_ = [("size", c_size_t), ("weights", c_void_p), ("weights_bytes", c_size_t), ("threads", c_int32),
-                ("pin", c_int32), ("target", c_char_p), ("parallel_for", c_void_p), ("pool", c_void_p)]  # fmt: skip
+                ("pin", c_int32), ("target", c_char_p), ("parallel_for", c_void_p), ("pool", c_void_p),
+                ("unchecked", c_int32)]  # fmt: skip
 
 
 class Item(ctypes.Structure):
@@ -131,7 +132,8 @@ class Library:
         assert self.open(self.weights, self.threads, self.model) == OK
 
     def open(self, weights: np.ndarray, threads: int, out: c_void_p, **options: object) -> int:
-        options = OpenOptions(ctypes.sizeof(OpenOptions), weights.ctypes.data, weights.nbytes, threads, **options)
+        address = weights.ctypes.data if weights.nbytes else None
+        options = OpenOptions(ctypes.sizeof(OpenOptions), address, weights.nbytes, threads, **options)
         return self.c.model_open(byref(options), byref(out))
 
     def close(self) -> None:

@@ -299,14 +299,14 @@ def test_sources_compile_without_a_warning(compiler: str, tmp_path: Path) -> Non
 
 def test_only_the_prefix_is_seen_and_the_step_allocates_nothing(tmp_path: Path) -> None:
     built = build(language_model(), "native", prefix="toy_lm")
-    model, abi = objects(built, tmp_path, compilers()[0])
-    defined = [name for path in (model, abi) for kind, name in symbols(path, "-g", "--defined-only")]
+    model, abi, weights = objects(built, tmp_path, compilers()[0])
+    defined = [name for path in (model, abi, weights) for kind, name in symbols(path, "-g", "--defined-only")]
     assert defined and all(name.startswith("toy_lm_") for name in defined)
     needed = {name for _, name in symbols(model, "-u")}
     assert not needed & set(ITERATION_CALLS.split()) and not any(name.startswith("toy_lm") for name in needed)
     assert "abort" not in {name for _, name in symbols(abi, "-u")}
-    state = [name for path in (model, abi) for kind, name in symbols(path) if kind in "bBdDcCsS"]
-    allowed = [n for n in state if "const" in n or "messages" in n or n in ALLOWED_DATA or "_program_" in n]
+    state = [name for path in (model, abi, weights) for kind, name in symbols(path) if kind in "bBdDcCsS"]
+    allowed = [n for n in state if "const" in n or "messages" in n or n in ALLOWED_DATA or n.endswith("_own_weights") or "_program_" in n]
     assert state == allowed
     library = tmp_path / "lib.so"
     toolchain.compile_program(built, library)
@@ -463,7 +463,7 @@ def test_zig_is_told_cpus_its_way() -> None:
 
 @pytest.mark.skipif(not importlib.util.find_spec("ziglang"), reason="the ziglang package is not installed")
 def test_zig_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(toolchain, "find_compiler", lambda target: [sys.executable, "-m", "ziglang", "cc"])
+    monkeypatch.setattr(toolchain, "find_compiler", lambda target, static: [sys.executable, "-m", "ziglang", "cc"])
     library = compile_library(language_model(), "native")
     assert same(library.session(100).feed(IDS[:80], 40), reference_logits(IDS[:80]))
 
@@ -478,6 +478,6 @@ def test_a_failing_compiler_is_one_line_and_leaves_nothing(tmp_path: Path) -> No
 
 
 def test_an_unknown_target_is_named() -> None:
-    names = ", ".join(target.TARGETS)
-    with pytest.raises(InfercError, match=f"there is no target 'mmx': choose one of native, {names}"):
+    names = ", ".join((*target.TARGETS, *target.PLATFORMS))
+    with pytest.raises(InfercError, match=f"there is no target 'mmx': choose one of native, portable, {names}"):
         target.get("mmx")

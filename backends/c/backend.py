@@ -85,7 +85,7 @@ class Backend:
 
     def check(self) -> None:
         """Raises InfercError where no C compiler is found, so that it is said before any work."""
-        toolchain.find_compiler(self.targets[0])
+        toolchain.check(self.targets[0])
 
     def lower(self, module: Module, *, name: str, prefix: str, context: int, chunk: int) -> Lowered:
         """The module after the passes as C text. Raises IRError as `program.build` does."""

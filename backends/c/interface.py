@@ -193,6 +193,11 @@ def program_header(facts: Facts, fingerprint: int) -> str:
     for name, graph in facts.entries.items():
         lines += _entry_type(facts, name, graph)
     lines += ["} model_program_table;\n"]
+    lines += ["/* The weights that the model was compiled with: where they are built in, if they are, and their sum as\n"
+              " * in sum.h, 0 for unknown. */",
+              "typedef struct model_weights_facts {\n  const void *data;\n  size_t bytes;\n  uint64_t sum;\n"
+              "} model_weights_facts;\n",
+              "extern const model_weights_facts model_own_weights;"]  # fmt: skip
     lines += [f"extern const model_program_table model_program_{v.name};" for v in facts.variants]
     lines += ["\n#endif\n"]
     return facts.prefixed("\n".join(lines))

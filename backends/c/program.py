@@ -5,6 +5,7 @@
     PREFIX_TARGET_kernels.h   the kernels that it calls
     PREFIX_program.h          what each PREFIX_TARGET.c gives to PREFIX_abi.c: one constant table
     PREFIX_abi.c              open, sessions, eval: compiled for the baseline CPU, chooses among the tables
+    PREFIX_weights.c          the sum of the weights file, and the weights themselves where they are built in
     *.h                       hand-written: threads, CPU features, vector words
 
 Every variant reads the same weights file and the same sessions.
@@ -30,8 +31,9 @@ from .memory import align, storage_bytes
 from .state import SessionLayout, session_layout, workspace
 from .target import BASELINE_HEADERS, CTarget
 from .text import LIBRARY, Names, isa_text, runtime_text
+from .weights import unit as weights_unit
 
-RUNTIME_HEADERS = ("run.h", "parallel.h", "floating.h", "cpu.h")
+RUNTIME_HEADERS = ("run.h", "parallel.h", "floating.h", "cpu.h", "sum.h")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,12 @@ class Program:
     memory: Mapping[str, Any]
     regions: Mapping[str, int]
     session: SessionLayout
+
+    def with_weights(self, total: int, *, embed: bool, large: bool | None = None) -> Program:
+        """The program that knows its weights' sum, and has the file PREFIX.weights built in where `embed` says so;
+        `large` is as in `weights.unit`."""
+        text = weights_unit(self.prefix, self.weight_bytes, total, embed=embed, large=large)
+        return replace(self, sources={**self.sources, f"{self.prefix}_weights.c": text})
 
     def write(self, folder: Path) -> None:
         """Writes every source into an existing folder."""
@@ -94,10 +102,12 @@ def build(module: Module, targets: Sequence[CTarget], *, prefix: str = "model", 
     sources |= {
         f"{prefix}_program.h": interface.program_header(facts, _fingerprint(facts, order)),
         f"{prefix}_abi.c": interface.implementation(facts),
+        f"{prefix}_weights.c": weights_unit(prefix, weight_bytes),
         **{header: runtime_text(header) for header in RUNTIME_HEADERS},
         **{header: isa_text(header) for t in targets for header in (t.header, *BASELINE_HEADERS)},
     }
-    units = {f"{prefix}_{v.name}.c": v.target.cflags for v in variants} | {f"{prefix}_abi.c": first.baseline}
+    units = {f"{prefix}_{v.name}.c": v.target.cflags for v in variants}
+    units |= dict.fromkeys((f"{prefix}_abi.c", f"{prefix}_weights.c"), first.baseline)
     kernels = dict.fromkeys(symbol for v in variants for symbol in v.kernels)
     regions = _regions(variants[0])
     return Program(prefix, sources, units, tuple(targets), order, weight_bytes, tuple(kernels), memory, regions, layout)

@@ -15,8 +15,13 @@ from .lower import LOWERINGS
 from .tuning import DEFAULTS, Tuning
 
 # What `zig cc -target` builds for, by machine.
-TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "wasm32": "wasm32-wasi"}
+TRIPLES = {
+    "x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "riscv64": "riscv64-linux-gnu",
+    "wasm32": "wasm32-wasi",
+}  # fmt: skip
+SYSTEMS = {"windows": "{}-windows-gnu", "macos": "{}-macos"}  # what it builds for elsewhere than on Linux
 HOST = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+HOST_SYSTEM = {"darwin": "macos"}.get(platform.system().lower(), platform.system().lower())
 BASELINE = {"x86_64": ("-march=x86-64",)}  # flags for the least CPU of a machine, where the compiler may assume more
 
 BASELINE_HEADERS = ("scalar.h", "elementary.h")  # beside the target's own: scalar operations, elementary functions
@@ -27,7 +32,8 @@ class CTarget:
     """`ir` is what passes see. `cpu_features` are needed at run time, by their names in Linux's /proc/cpuinfo.
 
     `cflags` compile the model's own file, `baseline` everything that runs before the CPU was checked; `header` is the
-    file in isa/ that defines the vector words. `machine` is the instruction set, by its name in TRIPLES; "" is any.
+    file in isa/ that defines the vector words. `machine` is the instruction set, by its name in TRIPLES, and `system`
+    one of SYSTEMS or "linux"; "" is any, which is the host's. WebAssembly has no system.
     """
 
     ir: Target
@@ -36,6 +42,7 @@ class CTarget:
     cpu_features: tuple[str, ...] = ()
     baseline: tuple[str, ...] = ()
     machine: str = ""
+    system: str = ""
 
     @property
     def name(self) -> str:
@@ -43,8 +50,14 @@ class CTarget:
 
     @property
     def foreign(self) -> bool:
-        """Whether the host is another machine, so that its compiler makes nothing for this one."""
-        return self.machine not in ("", HOST)
+        """Whether the host is another machine or system, so that its compiler makes nothing for this one."""
+        return self.machine not in ("", HOST) or self.system not in ("", HOST_SYSTEM)
+
+    @property
+    def triple(self) -> str:
+        """The machine and system as `zig cc -target` names them."""
+        machine = self.machine or HOST
+        return SYSTEMS[self.system].format(machine) if self.system in SYSTEMS else TRIPLES[machine]
 
 
 FUSIONS = frozenset({
@@ -117,19 +130,50 @@ def get(name: str) -> CTarget:
     if name == "native":
         return native()
     if name not in TARGETS:
-        raise InfercError(f"there is no target {name!r}: choose one of native, {', '.join(TARGETS)}")
+        known = ", ".join(("native", "portable", *TARGETS, *PLATFORMS))
+        raise InfercError(f"there is no target {name!r}: choose one of {known}")
     return TARGETS[name]
 
 
+X86 = "generic avx2 avxvnni avx512vnni avx512bf16"
+# Names of several targets at once, with the machine and system that they are for. An x86-64 level's targets need no
+# more than the level has; as v4 has no VNNI, its library holds a better variant for CPUs that do.
+PLATFORMS: Mapping[str, tuple[str, str, str]] = {
+    "x86-64-v2": ("generic", "x86_64", "linux"),
+    "x86-64-v3": ("avx2", "x86_64", "linux"),
+    "x86-64-v4": ("avx2 avx512vnni", "x86_64", "linux"),
+    "x86_64-linux": (f"{X86} amx", "x86_64", "linux"),
+    "x86_64-windows": (X86, "x86_64", "windows"),
+    "aarch64-linux": ("neon neon_i8mm", "aarch64", "linux"),
+    "aarch64-macos": ("neon neon_i8mm", "aarch64", "macos"),
+    "riscv64-linux": ("generic", "riscv64", "linux"),
+    "wasm32": ("wasm128", "wasm32", ""),
+}
+
+
+def platform_targets(name: str) -> list[CTarget]:
+    """The targets of a row of PLATFORMS."""
+    names, machine, system = PLATFORMS[name]
+    baseline = BASELINE.get(machine, ())
+    placed = [replace(TARGETS[n], machine=machine, system=system, baseline=baseline) for n in names.split()]
+    return [replace(t, cflags=t.baseline) if t.name == "generic" else t for t in placed]
+
+
 def choose(names: str, tunings: Mapping[str, Tuning] | None = None) -> tuple[CTarget, ...]:
-    """The targets of one library, the best first: "portable" (all of this machine), or names separated by commas.
+    """The targets of one library, the best first: "portable" (all of this machine), or names of targets or PLATFORMS
+    separated by commas.
 
     Those that `tunings` names have its block sizes instead of their defaults. Raises InfercError for a name that is
-    unknown, and for targets of different machines.
+    unknown, and for targets of different machines or systems.
     """
-    of_host = {t for t in TARGETS.values() if not t.foreign}
-    wanted = of_host if names == "portable" else {get(name.strip()) for name in names.split(",")}
-    if len(machines := sorted({t.machine or HOST for t in wanted})) > 1:
-        raise InfercError(f"targets of {' and '.join(machines)} cannot be in one library: compile it for each")
+    wanted: dict[str, CTarget] = {}
+    for name in (n.strip() for n in names.split(",")):
+        of_host = [t for t in TARGETS.values() if not t.foreign] if name == "portable" else []
+        for found in of_host or (platform_targets(name) if name in PLATFORMS else [get(name)]):
+            wanted.setdefault(found.name, found)
+    systems = sorted({(t.machine or HOST, t.system or HOST_SYSTEM * (t.machine != "wasm32")) for t in wanted.values()})
+    if len(systems) > 1:
+        machines = " and ".join("-".join(filter(None, pair)) for pair in systems)
+        raise InfercError(f"targets of {machines} cannot be in one library: compile it for each")
     tuned = {name: replace(TARGETS[name].ir, tuning=sizes) for name, sizes in (tunings or {}).items()}
-    return tuple(replace(t, ir=tuned.get(t.name, t.ir)) for t in reversed(TARGETS.values()) if t in wanted)
+    return tuple(replace(t, ir=tuned.get(t.name, t.ir)) for n in reversed(TARGETS) if (t := wanted.get(n)))

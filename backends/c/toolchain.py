@@ -9,13 +9,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ...errors import InfercError
 from .program import Program
-from .target import TRIPLES, CTarget
+from .target import CTarget
 
 FLAGS = (
     "-std=c11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
@@ -25,15 +25,15 @@ SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g",
 LIBRARIES = ("-lm", "-pthread")
 
 
-def find_compiler(target: CTarget | None = None) -> list[str]:
-    """The command that compiles C: $CC, else cc, gcc or clang, else ziglang's, which is the one for other machines than
-    the host. Raises InfercError if there is none."""
+def find_compiler(target: CTarget | None = None, *, static: bool = False) -> list[str]:
+    """The command that compiles C: $CC, else cc, gcc or clang, else ziglang's, which is the one for other machines and
+    systems than the host; `static` programs for another Linux have musl's C library. Raises InfercError if there is
+    none."""
     if target and target.foreign:
-        if target.machine == "wasm32":
-            raise InfercError(f"{target.name} has no shared libraries: WebAssembly is linked into modules")
         if not importlib.util.find_spec("ziglang"):
-            raise InfercError(f"nothing here compiles for {target.machine}: `pip install ziglang`")
-        return [sys.executable, "-m", "ziglang", "cc", "-target", TRIPLES[target.machine]]
+            raise InfercError(f"nothing here compiles for {target.machine}-{target.system}: `pip install ziglang`")
+        triple = target.triple.replace("gnu", "musl") if static and target.system == "linux" else target.triple
+        return [sys.executable, "-m", "ziglang", "cc", "-target", triple, "-g0"]
     if chosen := shlex.split(os.environ.get("CC", "")):
         if not shutil.which(chosen[0]):
             raise InfercError(f"there is no compiler {chosen[0]}, which CC names: set CC to a C compiler or unset it")
@@ -44,6 +44,16 @@ def find_compiler(target: CTarget | None = None) -> list[str]:
     if importlib.util.find_spec("ziglang"):
         return [sys.executable, "-m", "ziglang", "cc"]
     raise InfercError("no C compiler was found: install gcc or clang, set CC, or `pip install ziglang`")
+
+
+def check(target: CTarget, form: str = "so") -> list[str]:
+    """`find_compiler` for a form of a library. Raises InfercError where the target's machine has no such form."""
+    wasm = target.machine == "wasm32"
+    if wasm and form == "so":
+        raise InfercError(f"{target.name} has no shared libraries: WebAssembly is linked into modules (--emit wasm)")
+    if form == "wasm" and not wasm:
+        raise InfercError(f"a WebAssembly module is not for {target.name}: use --target wasm32")
+    return find_compiler(target, static=form == "exe")
 
 
 def version(compiler: Sequence[str]) -> str:
@@ -71,29 +81,68 @@ def _run(command: Sequence[str], folder: Path) -> str:
     return done.stdout
 
 
-def compile_program(program: Program, output: Path, *, extra: Sequence[str] = (), sanitize: bool = False) -> str:
-    """Compiles a program to the shared library `output`, which appears whole or not at all.
+def compile_program(program: Program, output: Path, *, form: str = "so", weights: Path | None = None,
+                    extra: Sequence[str] = (), sanitize: bool = False) -> str:  # fmt: skip
+    """Compiles a program to `output`, which appears whole or not at all, in one of `FORMS`.
 
-    Its units are compiled at the same time, each with its own flags for the CPU. `extra` is appended to all flags;
-    `sanitize` builds with the address and undefined-behaviour sanitizers. Returns the compiler's version line. Raises
+    Its units are compiled at the same time, each with its own flags for the CPU. `weights` is the file that a program
+    with built-in weights includes. `extra` is appended to all flags; `sanitize` builds with the address and
+    undefined-behaviour sanitizers. Equal programs give equal bytes. Returns the compiler's version line. Raises
     InfercError where no compiler is found, or it fails, or the disk is full.
     """
-    compiler = find_compiler(program.targets[0])
+    target = program.targets[0]
+    compiler = check(target, form)
     flags = [*FLAGS, *WARNINGS, *extra, *(SANITIZERS if sanitize else ())]
     with tempfile.TemporaryDirectory(prefix="inferc-cc-") as name, ThreadPoolExecutor(os.cpu_count()) as pool:
         folder = Path(name)
         program.write(folder)
+        if weights:
+            (folder / f"{program.prefix}.weights").symlink_to(weights.resolve())
         commands = [[*compiler, *flags, *spelled(own, compiler), "-c", unit, "-o", f"{unit}.o"]
                     for unit, own in program.units.items()]  # fmt: skip
         for _ in pool.map(_run, commands, [folder] * len(commands)):
             pass
         objects = [f"{unit}.o" for unit in program.units]
-        _run([*compiler, "-shared", *(SANITIZERS if sanitize else ()), *objects, "-o", "library", *LIBRARIES], folder)
+        FORMS[form](target, [*compiler, *(SANITIZERS if sanitize else ())], objects, folder)
         partial = output.with_name(output.name + ".part")
         try:
-            shutil.copyfile(folder / "library", partial)
+            shutil.move(folder / "output", partial)
             partial.replace(output)
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise InfercError(f"cannot write {output}: {error.strerror}") from error
     return version(compiler)
+
+
+def _shared(target: CTarget, compiler: Sequence[str], objects: Sequence[str], folder: Path) -> None:
+    _run([*compiler, "-shared", *LINKED.get(target.system, ()), *objects, "-o", "output", *LIBRARIES], folder)
+
+
+def _archive(target: CTarget, compiler: Sequence[str], objects: Sequence[str], folder: Path) -> None:
+    """A static library; the archiver writes no times and owners, and the format of the target's system."""
+    if target.foreign or not shutil.which("ar"):
+        if not importlib.util.find_spec("ziglang"):
+            raise InfercError("nothing here makes static libraries: install binutils, or `pip install ziglang`")
+        kind = {"macos": "darwin", "windows": "coff"}.get(target.system, "gnu")
+        _run([sys.executable, "-m", "ziglang", "ar", f"--format={kind}", "rcsD", "output", *objects], folder)
+    else:
+        _run(["ar", "rcsD", "output", *objects], folder)
+
+
+def _executable(target: CTarget, compiler: Sequence[str], objects: Sequence[str], folder: Path) -> None:
+    static = ("-static",) if target.foreign and target.system == "linux" else ()
+    _run([*compiler, *static, *LINKED.get(target.system, ()), *objects, "-o", "output", *LIBRARIES], folder)
+
+
+def _module(target: CTarget, compiler: Sequence[str], objects: Sequence[str], folder: Path) -> None:
+    _run([*compiler, *objects, "-o", "output", *MODULE], folder)
+
+
+# What compile_program makes: a shared library, a static one, a program (one unit has main), a WebAssembly module.
+FORMS: Mapping[str, Callable[[CTarget, Sequence[str], Sequence[str], Path], None]] = {
+    "so": _shared, "a": _archive, "exe": _executable, "wasm": _module,
+}  # fmt: skip
+LINKED = {"windows": ("-Wl,-s", "-Wl,--no-insert-timestamp"), "macos": ("-Wl,-s",)}  # no times, no debug files
+MODULE = (
+    "-mexec-model=reactor", "-Wl,--export-dynamic", "-Wl,--export=malloc", "-Wl,--export=free", "-Wl,-s",
+)  # fmt: skip

@@ -8,12 +8,19 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+
+#if defined(_WIN32)
+#include <malloc.h>
+#include <pthread.h>
+#else
 #include <unistd.h>
+#endif
 
 #include "cpu.h"
 #include "floating.h"
 #include "model_program.h"
 #include "parallel.h"
+#include "sum.h"
 
 enum { MOST_THREADS = 1024 };
 
@@ -40,6 +47,7 @@ const char *model_message(model_status status) {
       [MODEL_SIZE] = "the memory given is too small: use the size function",
       [MODEL_CONTEXT] = "the tokens do not fit: give the session more memory, up to the model's context, or rewind it",
       [MODEL_EVICTED] = "a windowed layer has forgotten that position: rewind less far, or to 0",
+      [MODEL_DAMAGED] = "the saved session is truncated, altered or of another model: evaluate its text again",
   };
   const size_t i = (size_t)status;
   return i < sizeof messages / sizeof *messages ? messages[i] : "no such status";
@@ -73,36 +81,64 @@ const model_info *model_describe(const model_model *model) {
   return program ? &program->info : &programs[PROGRAMS - 1]->info;
 }
 
+#if defined(_WIN32)
+static long processors_online(void) { return pthread_num_processors_np(); }
+static void *take_aligned(size_t alignment, size_t bytes) { return _aligned_malloc(bytes, alignment); }
+static void give_aligned(void *memory) { _aligned_free(memory); }
+#else
+static long processors_online(void) { return sysconf(_SC_NPROCESSORS_ONLN); }
+static void *take_aligned(size_t alignment, size_t bytes) { return aligned_alloc(alignment, bytes); }
+static void give_aligned(void *memory) { free(memory); }
+#endif
+
 static int32_t processors(void) {
-  const long found = sysconf(_SC_NPROCESSORS_ONLN);
+  const long found = processors_online();
   return found < 1 ? 1 : found > MOST_THREADS ? MOST_THREADS : (int32_t)found;
 }
 
-model_status model_open(const model_open_options *options, model_model **out_model) {
-  if (!options || !out_model || options->size < sizeof *options) return MODEL_INVALID;
-  if (options->threads < 0 || options->threads > MOST_THREADS) return MODEL_INVALID;
-  if (options->target && !is_target(options->target)) return MODEL_INVALID;
-  const model_program_table *program = choose(options->target);
+const void *model_weights(size_t *out_bytes) {
+  *out_bytes = model_own_weights.bytes;
+  return model_own_weights.data;
+}
+
+/* What every caller knows of the options: those of the first version. */
+enum { LEAST_OPTIONS = offsetof(model_open_options, unchecked) };
+
+static bool are_the_weights(model_model *model);
+
+model_status model_open(const model_open_options *given, model_model **out_model) {
+  if (!given || !out_model || given->size < LEAST_OPTIONS) return MODEL_INVALID;
+  model_open_options options = {0};
+  memcpy(&options, given, size_min(given->size, sizeof options));
+  if (options.threads < 0 || options.threads > MOST_THREADS) return MODEL_INVALID;
+  if (options.target && !is_target(options.target)) return MODEL_INVALID;
+  const model_program_table *program = choose(options.target);
   if (!program) return MODEL_CPU;
-  if (options->weights_bytes != program->info.weights_bytes) return MODEL_WEIGHTS;
-  if ((!options->weights && options->weights_bytes) || !is_aligned(options->weights)) return MODEL_INVALID;
-  const int32_t threads = options->threads ? options->threads : processors();
-  const int32_t own = options->parallel_for ? 1 : threads;
+  const bool built_in = !options.weights && !options.weights_bytes && model_own_weights.data;
+  if (built_in) options.weights = model_own_weights.data, options.weights_bytes = model_own_weights.bytes;
+  if (options.weights_bytes != program->info.weights_bytes) return MODEL_WEIGHTS;
+  if ((!options.weights && options.weights_bytes) || !is_aligned(options.weights)) return MODEL_INVALID;
+  const int32_t threads = options.threads ? options.threads : processors();
+  const int32_t own = options.parallel_for ? 1 : threads;
   const size_t bytes = sizeof(model_model) + (size_t)own * sizeof(pool_worker);
-  model_model *model = aligned_alloc(_Alignof(model_model), bytes);
+  model_model *model = take_aligned(_Alignof(model_model), bytes);
   if (!model) return MODEL_SYSTEM;
   memset(model, 0, bytes);
   model->program = program;
-  model->weights = options->weights;
+  model->weights = options.weights;
   model->threads = threads;
-  model->host_for = options->parallel_for;
-  model->host_pool = options->pool;
+  model->host_for = options.parallel_for;
+  model->host_pool = options.pool;
   atomic_flag_clear(&model->busy);
   if (!pool_start(&model->pool, own, model->workers)) {
-    free(model);
+    give_aligned(model);
     return MODEL_SYSTEM;
   }
-  if (options->pin) pool_pin(&model->pool);
+  if (options.pin) pool_pin(&model->pool);
+  if (!built_in && !options.unchecked && !are_the_weights(model)) {
+    model_close(model);
+    return MODEL_WEIGHTS;
+  }
   *out_model = model;
   return MODEL_OK;
 }
@@ -110,7 +146,7 @@ model_status model_open(const model_open_options *options, model_model **out_mod
 void model_close(model_model *model) {
   if (!model) return;
   pool_stop(&model->pool);
-  free(model);
+  give_aligned(model);
 }
 
 /* A region on the host's threads: each task is one worker, which claims pieces until none is left. */
@@ -161,4 +197,31 @@ static visit visit_begin(model_model *model, char *const *sessions, int32_t sess
 static void visit_end(model_model *model, const visit *v) {
   floating_set(v->before);
   if (v->has_pool) atomic_flag_clear(&model->busy);
+}
+
+/* ---- The weights' sum ---- */
+
+typedef struct sum_args {
+  const uint8_t *bytes;
+  size_t size;
+  _Atomic uint64_t *total;
+} sum_args;
+
+static void sum_pieces(const void *argument, int32_t begin, int32_t end, int32_t worker) {
+  const sum_args *a = argument;
+  (void)worker;
+  const size_t from = (size_t)begin * SUM_PIECE, to = size_min((size_t)end * SUM_PIECE, a->size);
+  atomic_fetch_add_explicit(a->total, sum_of(a->bytes + from, to - from, from / 8), memory_order_relaxed);
+}
+
+/* Whether the weights are, to the byte, those that the model was compiled with. */
+static bool are_the_weights(model_model *model) {
+  const size_t size = model->program->info.weights_bytes;
+  if (!model_own_weights.sum) return true; /* a library that was built before they were packed */
+  _Atomic uint64_t total = 0;
+  const visit v = visit_begin(model, NULL, 0);
+  const sum_args args = {model->weights, size, &total};
+  parallel(&v.run, (int32_t)((size + SUM_PIECE - 1) / SUM_PIECE), 1, sum_pieces, &args);
+  visit_end(model, &v);
+  return (atomic_load(&total) | 1) == model_own_weights.sum;
 }

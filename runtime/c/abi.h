@@ -1,8 +1,15 @@
 /* @TITLE@
  *
- * Every function returns a status or cannot fail. A failing call changes nothing. Pointers that a function takes may
- * not be null unless it says so. Nothing here prints, aborts, or allocates, but for model_open. Results are the same
- * bits whatever the number of threads, and however tokens are split over calls and shared calls. */
+ * Errors. A function returns a status or cannot fail; the statuses that it may return stand in capitals at the end of
+ * its comment. A failing call changes nothing, and sets no out parameter. Nothing here prints, aborts or ends the process.
+ * Units. Sizes are in bytes; positions, capacities and counts are in tokens.
+ * Memory. What a function takes may not be null unless it says so, and stays the caller's. A call uses it until it
+ * returns, but for weights (used until model_close) and for a session's memory. Only model_open allocates.
+ * Threads. Any function may be called from any thread, and several at once on one model, as long as no session,
+ * workspace or output is in two calls at once. A call leaves the floating-point state of its thread as it was.
+ * Bits. Results are the same whatever the number of threads, and however tokens are split over calls and shared calls.
+ * Version. MODEL_ABI counts changes of this header that old programs would not survive: it and model_describe()->abi
+ * are to be equal. Structs that a caller fills begin with their size, so that newer ones may have more at their end. */
 #ifndef MODEL_H
 #define MODEL_H
 
@@ -21,7 +28,7 @@ extern "C" {
 
 enum {
   MODEL_ABI = 1,
-  MODEL_ALIGNMENT = 64, /* bytes, of weights, sessions and workspaces */
+  MODEL_ALIGNMENT = 64, /* bytes, of weights, sessions and workspaces: their addresses are multiples of it */
   @CONSTANTS@
 };
 
@@ -29,14 +36,15 @@ typedef enum model_status {
   MODEL_OK,
   MODEL_INVALID, /* an argument is out of its range, null or not aligned */
   MODEL_CPU,     /* the CPU lacks a feature that each variant in this library, or the one asked for, needs */
-  MODEL_WEIGHTS, /* the weights have another size than those the model was compiled with */
+  MODEL_WEIGHTS, /* the weights are not those that the model was compiled with: another size, or other bytes */
   MODEL_SYSTEM,  /* the system gave no memory or no threads */
   MODEL_SIZE,    /* the memory given is smaller than its size function says */
   MODEL_CONTEXT, /* the tokens do not fit into the session's memory or the model's context */
-  MODEL_EVICTED  /* the position is further back than a windowed layer remembers */
+  MODEL_EVICTED, /* the position is further back than a windowed layer remembers */
+  MODEL_DAMAGED  /* a saved session is truncated or altered, or belongs to another model */
 } model_status;
 
-/* What a status means and what to do, in one line; never null. */
+/* What a status means and what to do, in one line of constant text; never null, of whatever number. */
 MODEL_API const char *model_message(model_status status);
 
 typedef struct model_info {
@@ -51,7 +59,7 @@ typedef struct model_info {
   const char *targets;      /* all variants in this library, separated by spaces, the best first */
 } model_info;
 
-/* A loaded model: the weights and a pool of threads. Any number may be open. */
+/* A loaded model: the weights and a pool of threads. Any number may be open, of this and of other models. */
 typedef struct model_model model_model;
 
 /* Facts about an open model, or for null about what model_open would choose on this CPU (the least variant where it
@@ -63,21 +71,26 @@ MODEL_API const model_info *model_describe(const model_model *model);
 typedef void (*model_parallel_for)(void *pool, int32_t count, void (*task)(void *argument, int32_t i), void *argument);
 
 typedef struct model_open_options {
-  size_t size;         /* sizeof(model_open_options); what follows weights_bytes may be zero */
-  const void *weights; /* the whole weights file, mapped or read, kept until model_close */
+  size_t size;         /* sizeof(model_open_options); all that follows it may be zero where the weights are built in */
+  const void *weights; /* the whole weights file, mapped or read, kept until model_close; null: those built in */
   size_t weights_bytes;
   int32_t threads;    /* workers of one call, its caller included; 0: one for each processor */
   int32_t pin;        /* not 0: each of the model's own threads stays on one processor (on Linux; elsewhere ignored) */
   const char *target; /* a variant by name; null: the best that this CPU can run. Results have the same bits */
   model_parallel_for parallel_for; /* the host's threads, which may serve several calls at once; null: own threads */
   void *pool;                       /* what parallel_for is given */
+  int32_t unchecked; /* not 0: only the size of given weights is compared. 0: all bytes are, about one token's time */
 } model_open_options;
 
-/* Checks the CPU and the weights, starts the threads. INVALID, CPU, WEIGHTS, SYSTEM. */
+/* The weights that are built into this library, and their bytes; null and 0 where they are a file beside it. */
+MODEL_API const void *model_weights(size_t *out_bytes);
+
+/* Checks the CPU and the weights, starts the threads. The caller ends it with model_close.
+ * INVALID, CPU, WEIGHTS, SYSTEM. */
 MODEL_API model_status model_open(const model_open_options *options, model_model **out_model);
 
 /* Ends the threads and frees the model; null is let pass. No call on the model may be running. */
 MODEL_API void model_close(model_model *model);
 
-/* Calls on one model may come from several host threads at once (not with the same session or workspace): one of them
- * has the model's threads, the others do their work on their own. */
+/* Of calls on one model from several host threads at once, one has the model's threads: the others do their work on
+ * their own. */

@@ -65,6 +65,96 @@ model_status model_rewind(model_session *session, int32_t position) {
   return MODEL_OK;
 }
 
+/* What of a session's memory holds its first `position` tokens: its rings and its first pages. */
+static size_t used_bytes(int32_t position) { return position > 0 ? model_session_bytes(position) : MODEL_HEADER_BYTES; }
+
+model_status model_session_fork(const model_session *session, int32_t position, void *memory, size_t bytes,
+                                model_session **out_session) {
+  if (!is_session(session) || !memory || !is_aligned(memory) || !out_session) return MODEL_INVALID;
+  if (position < 0 || position > session->position) return MODEL_INVALID;
+  if (position > 0 && position < model_rewind_limit(session)) return MODEL_EVICTED;
+  if (bytes < model_session_bytes(int_max(position, 1))) return MODEL_SIZE;
+  memcpy(memory, session, used_bytes(position));
+  model_session *forked = memory;
+  forked->position = position;
+  if (position == 0) forked->furthest = 0;
+  forked->capacity = capacity_of(bytes);
+  *out_session = forked;
+  return MODEL_OK;
+}
+
+/* ---- Saved sessions: this header, then what follows the header in the session's memory ---- */
+
+typedef struct saved_header {
+  char magic[8];
+  uint64_t fingerprint; /* of the model, as in a session */
+  uint64_t weights;     /* their sum: the same model with other weights is another */
+  uint64_t sum;         /* of all that is saved, this number being 0 */
+  int32_t position, furthest;
+} saved_header;
+
+static const char saved_magic[8] = {'i', 'n', 'f', 'e', 'r', 'c', 's', '1'};
+
+static size_t saved_bytes_at(int32_t position) {
+  return sizeof(saved_header) + used_bytes(position) - MODEL_HEADER_BYTES;
+}
+
+size_t model_save_bytes(const model_session *session) {
+  return is_session(session) ? saved_bytes_at(session->position) : 0;
+}
+
+/* The sum of a header and of what follows it, whose words go on counting. */
+static uint64_t saved_sum(saved_header header, const uint8_t *rest, size_t bytes) {
+  header.sum = 0;
+  return sum_of((const uint8_t *)&header, sizeof header, 0) + sum_of(rest, bytes, sizeof header / 8);
+}
+
+model_status model_save(const model_model *model, const model_session *session, void *out, size_t bytes) {
+  if (!model || !is_session(session) || !out) return MODEL_INVALID;
+  const size_t size = saved_bytes_at(session->position), rest = size - sizeof(saved_header);
+  if (bytes < size) return MODEL_SIZE;
+  saved_header header = {
+      .fingerprint = MODEL_FINGERPRINT,
+      .weights = model_own_weights.sum,
+      .position = session->position,
+      .furthest = session->furthest,
+  };
+  memcpy(header.magic, saved_magic, sizeof saved_magic);
+  uint8_t *to = out;
+  memcpy(to + sizeof header, (const char *)session + MODEL_HEADER_BYTES, rest);
+  header.sum = saved_sum(header, to + sizeof header, rest);
+  memcpy(to, &header, sizeof header);
+  return MODEL_OK;
+}
+
+model_status model_restore(model_model *model, const void *saved, size_t saved_bytes, void *memory, size_t bytes,
+                           model_session **out_session) {
+  if (!model || !saved || !memory || !is_aligned(memory) || !out_session) return MODEL_INVALID;
+  saved_header header;
+  if (saved_bytes < sizeof header) return MODEL_DAMAGED;
+  memcpy(&header, saved, sizeof header);
+  if (memcmp(header.magic, saved_magic, sizeof saved_magic) != 0) return MODEL_DAMAGED;
+  if (header.fingerprint != MODEL_FINGERPRINT || header.weights != model_own_weights.sum) return MODEL_DAMAGED;
+  if (header.position < 0 || header.position > MODEL_MAX_POSITIONS) return MODEL_DAMAGED;
+  if (header.furthest < header.position || header.furthest > MODEL_MAX_POSITIONS) return MODEL_DAMAGED;
+  if (saved_bytes != saved_bytes_at(header.position)) return MODEL_DAMAGED;
+  const uint8_t *from = (const uint8_t *)saved + sizeof header;
+  const size_t rest = saved_bytes - sizeof header;
+  if (header.sum != saved_sum(header, from, rest)) return MODEL_DAMAGED;
+  if (bytes < model_session_bytes(int_max(header.position, 1))) return MODEL_SIZE;
+  model_session *session = memory;
+  memset(session, 0, MODEL_HEADER_BYTES);
+  *session = (model_session){
+      .fingerprint = MODEL_FINGERPRINT,
+      .capacity = capacity_of(bytes),
+      .position = header.position,
+      .furthest = header.furthest,
+  };
+  memcpy((char *)memory + MODEL_HEADER_BYTES, from, rest);
+  *out_session = session;
+  return MODEL_OK;
+}
+
 /* The parts of an eval's workspace, in their order; the arena follows. */
 typedef struct parts {
   char **sessions;

@@ -4,6 +4,7 @@
  * all other ways to evaluate it must give its logits to the bit; these are written to stdout. An expectation that does
  * not hold is named on stderr by its line, and the exit code is 1. */
 #include <limits.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -124,6 +125,47 @@ static void travel(model_model *model, model_session *session, const int32_t *id
   free(moved);
 }
 
+/* Forked, saved and restored: what follows has the same logits. What was cut short or altered is refused. */
+static void keep(model_model *model, model_session *session, const int32_t *ids, float *want) {
+  const int32_t count = model_position(session), limit = model_rewind_limit(session);
+  const int32_t at[] = {0, limit, limit + (count - limit) / 2, count};
+  for (int i = 0; i < 4; i++) {
+    const size_t bytes = model_session_bytes(at[i] > 0 ? at[i] : 1), more = model_session_bytes(count);
+    model_session *fork = NULL;
+    char *memory = take(more);
+    EXPECT(model_session_fork(session, at[i], memory, bytes - 1, &fork) == MODEL_SIZE && !fork);
+    EXPECT(model_session_fork(session, at[i], memory, bytes, &fork) == MODEL_OK && model_position(fork) == at[i]);
+    EXPECT(model_session_resize(fork, more) == MODEL_OK);
+    const size_t size = model_save_bytes(fork);
+    uint8_t *saved = (uint8_t *)take(size + 1) + 1;
+    EXPECT(model_save(model, fork, saved, size - 1) == MODEL_SIZE);
+    EXPECT(model_save(model, fork, saved, size) == MODEL_OK);
+    feed(model, fork, ids, count, 9, want, 0);
+
+    char *other = take(more);
+    model_session *restored = NULL;
+    EXPECT(model_restore(model, saved, size, other, bytes - 1, &restored) == MODEL_SIZE && !restored);
+    for (size_t j = 0; j < size; j += j < 48 ? 1 : 997) {
+      saved[j] ^= (uint8_t)(1 << j % 8);
+      EXPECT(model_restore(model, saved, size, other, more, &restored) == MODEL_DAMAGED && !restored);
+      saved[j] ^= (uint8_t)(1 << j % 8);
+      EXPECT(model_restore(model, saved, j, other, more, &restored) == MODEL_DAMAGED && !restored);
+    }
+    EXPECT(model_restore(model, saved, size, other, more, &restored) == MODEL_OK);
+    EXPECT(model_position(restored) == at[i] && model_capacity(restored) >= count);
+    EXPECT(at[i] == 0 || model_rewind_limit(restored) == (limit < at[i] ? limit : at[i]));
+    feed(model, restored, ids, count, 4, want, 0);
+    free(saved - 1), free(memory), free(other);
+  }
+  model_session *fork = NULL;
+  char *memory = take(model_session_bytes(count));
+  EXPECT(model_session_fork(session, count + 1, memory, model_session_bytes(count), &fork) == MODEL_INVALID && !fork);
+  if (limit > 1)
+    EXPECT(model_session_fork(session, limit - 1, memory, model_session_bytes(count), &fork) == MODEL_EVICTED && !fork);
+  EXPECT(model_position(session) == count);
+  free(memory);
+}
+
 /* Everything that must be refused, with the session as it was. */
 static void refuse(model_model *model, const int32_t *ids) {
   model_session *session = session_of(model, 1), *other = session_of(model, 1);
@@ -196,7 +238,7 @@ static void refuse_to_open(char *weights, size_t size) {
   const model_open_options good = {.size = sizeof good, .weights = weights, .weights_bytes = size, .threads = 1};
   model_open_options o = good;
   EXPECT(model_open(NULL, &model) == MODEL_INVALID && model_open(&good, NULL) == MODEL_INVALID);
-  o.size--;
+  o.size = offsetof(model_open_options, unchecked) - 1;
   EXPECT(model_open(&o, &model) == MODEL_INVALID);
   o = good, o.weights_bytes--;
   EXPECT(model_open(&o, &model) == MODEL_WEIGHTS);
@@ -241,6 +283,7 @@ int main(int argc, char **argv) {
   feed(model, whole, ids, count, CHUNK, logits, 1);
   feed(model, pieces, ids, count, 7, logits, 0);
   share(model, ids, count < 60 ? count : 60, logits);
+  keep(model, whole, ids, logits);
   travel(model, whole, ids, count, logits);
   refuse(model, ids);
   fwrite(logits, sizeof(float), (size_t)count * V, stdout);
