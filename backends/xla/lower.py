@@ -15,6 +15,7 @@ from .index import INDEX
 from .linear import LINEAR
 from .shape import SHAPE
 from .text import Tensor, Writer, module_text
+from .window import WINDOW
 
 
 def _emit(step: Step, graph: Graph, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -25,7 +26,7 @@ def _emit(step: Step, graph: Graph, operands: Sequence[Tensor]) -> tuple[Tensor,
 
 
 LOWERINGS: dict[str, Lowering] = {
-    **ELEMENTWISE, **SHAPE, **INDEX, **control(_emit), **LINEAR, **CACHE,
+    **ELEMENTWISE, **SHAPE, **WINDOW, **INDEX, **control(_emit), **LINEAR, **CACHE,
     "input": lambda step: (step.operands[0],),  # never called: an input's tensors are the function's own
 }  # fmt: skip
 

@@ -8,13 +8,13 @@ from ...ir.types import Type, numpy_dtype
 from .context import Lowering, Step, Value
 from .text import FLOATS, Tensor, Writer, element_of
 
-# kind: (operation, its identity on floats, on bools; None: by the limits of an integer type)
-KINDS = {"sum": "add", "prod": "multiply", "max": "maximum", "min": "minimum", "and": "and", "or": "or"}
+# StableHLO's operation for each kind of reduction.
+KINDS = {"sum": "add", "prod": "multiply", "max": "maximum", "min": "minimum", "and": "and", "or": "or", "xor": "xor"}
 
 
 def identity(kind: str, element: str) -> float | int | bool:
     """The value that changes no other in a reduction of `kind`."""
-    fixed: dict[str, int] = {"sum": 0, "prod": 1, "or": 0}
+    fixed: dict[str, int] = {"sum": 0, "prod": 1, "or": 0, "xor": 0}
     if kind in fixed:
         return fixed[kind]
     if kind == "and":
@@ -104,19 +104,6 @@ def _arg(direction: str) -> Lowering:
     return lower
 
 
-def _cumsum(step: Step) -> Tensor:
-    """Sums over distances of 1, 2, 4 …: after each, an element holds the sum of twice as many before it."""
-    w, x, axis = step.writer, step.x, step.attr("axis")
-    zero, size, distance = w.constant(0, x.element), x.shape[axis], 1
-    none = [0] * x.rank
-    while distance < size:
-        low, high = list(none), list(none)
-        low[axis], high[axis] = (-distance, distance) if step.attr("reverse") else (distance, -distance)
-        x = w.add(x, w.pad(x, zero, low, high, none))
-        distance *= 2
-    return x
-
-
 def _top_k(step: Step) -> tuple[Value, ...]:
     w, x, last = step.writer, step.x, step.x.rank - 1
     index = w.iota(x.shape, last)
@@ -164,7 +151,6 @@ SHAPE: dict[str, Lowering] = {
     "reduce": _reduce,
     "argmax": _arg("GT"),
     "argmin": _arg("LT"),
-    "cumsum": _cumsum,
     "top_k": _top_k,
     "sort": _sort,
     "dot_general": _dot_general,

@@ -5,7 +5,7 @@ One method of `Writer` is one operation in StableHLO's own syntax; it takes and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
@@ -356,6 +356,19 @@ class Writer:
         results = tuple(Tensor(f"{name}#{i}", shape, x.element) for i, x in enumerate(xs))
         self.line(f"}}) : ({_types((*xs, *initial))}) -> {_results(results)}")
         return results
+
+    def reduce_window(self, x: Tensor, kind: str, shape: Shape, settings: Mapping[str, Sequence[int]],
+                      padding: Sequence[tuple[int, int]], initial: float | int | bool) -> Tensor:  # fmt: skip
+        """`settings` are the operation's arrays by their names, one number for each axis."""
+        start = self.constant(initial, x.element)
+        result = self.fresh(shape, x.element)
+        options = ", ".join(f"{name} = {_array(values)}" for name, values in settings.items())
+        pairs = ", ".join(_numbers(p) for p in padding)
+        pads = f"padding = dense<[{pairs}]> : tensor<{len(padding)}x2xi64>"
+        self.line(f'{result} = "stablehlo.reduce_window"({x}, {start}) <{{{options}, {pads}}}> ({{')
+        self._body([((), x.element)] * 2, lambda a, b: (self.map(kind, a, b),))
+        self.line(f"}}) : ({x.type}, {start.type}) -> {result.type}")
+        return result
 
     # --- Control ---
 

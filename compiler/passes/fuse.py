@@ -1,7 +1,7 @@
 """Ops that one kernel computes better together. Every fused op has the bits of the ops that it stands for.
 
 What is a tree is a rule; linears that share an operand are no tree, and joined by a pass over the graph. A target
-allows fusions by name: that of a rule, or "linear_group".
+allows fusions by name: that of a rule, "linear_group", or "concat_rows", which makes one weight of several.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from ...ir.ops import OPS
 from ...ir.rewrite import Match, P, Rule, rewrite, substitute
 from ...ir.target import Target
 from ...ir.types import f32
+from .hoist import hoist
 
 
 def run(module: Module, target: Target) -> Module:
@@ -19,9 +20,12 @@ def run(module: Module, target: Target) -> Module:
 
     def fuse(graph: Graph) -> Graph:
         graph = rewrite(graph, rules)
+        if "concat_rows" in target.fusions:
+            graph = stack_siblings(graph)
         return join_siblings(graph) if "linear_group" in target.fusions else graph
 
-    return map_graphs(module, fuse)
+    fused = map_graphs(module, fuse)
+    return hoist(fused) if "concat_rows" in target.fusions else fused
 
 
 def _attrs(m: Match, *names: str) -> dict[str, object]:
@@ -46,17 +50,51 @@ RULES = (
 )  # fmt: skip
 
 
-def join_siblings(graph: Graph) -> Graph:
-    """Linears of one activation become one linear_group, whose results are theirs: y_i = x w_i' + b_i.
-
-    Only linears whose weights and biases are inputs of the graph, so that none can depend on another.
-    """
+def _families(graph: Graph) -> dict[Value, list[Node]]:
+    """Linears by the activation that they share: only those whose weights and biases are inputs of the graph, so that
+    none can depend on another."""
     families: dict[Value, list[Node]] = {}
     for node in graph.nodes():
         if node.op.name == "linear" and all(v.node.op.name == "input" for v in node.inputs[1:]):
             families.setdefault(node.inputs[0], []).append(node)
+    return families
+
+
+def stack_siblings(graph: Graph) -> Graph:
+    """Linears of one activation whose weights have one type become one linear of all their rows, and theirs are columns
+    of its result: x (w_1; w_2)' = (x w_1', x w_2')."""
     replaced: dict[Node, tuple[Value, ...]] = {}
-    for x, members in families.items():
+    for x, family in _families(graph).items():
+        kinds: dict[object, list[Node]] = {}
+        for node in family:
+            w = node.inputs[1]
+            if w.node.attr("role") == "weight" and not w.type.layout:
+                kinds.setdefault((w.dtype, len(node.inputs)), []).append(node)
+        for members in kinds.values():
+            if len(members) > 1:
+                replaced |= _stacked(x, members)
+    return substitute(graph, replaced)
+
+
+def _stacked(x: Value, members: list[Node]) -> dict[Node, tuple[Value, ...]]:
+    where = Origin.merge(n.origin for n in members)
+    operands = [make(OPS["concat_rows"], *(n.inputs[1] for n in members), origin=where)[0]]
+    if len(members[0].inputs) > 2:
+        operands.append(make(OPS["concatenate"], *(n.inputs[2] for n in members), origin=where, axis=0)[0])
+    y = make(OPS["linear"], x, *operands, origin=where)[0]
+    columns, start = {}, 0
+    for node in members:
+        tokens, rows = node.types[0].shape
+        assert isinstance(rows, int)
+        part = make(OPS["slice"], y, origin=node.origin, start=(0, start), limit=(tokens, start + rows), stride=(1, 1))
+        columns[node], start = (part[0],), start + rows
+    return columns
+
+
+def join_siblings(graph: Graph) -> Graph:
+    """Linears of one activation become one linear_group, whose results are theirs: y_i = x w_i' + b_i."""
+    replaced: dict[Node, tuple[Value, ...]] = {}
+    for x, members in _families(graph).items():
         if len(members) > 1:
             weights, biases = [n.inputs[1] for n in members], [n.inputs[2] for n in members if len(n.inputs) > 2]
             group = make(OPS["linear_group"], x, *weights, *biases, origin=Origin.merge(n.origin for n in members),

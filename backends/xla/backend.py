@@ -1,0 +1,121 @@
+"""The XLA backend as the driver sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...errors import InfercError
+from ...ir.graph import Module
+from ...ir.target import Target
+from ...ir.types import Type
+from . import greedy, mesh, program, target
+from .parts import split
+from .portable import VERSION, serialize
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A module as programs. The weights file has each tensor of each weight, as `parts.split` gives them."""
+
+    program: program.Program
+    platforms: tuple[str, ...]
+    shape: mesh.Mesh
+
+    @property
+    def weight_order(self) -> Sequence[tuple[str, int, int]]:
+        built = self.program
+        return [(i.name, i.offsets[0], i.offsets[-1] + i.parts[-1].bytes - i.offsets[0]) for i in built.weights]
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.program.weight_bytes
+
+    def stored(self, name: str, offset: int, type: Type, array: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:
+        """(offset, array) of each tensor of a weight in the weights file."""
+        weight = next(i for i in self.program.weights if i.name == name)
+        return zip(weight.offsets, split(type, array))
+
+    def facts(self) -> dict[str, Any]:
+        """The manifest's part: what the runtime needs to know of the programs before it loads one."""
+        built = self.program
+        return {
+            "backend": "xla",
+            "target": "xla " + ",".join(self.platforms),
+            "platforms": list(self.platforms),
+            "compute": str(built.target.compute),
+            "slots": built.slots,
+            "mesh": self.shape.as_data(),
+            "kernels": [],
+            "memory": {"weights": built.weight_bytes, "session": built.state_bytes // built.slots},
+            "programs": [spec.as_data(_file(spec)) for spec in built.specs],
+            "inputs": [i.as_data() | {"sharding": self.shape.of(i)} for i in built.inputs],
+            "greedy": {"most": greedy.MOST, "ends": greedy.ENDS},
+            "stablehlo": VERSION,
+        }
+
+    def files(self) -> tuple[dict[str, bytes], dict[str, Any]]:
+        """The portable artifact of every program, and the text of the first to read."""
+        built = self.program
+        texts = [built.text(spec) for spec in built.specs]
+        with ThreadPoolExecutor(2) as pool:
+            codes = list(pool.map(serialize, texts))
+        files = {_file(spec): code for spec, code in zip(built.specs, codes)}
+        if texts:
+            files[f"xla/{built.specs[0].name}.mlir"] = texts[0].encode()
+        return files, {}
+
+
+def _file(spec: program.Spec) -> str:
+    return f"xla/{spec.name}.vhlo"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The choices of a compilation for XLA."""
+
+    ir: Target
+    platforms: tuple[str, ...]
+    slots: int
+    shape: mesh.Mesh
+
+    @classmethod
+    def choose(cls, platforms: str, compute: str, kv: str, slots: int, shape: str, quantised: bool = False) -> Backend:
+        """`platforms` are names with commas between them, `shape` is a mesh such as `tp=2,dp=4`, or "".
+
+        Raises InfercError for what there is none of.
+        """
+        names = tuple(p.strip() for p in platforms.split(",") if p.strip())
+        if not names or (wrong := [p for p in names if p not in PLATFORMS]):
+            raise InfercError(f"there is no platform {wrong[0] if names else ''!r}: choose of {', '.join(PLATFORMS)}")
+        if compute not in target.COMPUTE:
+            raise InfercError(f"products cannot be computed in {compute!r}: choose one of {', '.join(target.COMPUTE)}")
+        if slots < 1:
+            raise InfercError(f"there must be 1 slot or more, not {slots}")
+        chosen = mesh.Mesh.parse(shape)
+        return cls(target.target(compute, kv, quantised, joined=chosen.tp == 1), names, slots, chosen)
+
+    def check(self) -> None:
+        """Raises InfercError where jax is missing or of a version that this backend does not know."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            found = version("jax")
+        except PackageNotFoundError as error:
+            raise InfercError("the XLA backend needs jax: pip install 'inferc[compiler]'") from error
+        major, minor = (int(n) for n in found.split(".")[:2])
+        if not (0, 10) <= (major, minor) < (0, 13):
+            raise InfercError(f"the XLA backend knows jax 0.10 to 0.12 and this is jax {found}: install one of those")
+
+    def lower(self, module: Module, *, name: str, prefix: str, context: int, chunk: int) -> Lowered:
+        """The module after the passes. Raises IRError for what cannot be expressed, InfercError for a mesh that does
+        not divide the heads."""
+        built = program.build(module, self.ir, name=name, context=context, chunk=chunk, slots=self.slots)
+        self.shape.check(built)
+        return Lowered(built, self.platforms, self.shape)

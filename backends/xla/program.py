@@ -1,0 +1,187 @@
+"""The programs of a module: specialisations of its entry for numbers of tokens, wanted rows and keys read.
+
+A language model's step has a program for each bucket of tokens, from which the runtime takes the least that fits. All
+take the same weights and states; a state goes in and comes out, and is donated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ...ir.graph import Graph, IRError, Module, Node
+from ...ir.target import Target
+from ...ir.types import Type, symbols
+from . import greedy
+from .context import Context, Facts
+from .linear import FEW
+from .lower import lower
+from .parts import Part, part_types
+
+TOKENS = (1, FEW, 64, 512)  # buckets
+SPANS = (512, 2048, 8192, 32768)  # positions up to which programs of few tokens read caches, below the whole context
+ALIGNMENT = 256  # bytes, of each tensor in the weights file
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One specialisation: the values of symbols and the facts; `kind` is "step", "greedy" or "run"."""
+
+    name: str
+    kind: str
+    dims: Mapping[str, int] = field(hash=False)
+    facts: Facts = Facts()
+
+    def as_data(self, file: str) -> dict[str, Any]:
+        return {"file": file, "kind": self.kind, "form": self.facts.form, "span": self.facts.span, **self.dims}
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of the entry: the tensors that hold it, and where those of a weight lie in the weights file."""
+
+    name: str
+    role: str
+    type: Type
+    parts: tuple[Part, ...]
+    offsets: tuple[int, ...] = ()
+
+    def as_data(self) -> dict[str, Any]:
+        tensors = [{"shape": list(p.shape), "element": p.element} for p in self.parts]
+        for tensor, offset in zip(tensors, self.offsets):
+            tensor["offset"] = offset
+        return {"name": self.name, "role": self.role, "tensors": tensors}
+
+
+@dataclass(frozen=True)
+class Program:
+    """A module with the specialisations that an artifact holds."""
+
+    name: str
+    graph: Graph
+    target: Target
+    slots: int
+    specs: tuple[Spec, ...]
+
+    @cached_property
+    def inputs(self) -> tuple[Input, ...]:
+        """The weights and states, in the order in which every program takes them after the arguments."""
+        found, at = [], 0
+        for node in self.graph.inputs:
+            role = node.attr("role")
+            if role == "arg":
+                continue
+            t = Context({"S": self.slots}).type(node.types[0])
+            parts, offsets = part_types(t), []
+            for part in parts if role == "weight" else ():
+                offsets.append(at)
+                at += -(-part.bytes // ALIGNMENT) * ALIGNMENT
+            found.append(Input(node.attr("name"), role, t, parts, tuple(offsets)))
+        return tuple(found)
+
+    @property
+    def weights(self) -> list[Input]:
+        return [i for i in self.inputs if i.role == "weight"]
+
+    @property
+    def states(self) -> list[Input]:
+        return [i for i in self.inputs if i.role == "state"]
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights file."""
+        ends = [i.offsets[-1] + i.parts[-1].bytes for i in self.weights]
+        return -(-max(ends, default=0) // ALIGNMENT) * ALIGNMENT
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(p.bytes for i in self.states for p in i.parts)
+
+    def text(self, spec: Spec) -> str:
+        """The StableHLO of one specialisation. Raises IRError for what cannot be expressed."""
+        context = Context(spec.dims, spec.facts, self.target.compute)
+        if spec.kind == "greedy":
+            return greedy.write(context, self.graph, f"{self.name} {spec.name}")
+        return lower(context, self.graph, f"{self.name} {spec.name}", self.attributes(context))
+
+    def attributes(self, context: Context) -> list[str]:
+        """For each tensor that a step takes, which result shares its memory, if one does."""
+        outputs: dict[str, int] = {}
+        at = 0
+        for name, value in zip(self.graph.output_names, self.graph.outputs):
+            outputs[name] = at
+            at += len(context.held(value.type))
+        found = []
+        for node in self.graph.inputs:
+            count = len(context.held(node.types[0]))
+            donated = node.attr("role") == "state"
+            first = outputs[node.attr("name")] if donated else 0
+            found += [f"{{tf.aliasing_output = {first + i} : i32}}" if donated else "" for i in range(count)]
+        return found
+
+    def signature(self, spec: Spec) -> dict[str, Any]:
+        """Inputs and results of a specialisation of a function: names with their tensors."""
+        context = Context(spec.dims)
+
+        def described(name: str, t: Type) -> dict[str, Any]:
+            return {"name": name, "tensors": [{"shape": list(s), "element": e} for s, e in context.held(t)]}
+
+        names = self.graph.output_names or [f"output{i}" for i in range(len(self.graph.outputs))]
+        return {
+            "inputs": [described(n.attr("name"), n.types[0]) for n in self.graph.inputs if n.attr("role") == "arg"],
+            "outputs": [described(n, v.type) for n, v in zip(names, self.graph.outputs)],
+        }
+
+
+def build(module: Module, target: Target, *, name: str, context: int, chunk: int, slots: int = 1) -> Program:
+    """The programs of a module after the passes. Raises IRError for an entry that is neither step nor run."""
+    if "step" in module.entries:
+        specs = step_specs(context, chunk, slots)
+        return Program(name, module.entries["step"], target, slots, tuple(specs))
+    if "run" not in module.entries:
+        raise IRError("a module for XLA needs an entry `step` or `run`")
+    graph = module.entries["run"]
+    free = {s.name for n in graph.inputs for d in n.types[0].shape for s in symbols(d)}
+    specs = [] if free else [Spec("run", "run", {})]
+    return Program(name, graph, target, 1, tuple(specs))
+
+
+def step_specs(context: int, chunk: int, slots: int) -> list[Spec]:
+    """Buckets of tokens of one sequence, with the logits of the last token or of all; greedy generation; and, where
+    there are several slots, a token for each, and any mixture."""
+    found = []
+    buckets = [t for t in TOKENS if t < chunk] + [chunk]
+    for tokens in buckets:
+        few = tokens <= FEW
+        for span in spans(context) if few else [0]:
+            for rows in sorted({1, tokens}):
+                facts = Facts("one", span)
+                found.append(_step(tokens, rows, slots, facts))
+                if tokens == 1 and slots == 1:
+                    name = f"greedy{_span(span)}"
+                    found.append(Spec(name, "greedy", {"T": 1, "R": 1, "S": 1}, facts))
+    if slots > 1:
+        found += [_step(slots, slots, slots, Facts("each", span)) for span in spans(context)]
+        found += [_step(tokens, slots, slots, Facts("mixed")) for tokens in buckets if tokens > slots]
+    return found
+
+
+def _step(tokens: int, rows: int, slots: int, facts: Facts) -> Spec:
+    name = f"{facts.form}-T{tokens}-R{rows}{_span(facts.span)}"
+    return Spec(name, "step", {"T": tokens, "R": rows, "S": slots}, facts)
+
+
+def _span(span: int) -> str:
+    return f"-C{span}" if span else ""
+
+
+def spans(context: int) -> list[int]:
+    """The spans of programs of few tokens: the last is the whole context."""
+    return [*(s for s in SPANS if s < context), context]
+
+
+def arguments(graph: Graph) -> Sequence[Node]:
+    """The inputs that are given at each call."""
+    return graph.inputs_of("arg")
