@@ -31,10 +31,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import inferc
-from inferc.compiler.frontends import gguf
+from inferc.compiler.frontends import gguf, language
 from inferc.compiler.hub import pull
-from inferc.compiler.named_ops import PREFIX, attention
-from inferc.compiler.tracing import INLINED
+from inferc.compiler.verification.compare import divergence
+from inferc.compiler.verification.reference import EXACT, Array, Operation, Rule, with_rules
 from inferc.runtime.perplexity import log_softmax, windows
 
 TEXT = Path(__file__).parent.parent / "tests" / "data" / "reference" / "gpl3.txt"
@@ -46,9 +46,6 @@ BOUNDS = {"kl_ratio": 1.2, "perplexity_difference": 0.003}
 GROUP = 32
 ENGINES = ("f32", "plain 32", "compiled")
 
-Array = jax.Array
-Operation = Callable[[Sequence[Array]], list[Array]]
-Rule = Callable[..., list[Array]]  # (the op itself, *operands, **attributes) -> results
 
 
 def rounded_to_groups(x: Array, group: int) -> Array:
@@ -64,65 +61,15 @@ def linear_of_groups(linear: Operation, x: Array, *rest: Array) -> list[Array]:
     return linear([rounded_to_groups(x, GROUP), *rest])
 
 
-def cache_write_of_f16(cache_write: Operation, cache: Array, x: Array, *rest: Array, window: int) -> list[Array]:
-    return cache_write([cache, x.astype(jnp.float16).astype(jnp.float32), *rest])
-
-
-def attention_at_once(
-    _: Operation, q: Array, k: Array, v: Array, sequence: Array, position: Array, *,
-    scale: float, softcap: float = 0.0, window: int = 0,
-) -> list[Array]:  # fmt: skip
-    """Cached attention where one sequence begins and row p of its cache holds position p. The op's own meaning copies
-    the cache for every token."""
-    distance = position[:, None] - position[None, :]
-    seen = (distance >= 0) & (distance < (window or len(position)))
-    mixed = attention(q.transpose(1, 0, 2)[None], k, v, seen[None, None], scale=scale, softcap=softcap)
-    return [mixed[0].transpose(1, 0, 2)]
-
-
-EXACT: Mapping[str, Rule] = {"cache_write": cache_write_of_f16, "cached_attention": attention_at_once}
 PLAIN: Mapping[str, Rule] = {**EXACT, "linear": linear_of_groups}
-
-
-def evaluate(jaxpr: Any, rules: Mapping[str, Rule], operands: Sequence[Array]) -> list[Array]:
-    """Applies a jaxpr to arrays, and in place of each named op its rule, where it has one."""
-    jaxpr, constants = getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
-    known = dict(zip((*jaxpr.invars, *jaxpr.constvars), (*operands, *constants), strict=True))
-    read = lambda atom: atom.val if hasattr(atom, "val") else known[atom]  # noqa: E731
-    for eqn in jaxpr.eqns:
-        primitive, params, values = eqn.primitive, eqn.params, [read(v) for v in eqn.invars]
-        if primitive.name in INLINED:
-            inner = next(params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call") if key in params)
-            whole = partial(evaluate, inner, rules)
-            name = params["name"].removeprefix(PREFIX) if primitive.name == "composite" else ""
-            if rule := rules.get(name):
-                attributes = {key: tree.unflatten(leaves) for key, leaves, tree in params["attributes"]}
-                results: Sequence[Array] = rule(whole, *values, **attributes)
-            else:
-                results = whole(values)
-        else:
-            result = primitive.bind(*values, **params)
-            results = result if primitive.multiple_results else [result]
-        known |= zip(eqn.outvars, results, strict=True)
-    return [read(v) for v in jaxpr.outvars]
-
-
-def with_rules(function: Callable[..., Array], rules: Mapping[str, Rule]) -> Callable[..., Array]:
-    """The jitted `function` of arrays and dicts of arrays, with `rules` in place of its named ops."""
-
-    @jax.jit
-    def changed(*arguments: Any) -> Array:
-        return evaluate(jax.make_jaxpr(function)(*arguments), rules, jax.tree.leaves(arguments))[0]
-
-    return changed
 
 
 class Reference:
     """A GGUF model by plain JAX, on windows of a fixed length: `f32(tokens)` and `plain(tokens)` give the logits
     f32[window - window // 2 - 1, V] that are scored."""
 
-    def __init__(self, source: gguf.Source, window: int) -> None:
-        logits, weights = gguf.reference(source, window)
+    def __init__(self, source: language.Source, window: int) -> None:
+        logits, weights = language.reference(source, window)
         self._weights = jax.device_put(weights)
         self._rows = np.arange(window // 2, window - 1, dtype=np.int32)
         self.f32 = partial(self._logits, with_rules(logits, EXACT))
@@ -154,11 +101,6 @@ class Scores:
             "kl": float(kl.mean()), "kl_error": standard_error(kl), "kl_median": float(np.median(kl)),
             "kl_99": float(np.quantile(kl, 0.99)), "top_1": float(np.mean(self.agreements)),
         }  # fmt: skip
-
-
-def divergence(p: np.ndarray, q: np.ndarray) -> float:
-    """KL(p ‖ q) in nats of two distributions given as logarithms f64[V]: the sum of exp(p) (p - q)."""
-    return float(np.dot(np.exp(p), p - q))
 
 
 def standard_error(values: np.ndarray) -> float:

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import InfercError
-
-if TYPE_CHECKING:
-    from ..runtime.model import Model
-    from .hub import Progress
+from .commands import REGISTERED
+from .commands.options import (
+    KV,
+    Context,
+    MinP,
+    ModelName,
+    Penalty,
+    Seed,
+    Target,
+    Temperature,
+    Threads,
+    Tokens,
+    TopK,
+    TopP,
+    note,
+    opened,
+    progress_bars,
+)
 
 app = typer.Typer(
     name="inferc",
@@ -26,73 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-
-ModelName = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A GGUF file, a compiled artifact, `smollm2`, `gemma3-270m`, `hf:ORG/REPO/FILE` or `pypi:PACKAGE`.",
-    ),
-]
-Threads = Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Threads; default: the physical cores.")]
-Target = Annotated[
-    str,
-    typer.Option(
-        "--target",
-        help="`native`, `portable` (every CPU of this kind of machine), or names with commas between them: `generic`, "
-        "`avx2`, `avxvnni`, `avx512vnni`, `avx512bf16`, `amx`; for ARM, from anywhere with ziglang, `neon` and "
-        "`neon_i8mm`. Of an artifact: the variant to run.",
-    ),
-]
-Context = Annotated[int | None, typer.Option("--context", min=1, help="Positions of the cache; default: the model's.")]
-KV = Annotated[str, typer.Option("--kv", help="The cache: `f16`, or `q8_0` for about half its memory and reads.")]
-Tokens = Annotated[int, typer.Option("-n", "--tokens", min=1, help="Tokens to generate at most.")]
-Temperature = Annotated[float, typer.Option("--temp", min=0, help="Temperature; 0 takes the likeliest token.")]
-TopK = Annotated[int, typer.Option("--top-k", min=0, help="Sample from the K likeliest tokens; 0: all.")]
-TopP = Annotated[float, typer.Option("--top-p", min=0, max=1, help="Sample from the likeliest tokens that sum to P.")]
-MinP = Annotated[float, typer.Option("--min-p", min=0, max=1, help="Drop tokens less likely than P × the likeliest.")]
-Penalty = Annotated[float, typer.Option("--repetition-penalty", min=0.01, help="Above 1: repeat less.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same text; default: a new one.")]
-
-
-def note(text: str) -> None:
-    """A line for the person at the terminal; stdout is the program's result."""
-    print(text, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def progress_bars() -> Iterator[Progress]:
-    """A `Progress` that draws one bar per piece of work on stderr, when that is a terminal."""
-    with ExitStack() as stack:
-
-        @cache
-        def display() -> Any:
-            from rich.console import Console  # here, since a cached model is loaded sooner than this is imported
-            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
-
-            columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn()
-            return stack.enter_context(Progress(*columns, console=Console(stderr=True), transient=True))
-
-        @cache
-        def bar(what: str) -> Any:
-            return display().add_task(what, total=None)
-
-        def show(what: str, done: int, total: int) -> None:
-            display().update(bar(what), completed=done, total=total or None)
-
-        yield show
-
-
-def opened(name: str, target: str, context: int | None, kv: str, threads: int | None) -> Model:
-    """The model, compiled if need be, loaded. Of an artifact, `target` names the variant."""
-    from ..runtime.model import load
-    from .cache import compiled
-
-    with progress_bars() as progress:
-        path = compiled(name, progress, target=target, context=context, kv=kv)
-    forced = target not in ("native", "portable") and "," not in target
-    return load(path, threads=threads, target=target if forced else None)
-
 
 @app.command()
 def pull(name: ModelName) -> None:
@@ -107,25 +51,35 @@ def pull(name: ModelName) -> None:
 @app.command("compile")
 def compile_command(
     name: ModelName,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The artifact to write (.inferc).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write; of `c` and `wasm` a folder.")],
     target: Target = "native",
+    emit: Annotated[
+        str,
+        typer.Option(
+            help="`inferc`, for this command and Python; `c`: sources for cmake or cc; `so`, `a`: a library and its "
+            "header; `exe`: a program; `wasm`: a package for JavaScript.",
+        ),
+    ] = "inferc",
+    weights: Annotated[str, typer.Option(help="Of all forms but `inferc`: `embed` them, or a `sidecar` file.")] = "embed",
+    prefix: Annotated[str, typer.Option("--name", help="What the C functions' names begin with.")] = "model",
     context: Context = None,
     kv: KV = "f16",
     tuning: Annotated[Path | None, typer.Option(help="Block sizes that `inferc tune` wrote.")] = None,
     dump_ir: Annotated[Path | None, typer.Option(help="A folder for the graph after every pass.")] = None,
 ) -> None:
-    """Compile a model into an artifact: C sources, library, packed weights and tokenizer in one file."""
+    """Compile a model: into an artifact, or with --emit into a library, a program, sources or a package."""
     from . import hub
     from .driver import compile_model
 
     with progress_bars() as progress:
         report = compile_model(
             str(hub.pull(name, progress)), output, target=target, context=context, kv=kv, tuning=tuning,
-            dump_ir=dump_ir, progress=progress,
+            dump_ir=dump_ir, emit=emit, weights=weights, prefix=prefix, progress=progress,
         )
     for line in report.notes:
         note(line)
-    note(f"{output}: {output.stat().st_size / 1e6:.1f} MB for {report.target}, in {report.seconds:.1f} s")
+    size = sum(path.stat().st_size for path in (output, *output.rglob("*")) if path.is_file())
+    note(f"{output}: {size / 1e6:.1f} MB for {report.target}, in {report.seconds:.1f} s")
 
 
 @app.command()
@@ -258,6 +212,10 @@ def inspect(
         print(graph)
     else:
         inspection.show(manifest, tensors=tensors)
+
+
+for command in REGISTERED:
+    command(app)
 
 
 def main() -> None:

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from inferc.backends.c.emulation import missing
 from inferc.backends.c.kernels import THREADS, Arg, Call, DimValue, Literal, Operand, Result, Run, Scratch
 from inferc.backends.c.target import TARGETS, supported
 from inferc.ir.types import Dim, evaluate
 
-from .foreign import DATA, Foreign, address, foreign_commands, missing
+from .foreign import DATA, Foreign, address, foreign_commands
 
 ROOT = Path(__file__).resolve().parent.parent
 ISA, RUNTIME = ROOT / "backends/c/isa", ROOT / "runtime/c"

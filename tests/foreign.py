@@ -3,50 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
-import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
-from functools import cache
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from inferc.backends.c.target import TARGETS, TRIPLES
+from inferc.backends.c.emulation import emulator, zig
+from inferc.backends.c.target import TARGETS
 
 DATA = Path(__file__).parent / "data"
+SCRIPT = DATA / "foreign.mjs"
 GUARD, FILL = 64, 0xA5  # bytes between buffers, which must stay as they are
-# V8 has relaxed SIMD by a flag at first, and a faulty dot product in its first compiler, Liftoff.
-NODE_FLAGS = "--no-warnings", "--no-liftoff", "--experimental-wasm-relaxed-simd"
-TOOLS = {"aarch64": ("qemu-aarch64", "qemu-aarch64-static"), "wasm32": ("node",)}
 LINKED = {"aarch64": ("-static",), "wasm32": ("-Wl,--no-entry", "-Wl,--export=__heap_base")}
-
-
-@cache
-def emulator(machine: str, script: str = "foreign.mjs") -> tuple[str, ...]:
-    """The command that runs a program for a machine; empty where there is none. WebAssembly's is run by a script."""
-    found = next((path for tool in TOOLS.get(machine, ()) if (path := shutil.which(tool))), None)
-    if not found or machine != "wasm32":
-        return (found,) if found else ()
-    flags = [f for f in NODE_FLAGS if not subprocess.run([found, f, "--eval", ""], capture_output=True).returncode]
-    return found, *flags, str(DATA / script)
-
-
-@cache
-def missing(target: str) -> str:
-    """Why the host cannot run a target of another machine; empty where it can."""
-    machine = TARGETS[target].machine
-    if not any(map(shutil.which, TOOLS.get(machine, ()))):
-        return f"{target} is not run: no {' or '.join(TOOLS.get(machine, [machine]))} here (make emulators)"
-    return "" if importlib.util.find_spec("ziglang") else f"{target} is not built: no ziglang here"
-
-
-def zig(target: str) -> list[str]:
-    """zig's C compiler for a target's machine; static programs need musl."""
-    triple = TRIPLES[TARGETS[target].machine].replace("gnu", "musl")
-    return [sys.executable, "-m", "ziglang", "cc", "-target", triple, "-g0"]
 
 
 def foreign_commands(target: str, flags: Sequence[str], source: Path, output: Path) -> list[list[object]]:
@@ -63,7 +33,8 @@ class Foreign:
     def __init__(self, program: Path, target: str) -> None:
         machine = TARGETS[target].machine
         self.size_t = "<u4" if machine == "wasm32" else "<u8"
-        self.process = subprocess.Popen([*emulator(machine), program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        command = [*emulator(machine, SCRIPT), program]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def __del__(self) -> None:
         if hasattr(self, "process"):

@@ -13,7 +13,9 @@ import pytest
 import inferc
 from benchmarks import quality
 from inferc.backends.c import toolchain
-from inferc.compiler.frontends import gguf
+from inferc.compiler.frontends import gguf, language
+from inferc.compiler.verification.compare import divergence
+from inferc.compiler.verification.reference import attention_at_once, with_rules
 from inferc.ir.numerics.linear import quantize
 from inferc.ir.quant import decode_activation
 from inferc.ir.types import a8g32
@@ -49,9 +51,9 @@ def reference(folder) -> quality.Reference:
 
 def test_divergence_of_known_distributions():
     p, q = log_softmax(np.float32([0, 0])), log_softmax(np.log(np.float32([1, 3])))
-    assert quality.divergence(p, p) == 0.0
-    assert quality.divergence(p, q) == pytest.approx(0.5 * log(2) + 0.5 * log(2 / 3), rel=1e-6)
-    assert quality.divergence(q, p) == pytest.approx(0.25 * log(1 / 2) + 0.75 * log(3 / 2), rel=1e-6)
+    assert divergence(p, p) == 0.0
+    assert divergence(p, q) == pytest.approx(0.5 * log(2) + 0.5 * log(2 / 3), rel=1e-6)
+    assert divergence(q, p) == pytest.approx(0.25 * log(1 / 2) + 0.75 * log(3 / 2), rel=1e-6)
 
 
 def test_log_softmax_bears_any_shift():
@@ -89,11 +91,11 @@ def test_rounding_is_that_of_a8g32():
 def test_attention_at_once_is_cached_attention(tmp_path):
     """In a model with layers of both kinds, and a window narrower than the text."""
     source = gguf.load(write_model(tmp_path / "tiny.gguf", "gemma3", "q8_0"))
-    logits, weights = gguf.reference(source, WINDOW)
+    logits, weights = language.reference(source, WINDOW)
     ids = np.arange(3, 3 + WINDOW, dtype=np.int32)
-    exact = quality.with_rules(logits, {"cached_attention": quality.attention_at_once})
+    exact = with_rules(logits, {"cached_attention": attention_at_once})
     found = exact(weights, ids, np.arange(WINDOW, dtype=np.int32))
-    np.testing.assert_allclose(found, gguf.reference_logits(source, ids.tolist()), atol=1e-5)
+    np.testing.assert_allclose(found, language.reference_logits(source, ids.tolist()), atol=1e-5)
 
 
 def test_compiled_rounds_as_plain_groups_of_32_do(model, reference):

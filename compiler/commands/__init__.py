@@ -1,0 +1,7 @@
+"""Commands of `inferc`, one file each. A file's `register` adds its command to the program."""
+
+from __future__ import annotations
+
+from . import verify
+
+REGISTERED = (verify.register,)

@@ -1,0 +1,1 @@
+"""Backends side by side on the same inputs: what `inferc verify` does."""
