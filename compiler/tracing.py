@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import jax
@@ -36,11 +37,15 @@ NAMED_DTYPES = {d.numpy or "bfloat16": d for d in DTYPES.values() if d.numpy or 
 
 @dataclass(frozen=True)
 class Input:
-    """An operand of the traced function: `role` as in `ir.graph`, `type` as in the graph."""
+    """An operand of the traced function: `role` as in `ir.graph`, `type` as in the graph.
+
+    A weight `as_is` is traced in its own dtype, one of elements; others are traced as f32.
+    """
 
     name: str
     role: str
     type: Type
+    as_is: bool = False
 
 
 def trace(
@@ -70,7 +75,7 @@ def _scope(known: tuple[Sym, ...]) -> jax.export.SymbolicScope:
 def _aval(input: Input, scope: jax.export.SymbolicScope) -> jax.ShapeDtypeStruct:
     type = input.type
     shape = jax.export.symbolic_shape(",".join(f"{d}" for d in type.shape) + ",", scope=scope) if type.shape else ()
-    retyped = input.role == "weight" and (type.dtype.is_block or type.dtype.name in ("f16", "bf16"))
+    retyped = input.role == "weight" and not input.as_is and (type.dtype.is_block or type.dtype.name in ("f16", "bf16"))
     return jax.ShapeDtypeStruct(shape, f32.numpy if retyped else type.dtype.numpy or "bfloat16")
 
 
@@ -254,6 +259,14 @@ def _location(eqn: Any, full: bool = False) -> str:
         if not frame.file_name.startswith(LIBRARY):
             return f"{frame.file_name if full else Path(frame.file_name).name}:{frame.line_num}"
     return ""
+
+
+def user_line(traceback: Any) -> str:
+    """The innermost line outside of JAX and this package in an exception's traceback, as file:line; "" for none."""
+    frames = [] if traceback is None else [(f.f_code.co_filename, n) for f, n in walk_tb(traceback)]
+    package = str(Path(__file__).parent.parent)
+    own = [f"{file}:{line}" for file, line in frames if not file.startswith((*LIBRARY, package, "<"))]
+    return own[-1] if own else ""
 
 
 def _is_users(closed: Any) -> bool:

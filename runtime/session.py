@@ -7,17 +7,29 @@ import mmap
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import POINTER, byref, c_char_p, c_float, c_int32, c_size_t, c_void_p
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..errors import InfercError
-from .artifact import Artifact
 
 ABI = 1
+
+
+class Compiled(Protocol):
+    """A compiled model: an `Artifact`, or its library and weights in files of their own."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def manifest(self) -> dict[str, Any]: ...
+    def view(self, name: str) -> np.ndarray:
+        """u8[bytes] of what the manifest names; no bytes for weights that are inside of the library."""
+        ...
 
 
 class _OpenOptions(ctypes.Structure):
@@ -59,12 +71,14 @@ class _Item(ctypes.Structure):
     ]
 
 
-# name: (result, arguments) of every function called here, without the prefix.
-_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
+# name: (result, arguments) of the functions of every library, without the prefix; then those of a language model.
+OPENING: dict[str, tuple[Any, list[Any]]] = {
     "describe": (POINTER(_Info), [c_void_p]),
     "message": (c_char_p, [c_int32]),
     "open": (c_int32, [POINTER(_OpenOptions), POINTER(c_void_p)]),
     "close": (None, [c_void_p]),
+}
+_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "session_bytes": (c_size_t, [c_int32]),
     "session_init": (c_int32, [c_void_p, c_void_p, c_size_t, POINTER(c_void_p)]),
     "position": (c_int32, [c_void_p]),
@@ -88,9 +102,9 @@ def physical_cores() -> int:
 
 
 class _Library:
-    """A shared library loaded from bytes; it leaves no file behind. `functions` are those of `_FUNCTIONS`."""
+    """A shared library loaded from bytes; it leaves no file behind. `functions` are those wanted."""
 
-    def __init__(self, code: np.ndarray, prefix: str) -> None:
+    def __init__(self, code: np.ndarray, prefix: str, wanted: Mapping[str, tuple[Any, list[Any]]]) -> None:
         self._descriptor = -1
         try:
             self._library = self._load(code)
@@ -99,11 +113,11 @@ class _Library:
             reason = " ".join(str(error).split())
             raise InfercError(f"the artifact's library cannot be loaded ({reason}): compile the model again") from error
         try:
-            found = {name: getattr(self._library, f"{prefix}_{name}") for name in _FUNCTIONS}
+            found = {name: getattr(self._library, f"{prefix}_{name}") for name in wanted}
         except AttributeError as error:
             self.unload()
             raise InfercError(f"the artifact's library is incomplete ({error}): compile the model again") from error
-        for name, (result, arguments) in _FUNCTIONS.items():
+        for name, (result, arguments) in wanted.items():
             found[name].restype, found[name].argtypes = result, arguments
         self.functions = SimpleNamespace(**found)
 
@@ -133,14 +147,16 @@ class _Library:
             self._descriptor = -1
 
 
-class Engine:
-    """An opened model; `target` is the variant of its library that runs.
+class Opened:
+    """A model opened from an artifact; `target` is the variant of its library that runs, `c` its functions.
 
     Not for two threads at once: callers take turns.
     """
 
-    def __init__(self, artifact: Artifact, threads: int | None = None, target: str | None = None) -> None:
-        """`target` names the variant of the library to run; by default the library takes the best for this CPU.
+    def __init__(self, artifact: Compiled, functions: Mapping[str, tuple[Any, list[Any]]], threads: int | None,
+                 target: str | None) -> None:  # fmt: skip
+        """`functions` are those called, but for `OPENING`. `target` names the variant to run; by default the library
+        takes the best for this CPU.
 
         Raises InfercError when the library cannot be loaded, disagrees with the manifest, or has no such variant.
         """
@@ -149,17 +165,15 @@ class Engine:
         if self.threads < 1:
             raise InfercError(f"threads must be 1 or more, not {threads}")
         self._weights = artifact.view(manifest["weights"]["file"])  # keeps the mapping alive
-        self._library = _Library(artifact.view(manifest["library"]), manifest["prefix"])
+        self._library = _Library(artifact.view(manifest["library"]), manifest["prefix"], {**OPENING, **functions})
         self.c = self._library.functions
         self.handle = c_void_p()
         self._workspace = np.empty(0, np.uint8)
-        info = self.c.describe(None).contents
-        self.vocab_size, self.context, self.chunk = info.vocab_size, info.context, info.chunk
-        declared = (ABI, manifest["vocab_size"], manifest["context"], manifest["chunk"])
-        if declared != (info.abi, info.vocab_size, info.context, info.chunk):
+        self.info = self.c.describe(None).contents
+        if not self.agrees(manifest):
             self._library.unload()
             raise InfercError(f"{artifact.path}: the library is not the one of its manifest: compile the model again")
-        targets = info.targets.decode().split()
+        targets = self.info.targets.decode().split()
         if target is not None and target not in targets:
             self._library.unload()
             raise InfercError(f"{artifact.path} has no variant {target!r}: choose one of {', '.join(targets)}")
@@ -174,9 +188,9 @@ class Engine:
             raise
         self.target: str = self.c.describe(self.handle).contents.target.decode()
 
-    def session(self) -> Session:
-        """A new, empty session."""
-        return Session(self)
+    def agrees(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether the library is the one that the manifest tells of."""
+        return bool(self.info.abi == ABI)
 
     def check(self, status: int) -> None:
         """Raises InfercError with the library's own words for a status other than 0."""
@@ -184,18 +198,42 @@ class Engine:
             raise InfercError((self.c.message(status) or b"unknown error").decode("utf-8", "replace"))
 
     def close(self) -> None:
-        """Frees the library and the threads. Sessions of this model must not be used after it."""
+        """Frees the library and the threads. Nothing of this model may be used after it."""
         if self.handle:
             self.c.close(self.handle)
             self.handle = c_void_p()
             self._library.unload()
 
+    def reserved(self, wanted: int) -> np.ndarray:
+        """Memory of so many bytes or more for one call, aligned, kept for the next."""
+        if self._workspace.size < max(1, wanted):
+            self._workspace = np.frombuffer(_reserve(max(1, wanted)), np.uint8)
+        return self._workspace
+
+
+class Engine(Opened):
+    """An opened language model. Sessions of it must not be used after `close`."""
+
+    def __init__(self, artifact: Compiled, threads: int | None = None, target: str | None = None) -> None:
+        super().__init__(artifact, _FUNCTIONS, threads, target)
+        self.vocab_size, self.context, self.chunk = self.info.vocab_size, self.info.context, self.info.chunk
+
+    def agrees(self, manifest: Mapping[str, Any]) -> bool:
+        declared = (manifest["vocab_size"], manifest["context"], manifest["chunk"])
+        return super().agrees(manifest) and declared == (self.info.vocab_size, self.info.context, self.info.chunk)
+
+    @property
+    def building_seconds(self) -> float:
+        """Nothing is built when a library runs."""
+        return 0.0
+
+    def session(self) -> Session:
+        """A new, empty session."""
+        return Session(self)
+
     def workspace(self, tokens: int, rows: int) -> np.ndarray:
         """Memory for an evaluation of so many tokens and wanted rows, kept for the next."""
-        wanted = max(1, self.c.workspace_bytes(self.handle, tokens, rows))
-        if self._workspace.size < wanted:
-            self._workspace = np.frombuffer(_reserve(wanted), np.uint8)
-        return self._workspace
+        return self.reserved(self.c.workspace_bytes(self.handle, tokens, rows))
 
 
 def _reserve(size: int) -> mmap.mmap:
@@ -235,6 +273,10 @@ class Session:
         if self._engine.c.rewind(self._handle, position):
             self._engine.check(self._engine.c.rewind(self._handle, 0))
         return self.position
+
+    def greedy(self, id: int, count: int, ends: Sequence[int]) -> list[int]:
+        """No ids: the library evaluates, and the host takes the likeliest."""
+        return []
 
     def eval(self, ids: Sequence[int], rows: int = 1) -> np.ndarray:
         """Evaluates at most `chunk` ids after those before; the logits f32[rows, V] of the last `rows` of them.

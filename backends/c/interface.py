@@ -9,10 +9,12 @@ from typing import Any
 
 from ...ir.graph import Graph, IRError
 from ...ir.types import Type, i32
+from . import described
+from .described import function_name
 from .emit import Emitter, Parameter
 from .state import HEADER_BYTES, SessionLayout
 from .target import CTarget
-from .text import folded, runtime_text
+from .text import c_string, comment_text, folded, runtime_text
 
 STEP_INPUTS = ("tokens", "sequence", "position", "rows")
 
@@ -96,22 +98,22 @@ class Facts:
         """Entries that become a function of their own."""
         return {name: graph for name, graph in self.entries.items() if name != "step"}
 
+    def arrays(self, graph: Graph) -> tuple[list[tuple[str, Type]], list[tuple[str, Type]]]:
+        """Names and types of what a function takes and gives."""
+        names = [graph.output_names[i] if graph.output_names else f"out{i}" for i in range(len(graph.outputs))]
+        results = [(names[i], graph.outputs[i].type) for i in self.emitter.results(graph)]
+        return [(n.attr("name"), n.types[0]) for n in graph.inputs_of("arg")], results
+
     def prefixed(self, text: str) -> str:
-        """Hand-written C with this module's prefix in the place of `model`."""
-        text = re.sub(r"\bmodel_", f"{self.prefix}_", text)
-        text = re.sub(r"\bMODEL_", f"{self.prefix.upper()}_", text)
-        return text.replace('"model.h"', f'"{self.prefix}.h"')
+        """`prefixed` with this module's prefix."""
+        return prefixed(self.prefix, text)
 
 
-def comment_text(text: str) -> str:
-    """A user's text, safe inside a comment."""
-    return text.replace("*/", "* /").replace("/*", "/ *").replace("\n", " ").replace("\\", "/")
-
-
-def c_string(text: str) -> str:
-    """A C string literal of any text, as UTF-8."""
-    plain = set(range(32, 127)) - set(b'"\\?')
-    return '"' + "".join(chr(b) if b in plain else f"\\{b:03o}" for b in text.encode()) + '"'
+def prefixed(prefix: str, text: str) -> str:
+    """Hand-written C with a prefix in the place of `model`."""
+    text = re.sub(r"\bmodel_", f"{prefix}_", text)
+    text = re.sub(r"\bMODEL_", f"{prefix.upper()}_", text)
+    return text.replace('"model.h"', f'"{prefix}.h"')
 
 
 def header(facts: Facts, memory: Mapping[str, Any]) -> str:
@@ -129,6 +131,8 @@ def header(facts: Facts, memory: Mapping[str, Any]) -> str:
     text = text.replace("  @CONSTANTS@\n", "".join(f"  {line}\n" for line in constants))
     for name, graph in facts.functions.items():
         text += "\n" + _function_declaration(facts, name, graph)
+    if described.ENTRY in facts.entries:
+        text += described.header_text(*facts.arrays(facts.entries[described.ENTRY]))
     return facts.prefixed(text + runtime_text("abi_end.h"))
 
 
@@ -155,12 +159,13 @@ def _function_declaration(facts: Facts, name: str, graph: Graph) -> str:
 
 def _function_head(name: str, parameters: Sequence[Parameter]) -> str:
     declared = ", ".join(p.declaration for p in parameters)
-    return folded(f"model_{name}(model_model *model, void *workspace, size_t bytes, {declared})", "    ", 90)
+    head = f"model_{function_name(name)}(model_model *model, void *workspace, size_t bytes, {declared})"
+    return folded(head, "    ", 90)
 
 
 def _bytes_head(facts: Facts, name: str, graph: Graph) -> str:
     dims = "".join(f", int32_t {s.name}" for s in facts.emitter.dimensions(graph))
-    return f"model_{name}_workspace_bytes(const model_model *model{dims})"
+    return f"model_{function_name(name)}_workspace_bytes(const model_model *model{dims})"
 
 
 def _entry_type(facts: Facts, name: str, graph: Graph) -> list[str]:
@@ -193,8 +198,8 @@ def program_header(facts: Facts, fingerprint: int) -> str:
     for name, graph in facts.entries.items():
         lines += _entry_type(facts, name, graph)
     lines += ["} model_program_table;\n"]
-    lines += ["/* The weights that the model was compiled with: where they are built in, if they are, and their sum as\n"
-              " * in sum.h, 0 for unknown. */",
+    lines += ["/* The weights that the model was compiled with: where they are built in, if they are, and their sum\n"
+              " * as in sum.h, 0 for unknown. */",
               "typedef struct model_weights_facts {\n  const void *data;\n  size_t bytes;\n  uint64_t sum;\n"
               "} model_weights_facts;\n",
               "extern const model_weights_facts model_own_weights;"]  # fmt: skip
@@ -233,6 +238,8 @@ def implementation(facts: Facts) -> str:
     text += runtime_text("language.c") if facts.vocab_size else ""
     for name, graph in facts.functions.items():
         text += "\n" + _function_definition(facts, name, graph)
+    if run := facts.entries.get(described.ENTRY):
+        text += described.implementation_text(run, *facts.arrays(run), facts.emitter.dimensions(run))
     return facts.prefixed(text)
 
 
@@ -250,7 +257,7 @@ def _function_definition(facts: Facts, name: str, graph: Graph) -> str:
 
 model_status {_function_head(name, parameters)} {{
   if (!model || !workspace || !is_aligned(workspace){outside}{nulls}) return MODEL_INVALID;
-  if (bytes < model_{name}_workspace_bytes(model{dims})) return MODEL_SIZE;
+  if (bytes < model_{function_name(name)}_workspace_bytes(model{dims})) return MODEL_SIZE;
   const visit entered = visit_begin(model, NULL, 0);
   model->program->{name}(&entered.run, {passed}, workspace);
   visit_end(model, &entered);

@@ -39,6 +39,17 @@ def identifier(text: str, fallback: str = "value") -> str:
     return name if name and not name[0].isdigit() else f"{fallback}_{name}".rstrip("_")
 
 
+def comment_text(text: str) -> str:
+    """A user's text, safe inside a comment."""
+    return text.replace("*/", "* /").replace("/*", "/ *").replace("\n", " ").replace("\\", "/")
+
+
+def c_string(text: str) -> str:
+    """A C string literal of any text, as UTF-8."""
+    plain = set(range(32, 127)) - set(b'"\\?')
+    return '"' + "".join(chr(b) if b in plain else f"\\{b:03o}" for b in text.encode()) + '"'
+
+
 class Names:
     """Gives each thing of a scope its own identifier, the wanted one where it is free."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from ..source import Source
 
@@ -20,8 +21,21 @@ class FrontEnd:
 
 
 FRONT_ENDS: tuple[FrontEnd, ...] = (
+    FrontEnd("a function in a file", "jax_function", lambda path: ".py:" in path.name),
     FrontEnd("a GGUF file", "gguf", lambda path: True),  # the last: its errors say what is wrong with any other file
 )
+
+
+# What is opened in memory, by how the module of its type begins; the last is for anything that can be called.
+# `module` has `opened(object, examples, weights, dynamic) -> Source`.
+OBJECTS: tuple[tuple[str, str], ...] = (("", "jax_function"),)
+
+
+def open_object(source: object, examples: tuple[Any, ...], weights: Any, dynamic: Any) -> Source:
+    """Opens a model in memory. Raises InfercError as its front end does."""
+    module = next(module for begin, module in OBJECTS if type(source).__module__.startswith(begin))
+    made: Source = import_module(f".{module}", __package__).opened(source, examples, weights, dynamic)
+    return made
 
 
 def open_source(path: Path) -> Source:

@@ -1,0 +1,349 @@
+"""A compiled function: arrays in, arrays out, checked against the signature that it was compiled with."""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from ctypes import POINTER, c_char_p, c_int32, c_size_t, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import InfercError
+from .artifact import Artifact
+from .session import Opened
+
+# By the name in a signature, the NumPy dtype; bf16 lies as its bits.
+DTYPES: Mapping[str, np.dtype] = {
+    "bool": np.dtype(bool), "f16": np.dtype("f2"), "f32": np.dtype("f4"), "f64": np.dtype("f8"),
+    "bf16": np.dtype("u2"),
+    **{f"{kind}{bits}": np.dtype(f"{kind}{bits // 8}") for kind in "iu" for bits in (8, 16, 32, 64)},
+}  # fmt: skip
+# What is converted without asking, as JAX does: 64 bits to 32, where the values fit.
+NARROWED = {"i32": "int64", "u32": "uint64", "f32": "float64"}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """An array that goes in or comes out: its shape has numbers, names, and expressions of names."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+class Engine(Protocol):
+    """What computes: a backend's side of an opened function."""
+
+    @property
+    def target(self) -> str: ...
+
+    def run(self, inputs: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        """Outputs of these shapes, given contiguous inputs of the right dtypes and shapes."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Function:
+    """A compiled function: called with what the original took, it gives what that gave, as NumPy arrays.
+
+    Numbers are arrays of rank 0. Arrays of 64 bits are converted where the function takes 32, as JAX does; bf16 is
+    taken from arrays of that name or f32, and given as f32. Threads may share a function; their calls take turns.
+    """
+
+    def __init__(self, path: Path | str, threads: int | None = None, target: str | None = None) -> None:
+        """Raises InfercError if the artifact cannot be used, or holds no function."""
+        self.artifact = Artifact(path)
+        manifest = self.artifact.manifest
+        if manifest["kind"] != "function":
+            raise InfercError(f"{path} is a {manifest['kind']} model, not a function: open it with inferc.load")
+        self.signature: dict[str, Any] = manifest["signature"]
+        self.inputs, self.outputs = (
+            tuple(Parameter(p["name"], p["dtype"], tuple(p["shape"])) for p in self.signature[key])
+            for key in ("inputs", "outputs")
+        )
+        self._arguments: dict[str, Any] = self.signature.get("arguments") or {
+            p.name: i for i, p in enumerate(self.inputs)
+        }
+        self._engine = ENGINES[manifest["backend"]](self.artifact, threads, target)
+        self._turn = threading.Lock()
+        self._closed = False
+
+    def __enter__(self) -> Function:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the model. Further calls raise InfercError."""
+        with self._turn:
+            if not self._closed:
+                self._closed = True
+                self._engine.close()
+
+    @property
+    def target(self) -> str:
+        """The kind of CPU, or the device, that runs it."""
+        return self._engine.target
+
+    def __repr__(self) -> str:
+        takes = ", ".join(f"{p.name}: {p}" for p in self.inputs)
+        return f"<{self.artifact.manifest['name']}({takes}) -> {', '.join(map(str, self.outputs))}>"
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """The function's result. Raises InfercError for arguments of another structure, dtype or shape."""
+        flat: list[Any] = [None] * len(self.inputs)
+        for name, value in self._bound(arguments, named).items():
+            _flatten(self._arguments[name], value, name, flat)
+        results = self.run_flat(flat)
+        if "result" not in self.signature:
+            return results[0] if len(results) == 1 else tuple(results)
+        return _arranged(self.signature["result"], results)
+
+    def run_flat(self, values: Sequence[Any]) -> list[np.ndarray]:
+        """The outputs in the signature's order, given the inputs in that order. Raises InfercError as a call does."""
+        arrays = [_array(p, v) for p, v in zip(self.inputs, values, strict=True)]
+        dims = self._dims(arrays)
+        shapes = [tuple(_size(d, dims) for d in p.shape) for p in self.outputs]
+        with self._turn:
+            if self._closed:
+                raise InfercError(f"{self.artifact.path} is closed")
+            results = self._engine.run(arrays, shapes)
+        return [_widened(r) if p.dtype == "bf16" else r for p, r in zip(self.outputs, results)]
+
+    def _bound(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+        """Values by the name of their parameter."""
+        names = list(self._arguments)
+        found = dict(zip(names, arguments))
+        twice, unknown = sorted(set(found) & set(named)), sorted(set(named) - set(names))
+        missing = [n for n in names if n not in found and n not in named]
+        if len(arguments) > len(names) or twice or unknown or missing:
+            wrong = (f"no value for {', '.join(missing)}" if missing else f"an unknown {', '.join(unknown)}" if unknown
+                     else f"{', '.join(twice)} given twice" if twice else f"{len(arguments)} values")  # fmt: skip
+            raise InfercError(f"{self.artifact.manifest['name']} takes ({', '.join(names)}): {wrong}")
+        return found | dict(named)
+
+    def _dims(self, arrays: Sequence[np.ndarray]) -> dict[str, int]:
+        """The sizes that have names. Raises InfercError for shapes that do not agree with the signature."""
+        dims: dict[str, int] = {}
+        bounds: Mapping[str, Sequence[int]] = self.signature.get("dims", {})
+        for p, array in zip(self.inputs, arrays):
+            if array.ndim != len(p.shape):
+                raise InfercError(f"{p.name} must be {p}, not of shape {list(array.shape)}")
+            for wanted, size in zip(p.shape, array.shape):
+                if isinstance(wanted, str) and wanted in bounds and wanted not in dims:
+                    low, high = bounds[wanted]
+                    if not low <= size <= high:
+                        raise InfercError(f"{p.name} must be {p} with {wanted} from {low} to {high}, not {size}")
+                    dims[wanted] = size
+        for p, array in zip(self.inputs, arrays):
+            expected = tuple(_size(d, dims) for d in p.shape)
+            if array.shape != expected:
+                known = ", ".join(f"{k} = {v}" for k, v in dims.items())
+                raise InfercError(
+                    f"{p.name} must be {p}{f' with {known}' if known else ''}, not of shape {list(array.shape)}"
+                )
+        return dims
+
+
+# ---- arrays and sizes -----------------------------------------------------------------------------------------------
+
+
+def _array(p: Parameter, value: Any) -> np.ndarray:
+    """The value as a contiguous array of the parameter's dtype."""
+    wanted = DTYPES[p.dtype]
+    if isinstance(value, (bool, int, float)):
+        value = np.asarray(value, np.float32 if p.dtype == "bf16" else wanted)
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise InfercError(f"{p.name} must be an array {p}, not a {type(value).__name__}") from error
+    if p.dtype == "bf16" and array.dtype != np.uint16:
+        if array.dtype.name not in ("bfloat16", "float32"):
+            raise InfercError(f"{p.name} must be bfloat16 or float32, not {array.dtype}")
+        array = array.view(np.uint16) if array.dtype.name == "bfloat16" else _rounded(array)
+    elif array.dtype != wanted and array.dtype.name == NARROWED.get(p.dtype):
+        narrow = array.astype(wanted)
+        if array.dtype.kind != "f" and not np.array_equal(narrow, array):
+            raise InfercError(f"{p.name} must be {wanted.name}: some of its values need {array.dtype.name}")
+        array = narrow
+    if array.dtype != wanted:
+        raise InfercError(f"{p.name} must be {wanted.name}, not {array.dtype}: convert it with astype")
+    return np.ascontiguousarray(array).reshape(array.shape)
+
+
+def _rounded(x: np.ndarray) -> np.ndarray:
+    """f32 → the bits of the nearest bf16, ties to even; a NaN stays one."""
+    bits = np.ascontiguousarray(x).reshape(x.shape).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.where(np.isnan(x), (bits >> np.uint32(16)) | np.uint32(0x40), rounded).astype(np.uint16)
+
+
+def _widened(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+_FUNCTIONS_OF_DIMS: Mapping[str, Callable[[int, int], int]] = {
+    "floordiv": lambda a, b: a // b, "mod": lambda a, b: a % b, "min": min, "max": max,
+}  # fmt: skip
+_TOKEN = re.compile(r"\s*(\d+|[A-Za-z_]\w*|[-+*(),])")
+
+
+def _size(dim: int | str, dims: Mapping[str, int]) -> int:
+    """The value of a size: a number, a name, or sums and products of names, and of `floordiv`, `mod`, `min`, `max`."""
+    if isinstance(dim, int):
+        return dim
+    tokens = _TOKEN.findall(dim)[::-1]
+
+    def term() -> int:
+        word = tokens.pop()
+        if word == "-":
+            return -term()
+        if word.isdigit():
+            return int(word)
+        if word in _FUNCTIONS_OF_DIMS:
+            tokens.pop()  # (
+            left = total()
+            tokens.pop()  # ,
+            right = total()
+            tokens.pop()  # )
+            return _FUNCTIONS_OF_DIMS[word](left, right)
+        return dims[word]
+
+    def product() -> int:
+        value = term()
+        while tokens and tokens[-1] == "*":
+            tokens.pop()
+            value *= term()
+        return value
+
+    def total() -> int:
+        value = product()
+        while tokens and tokens[-1] in "+-":
+            value += product() if tokens.pop() == "+" else -product()
+        return value
+
+    return total()
+
+
+# ---- structures -----------------------------------------------------------------------------------------------------
+# A structure is a number, the place of an array, or {"kind", "name", "keys", "children"}.
+
+
+def _flatten(tree: Any, value: Any, where: str, flat: list[Any]) -> None:
+    """Puts the arrays of a value in their places. Raises InfercError where it has another structure."""
+    if isinstance(tree, int):
+        flat[tree] = value
+        return
+    for key, child, inner in zip(tree["keys"], tree["children"], _children(tree, value, where)):
+        _flatten(child, inner, f"{where}.{key}", flat)
+
+
+def _children(tree: Mapping[str, Any], value: Any, where: str) -> list[Any]:
+    kind, keys = tree["kind"], tree["keys"]
+    if kind == "none":
+        fits, children = value is None, []
+    elif kind == "dict":
+        fits = isinstance(value, Mapping) and set(value) == set(keys)
+        children = [value[k] for k in keys] if fits else []
+    elif kind in ("tuple", "list", "namedtuple"):
+        fits = isinstance(value, (tuple, list)) and len(value) == len(keys)
+        children = list(value) if fits else []
+    else:
+        fits = all(hasattr(value, str(k)) for k in keys)
+        children = [getattr(value, str(k)) for k in keys] if fits else []
+    if not fits:
+        named = f" with {', '.join(map(str, keys))}" if kind in ("dict", "object") else f" of {len(keys)}"
+        wanted = "None" if kind == "none" else f"a {tree['name'] or kind}{named}"
+        raise InfercError(f"{where} must be {wanted}, not a {type(value).__name__}")
+    return children
+
+
+def _arranged(tree: Any, arrays: Sequence[np.ndarray]) -> Any:
+    """The arrays in the structure of the function's result; an object of a class of the user's becomes a dict."""
+    if isinstance(tree, int):
+        return arrays[tree]
+    children = [_arranged(child, arrays) for child in tree["children"]]
+    match tree["kind"]:
+        case "none":
+            return None
+        case "tuple":
+            return tuple(children)
+        case "list":
+            return children
+        case "namedtuple":
+            return collections.namedtuple(tree["name"], tree["keys"])(*children)  # type: ignore[misc]
+    return dict(zip(tree["keys"], children))
+
+
+# ---- C --------------------------------------------------------------------------------------------------------------
+
+
+class _Size(ctypes.Structure):
+    _fields_ = [("size", c_char_p), ("least", c_int32), ("most", c_int32)]
+
+
+class _Described(ctypes.Structure):
+    _fields_ = [("name", c_char_p), ("dtype", c_int32), ("rank", c_int32), ("axes", POINTER(_Size))]
+
+
+class _Signature(ctypes.Structure):
+    _fields_ = [("inputs", c_int32), ("outputs", c_int32), ("input", POINTER(_Described)),
+                ("output", POINTER(_Described))]  # fmt: skip
+
+
+def array_struct(rank: int) -> type[ctypes.Structure]:
+    """`model_array` of a library whose arrays have at most `rank` axes."""
+    fields = [("data", c_void_p), ("rank", c_int32), ("dims", c_int32 * max(1, rank))]
+    return type("model_array", (ctypes.Structure,), {"_fields_": fields})
+
+
+class CEngine:
+    """A function in C, by the described interface of its library."""
+
+    def __init__(self, artifact: Artifact, threads: int | None = None, target: str | None = None) -> None:
+        signature = artifact.manifest["signature"]
+        ranks = (len(p["shape"]) for key in ("inputs", "outputs") for p in signature[key])
+        self._struct = array_struct(max(ranks, default=1))
+        pointer = POINTER(self._struct)
+        self._model = Opened(artifact, {
+            "describe_run": (POINTER(_Signature), []),
+            "run_bytes": (c_size_t, [c_void_p, pointer]),
+            "run": (c_int32, [c_void_p, c_void_p, c_size_t, pointer, pointer]),
+        }, threads, target)  # fmt: skip
+        self._dtypes = [DTYPES[p["dtype"]] for p in signature["outputs"]]
+
+    @property
+    def target(self) -> str:
+        return self._model.target
+
+    def run(self, inputs: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        model = self._model
+        results = [np.empty(shape, dtype) for shape, dtype in zip(shapes, self._dtypes)]
+        given, made = self._arrays(inputs), self._arrays(results)
+        memory = model.reserved(model.c.run_bytes(model.handle, given))
+        model.check(model.c.run(model.handle, memory.ctypes.data, memory.size, given, made))
+        return results
+
+    def _arrays(self, arrays: Sequence[np.ndarray]) -> Any:
+        found = (self._struct * max(1, len(arrays)))()
+        for entry, array in zip(found, arrays):
+            entry.data, entry.rank = array.ctypes.data, array.ndim
+            entry.dims[: array.ndim] = array.shape
+        return found
+
+    def close(self) -> None:
+        self._model.close()
+
+
+ENGINES: Mapping[str, Callable[[Artifact, int | None, str | None], Engine]] = {"c": CEngine}
