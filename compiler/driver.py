@@ -40,6 +40,7 @@ class Options:
     most positions a session may hold, at most and by default the model's own; `chunk` the most tokens that one
     evaluation takes; `kv` the dtype of the cache, one of `CACHES`. `tuning` is a file that `inferc tune` wrote,
     `dump_ir` a folder for the graph after every pass. All symbols of the generated code begin with `prefix`.
+    `quant`, a key of `frontends.quantizing.QUANTS`, rounds float matrices to that format.
     """
 
     backend: str = "c"
@@ -50,6 +51,7 @@ class Options:
     tuning: Path | None = None
     dump_ir: Path | None = None
     prefix: str = "model"
+    quant: str | None = None
 
 
 class Lowered(Protocol):
@@ -154,10 +156,24 @@ def plan(source: Source, options: Options) -> Plan:
     return Plan(source, options, module, lowered, context, chunk)
 
 
+def open_model(path: Path, quant: str | None = None) -> Source:
+    """The model at `path`, its float matrices in the format `quant` where one is named.
+
+    Raises InfercError as its front end does, and for a quantisation that is unknown or asked of a function.
+    """
+    source = open_source(path)
+    if quant is None:
+        return source
+    if not isinstance(source, LanguageSource):
+        raise InfercError(f"{path} is a function: only language models can be quantised by name")
+    return quantized(source, quant)
+
+
 def plan_model(path: Path, **options: Any) -> Plan:
     """The plan of the model at `path`; `options` are the fields of `Options`. Raises InfercError as `plan` does, and
     for a bad file or an unknown architecture."""
-    return plan(open_source(path), Options(**options))
+    chosen = Options(**options)
+    return plan(open_model(path, chosen.quant), chosen)
 
 
 def compile_model(source: str, output: Path, *, progress: hub.Progress | None = None, **options: Any) -> Report:
@@ -169,7 +185,7 @@ def compile_model(source: str, output: Path, *, progress: hub.Progress | None = 
     path = hub.pull(source, report)
     chosen = Options(**options)
     choose_backend(chosen).check()
-    return compile_source(open_source(path), output, chosen, report)
+    return compile_source(open_model(path, chosen.quant), output, chosen, report)
 
 
 def compile_source(source: Source, output: Path, options: Options, progress: hub.Progress | None = None) -> Report:

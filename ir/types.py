@@ -307,10 +307,11 @@ BLOCK_SIZES = {
     "iq1_s": (256, 50), "iq1_m": (256, 56), "iq4_nl": (32, 18), "iq4_xs": (256, 136),
     "tq1_0": (256, 54), "tq2_0": (256, 66), "mxfp4": (32, 17), "nvfp4": (64, 36),
 }  # fmt: skip
-# Our own: grid points as codes (`ir.quant.formats`).
+# Our own (`ir.quant.formats`): grid points as codes; 4-bit integers with a scale, and perhaps a zero point, per group.
 CODE_SIZES = {
     "iq1_g32": (256, 102), "iq1_g16": (256, 106), "iq2_g32": (256, 102), "iq2_g16": (256, 106),
     "iq3_xxs_g32": (256, 134), "iq3_s_g32": (256, 134),
+    "int4_g128": (128, 66), "uint4_g128": (128, 76), "uint4_g32": (32, 22),
 }  # fmt: skip
 # Activations quantised to int8: values, one f32 scale per block of 32, one i32 sum per 16 values.
 ACTIVATION_SIZES = {"a8g32": (32, 32 + 4 + 2 * 4)}

@@ -22,6 +22,7 @@ class FrontEnd:
 
 FRONT_ENDS: tuple[FrontEnd, ...] = (
     FrontEnd("a function in a file", "jax_function", lambda path: ".py:" in path.name),
+    FrontEnd("a Hugging Face folder", "huggingface", Path.is_dir),
     FrontEnd("a GGUF file", "gguf", lambda path: True),  # the last: its errors say what is wrong with any other file
 )
 

@@ -15,10 +15,11 @@ from gguf.quants import dequantize as gguf_dequantize
 
 from ...errors import InfercError
 from ...ir.graph import Module, Weight
-from ...ir.types import Type, f32, i32, symbol
+from ...ir.quant import dequantize
+from ...ir.types import CODE_SIZES, Type, f32, i32, symbol
 from ..models import ARCHITECTURES
 from ..models.architecture import Architecture, Config, Tensor
-from ..models.blocks import state_rows
+from ..models.blocks import ORDERS, state_rows
 from ..source import Kind, weight_facts
 from ..tracing import Input, trace
 from .metadata import Metadata
@@ -75,7 +76,8 @@ def tensor_shapes(metadata: Metadata, architecture: Architecture, config: Config
     """
     expected: dict[str, Tensor] = dict(architecture.tensors)
     for i in range(config.layers):
-        expected |= {f"blk.{i}.{name}": tensor for name, tensor in architecture.layer_tensors.items()}
+        layer = {**architecture.layer_tensors, **ORDERS}
+        expected |= {f"blk.{i}.{name}": tensor for name, tensor in layer.items()}
         if not any(name.startswith(f"blk.{i}.") for name in names):
             break  # reported below: a lying layer count costs no more than the file has tensors
     shapes: dict[str, tuple[int, ...]] = {}
@@ -154,8 +156,11 @@ def reference_logits(source: Source, ids: Sequence[int]) -> np.ndarray:
 
 
 def dequantized(weight: Weight) -> np.ndarray:
-    """A weight as f32 [*shape], by gguf's own dequantisation."""
-    raw = weight.load()
-    name = weight.type.dtype.name
-    data = raw.view(np.uint8) if name == "bf16" else raw
-    return gguf_dequantize(data, GGMLQuantizationType[name.upper()])
+    """A weight as f32 [*shape], by gguf's own dequantisation where it knows the type; integers as they are."""
+    raw, dtype = weight.load(), weight.type.dtype
+    if dtype.is_integer:
+        return raw
+    if dtype.name in CODE_SIZES:
+        return dequantize(dtype, raw, weight.type.sizes)
+    data = raw.view(np.uint8) if dtype.name == "bf16" else raw
+    return gguf_dequantize(data, GGMLQuantizationType[dtype.name.upper()])

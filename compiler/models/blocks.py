@@ -48,6 +48,12 @@ OUTPUT_BIASES = {
     "ffn_up.bias": Tensor(("feed_forward",)),
     "ffn_down.bias": Tensor(("width",)),
 }
+# The order in which a linear's weights hold its inputs, where that is not the model's own.
+ORDERS = {
+    name.replace(".weight", ".order"): Tensor((tensor.shape[1],), optional=True)
+    for name, tensor in LAYER_TENSORS.items()
+    if len(tensor.shape) == 2
+}
 
 
 def _short(name: str) -> str:
@@ -62,8 +68,10 @@ def norm(config: Config, weights: Weights, name: str, x: Array) -> Array:
 
 
 def project(weights: Weights, name: str, x: Array) -> Array:
-    """The linear `name` with its bias if it has one: [T, K] -> [T, N]."""
+    """The linear `name` with its bias if it has one: [T, K] -> [T, N]. Its input is gathered by its order, if any."""
     with jax.named_scope(_short(name)):
+        if f"{name}.order" in weights:
+            x = x.at[:, weights[f"{name}.order"]].get(mode="clip")
         return linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
 

@@ -5,7 +5,8 @@ scale `d`, perhaps an f16 `m` (an offset that is added) or `dmin` (a scale of in
 perhaps packed small scales and mins, one per group. To whoever computes, all of them are the same: groups of 16 or 32
 values `scale * (q - zero) + offset`, or `scale * codes[q] + offset`, with scale = d times the group's, offset = m or
 minus dmin times its min. (Both products are exact in f32.) The layouts are those of ggml's `block_*` structures; the
-last rows are our own, for what `ir.quant.iq` makes of types whose weights are points of grids.
+last rows are our own: what `ir.quant.iq` makes of types whose weights are points of grids, and integers in groups as
+GPTQ and AWQ have them (a zero point is a min whose scale is the group's own).
 """
 
 from __future__ import annotations
@@ -208,6 +209,11 @@ FORMATS: dict[str, Format] = dict((
     _codes("iq2_g16", 3, 16, code_books.IQ2, 1 / 8),
     _codes("iq3_xxs_g32", 4, 32, code_books.IQ3_XXS, 1 / 4),
     _codes("iq3_s_g32", 4, 32, code_books.IQ3_S, 1.0),
+    _format("int4_g128", 4, 32, 8, (_D, _q(4, 0, 16, 128))),
+    _format("uint4_g128", 4, 32, 0, (_D, _M, Part("scale", 8, Plane(8, 0, 8)), _q(4, 0, 16, 128)), mins="subtract",
+            scale_bits=8),
+    _format("uint4_g32", 4, 32, 0, (_D, _M, Part("scale", 2, Plane(8, 0, 2)), _q(4, 0, 16, 32)), mins="subtract",
+            scale_bits=8),
 ))  # fmt: skip
 DENSE = ("f32", "f16", "bf16")
 DIRECT = (*FORMATS, *DENSE)  # dtypes of weights that kernels compute with in packed form
