@@ -47,6 +47,7 @@ _KINDS: dict[str, dict[str, Any]] = {
 }
 _BACKENDS: dict[str, dict[str, Any]] = {
     "c": {"machine": str, "variants": list, "prefix": str, "library": str},
+    "xla": {"platforms": list, "programs": list, "inputs": list, "slots": int, "mesh": dict},
 }
 
 

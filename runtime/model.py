@@ -14,8 +14,8 @@ import numpy as np
 
 from ..errors import InfercError
 from .artifact import Artifact
+from .engine import open_engine
 from .sampling import Sampler, Sampling
-from .session import Engine
 from .tokenizer import StreamDecoder, Tokenizer
 
 Prompt = str | Sequence[int]
@@ -32,12 +32,17 @@ class Timings:
     prompt_seconds: float = 0.0
     tokens: int = 0
     seconds: float = 0.0
+    first_seconds: float = 0.0  # to the first token
+    building_seconds: float = 0.0  # making programs for this machine, which only some backends do
 
     def __str__(self) -> str:
         def speed(what: str, tokens: int, seconds: float) -> str:
             return f"{what}: {tokens} tokens in {seconds:.2f} s ({tokens / max(seconds, 1e-9):.1f} tokens/s)"
 
         prompt = speed("prompt", self.prompt_tokens, self.prompt_seconds)
+        if self.building_seconds:
+            built = f"programs made in {self.building_seconds:.2f} s"
+            prompt = f"first token after {self.first_seconds:.2f} s, {built}; {prompt}"
         return f"{prompt}, {speed('generation', self.tokens, self.seconds)}"
 
 
@@ -58,7 +63,12 @@ class Model:
 
     def __init__(self, path: Path | str, threads: int | None = None, target: str | None = None) -> None:
         self.artifact = Artifact(path)
-        self._engine = Engine(self.artifact, threads, target)
+        if self.artifact.manifest["kind"] != "language":
+            raise InfercError(
+                f"{path} is a function of arrays, not a language model: call what inferc.load gives in Python, or "
+                "its C interface"
+            )
+        self._engine = open_engine(self.artifact, threads, target)
         self._session = self._engine.session()
         self._ids: list[int] = []  # what the session has evaluated
         self._turn = threading.Lock()
@@ -205,14 +215,20 @@ class Model:
 
     def _generated(self, ids: list[int], sampler: Sampler, max_tokens: int, ends: Sequence[int]) -> Iterator[int]:
         timings = self.timings = Timings()
-        for made in range(min(max_tokens, self.context - len(ids) + 1)):
-            started = time.perf_counter()
+        ahead: list[int] = []  # made by the device and not yet given
+        limit = min(max_tokens, self.context - len(ids) + 1)
+        for made in range(limit):
+            started, built = time.perf_counter(), self._engine.building_seconds
             kept = _common(ids, self._ids)
-            id = sampler(self._evaluate(ids, 1)[0], ids)
-            seconds = time.perf_counter() - started
+            if made and not ahead and sampler.sampling.is_greedy:
+                ahead = self._made_on_device(ids, min(limit - made, _at_once(timings)), ends)
+            id = ahead.pop(0) if ahead else sampler(self._evaluate(ids, 1)[0], ids)
+            building = self._engine.building_seconds - built
+            seconds = time.perf_counter() - started - building
+            timings.building_seconds += building
             if made == 0:
                 timings.prompt_tokens = len(ids) - min(kept, len(ids) - 1)
-                timings.prompt_seconds = seconds
+                timings.prompt_seconds, timings.first_seconds = seconds, seconds + building
             else:
                 timings.tokens += 1
                 timings.seconds += seconds
@@ -220,6 +236,16 @@ class Model:
                 return
             yield id
             ids.append(id)
+
+    def _made_on_device(self, ids: list[int], count: int, ends: Sequence[int]) -> list[int]:
+        """The likeliest ids after `ids`, as many as one call of the device makes, at most `count`; none where it makes
+        none, or where the session holds something else."""
+        with self._turn:
+            if self._closed or self._ids != ids[:-1] or self._session.position != len(ids) - 1:
+                return []
+            made = self._session.greedy(ids[-1], count, ends)
+            self._ids += [*ids[-1:], *made[:-1]] if made else []
+            return made
 
     def _evaluate(self, ids: list[int], rows: int) -> np.ndarray:
         """The logits f32[rows, vocab_size] of the last `rows` of `ids`, evaluating only what the session lacks."""
@@ -237,6 +263,11 @@ class Model:
                 wanted.append(self._session.eval(piece, max(0, start + len(piece) - max(start, first))))
                 self._ids += piece
             return wanted[-1] if len(wanted[-1]) == rows else np.concatenate(wanted)
+
+
+def _at_once(timings: Timings) -> int:
+    """How many tokens a device may make before any is shown: those of a twentieth of a second, two at first."""
+    return 2 if timings.tokens < 2 else max(1, int(0.05 * timings.tokens / max(timings.seconds, 1e-6)))
 
 
 def _common(a: list[int], b: list[int]) -> int:

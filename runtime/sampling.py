@@ -31,6 +31,11 @@ class Sampling:
     repetition_window: int = 64
     seed: int | None = None
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature == 0 and self.repetition_penalty == 1
+
     def __post_init__(self) -> None:
         bounds = (
             ("temperature", 0 <= self.temperature < inf, "0 or more"),

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax import export
+import platformdirs
+
+from ..errors import InfercError
+
+try:
+    import jax
+    import jax.numpy as jnp
+    from jax import export
+except ImportError as error:
+    raise InfercError("this artifact runs through XLA and jax is missing: pip install jax") from error
+
+KNOWN = (0, 10), (0, 13)  # versions of jax from the first to below the last
 
 # Element types by StableHLO's names, as jax calls them.
 DTYPES = {
@@ -19,16 +29,35 @@ DTYPES = {
 TensorType = tuple[Sequence[int], str]  # shape, StableHLO's element type
 
 
+def check_version() -> None:
+    """Raises InfercError for a version of jax that this runtime does not know."""
+    found = jax.__version_info__[:2]
+    if not KNOWN[0] <= found < KNOWN[1]:
+        raise InfercError(f"XLA artifacts run with jax 0.10 to 0.12 and this is jax {jax.__version__}: install one")
+
+
+def keep_compiled(folder: Path | None = None) -> None:
+    """Compiled programs are kept on disk, by default in the user's cache; a folder that jax was told stays."""
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        chosen = folder or Path(platformdirs.user_cache_dir("inferc", appauthor=False)) / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(chosen))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
 def dtype_of(element: str) -> Any:
     """The jax dtype of a StableHLO element type."""
     return jnp.dtype(DTYPES[element])
 
 
-def structs(types: Sequence[TensorType]) -> list[jax.ShapeDtypeStruct]:
-    return [jax.ShapeDtypeStruct(tuple(shape), dtype_of(element)) for shape, element in types]
+def structs(types: Sequence[TensorType], shardings: Sequence[Any] = ()) -> list[jax.ShapeDtypeStruct]:
+    """What stands for arrays of these types where a program is compiled before there are any."""
+    placed = shardings or [None] * len(types)
+    return [jax.ShapeDtypeStruct(tuple(s), dtype_of(e), sharding=p) for (s, e), p in zip(types, placed)]
 
 
-def exported(code: bytes, inputs: Sequence[TensorType], outputs: Sequence[TensorType], platform: str) -> export.Exported:
+def exported(code: bytes, inputs: Sequence[TensorType], outputs: Sequence[TensorType],
+             platform: str) -> export.Exported:  # fmt: skip
     """The artifact as jax's own export of a function of these types would be: a stub whose code is replaced."""
 
     def stub(*_: Any) -> tuple[Any, ...]:

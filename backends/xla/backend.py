@@ -56,6 +56,7 @@ class Lowered:
             "memory": {"weights": built.weight_bytes, "session": built.state_bytes // built.slots},
             "programs": [spec.as_data(_file(spec)) for spec in built.specs],
             "inputs": [i.as_data() | {"sharding": self.shape.of(i)} for i in built.inputs],
+            "rewind": built.rewind,
             "greedy": {"most": greedy.MOST, "ends": greedy.ENDS},
             "stablehlo": VERSION,
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
 
 from ...ir.graph import IRError
 from ...ir.numerics import elementary
@@ -35,7 +35,8 @@ def _clamp(step: Step) -> Tensor:
 
 
 def _compare(step: Step) -> Tensor:
-    return step.writer.compare(*step.tensors, step.attr("direction").upper())
+    a, b = step.tensors
+    return step.writer.compare(a, b, step.attr("direction").upper())
 
 
 def _convert(step: Step) -> Tensor:
@@ -46,11 +47,11 @@ def _convert(step: Step) -> Tensor:
     return step.writer.convert(step.x, element)
 
 
-def _horner(w: Writer, coefficients: np.ndarray, x: Tensor) -> Tensor:
+def _horner(w: Writer, coefficients: Sequence[float], x: Tensor) -> Tensor:
     """The polynomial with these coefficients, the highest power's first."""
-    total = w.splat(float(coefficients[0]), x)
+    total = w.splat(coefficients[0], x)
     for c in coefficients[1:]:
-        total = w.add(w.mul(total, x), w.splat(float(c), x))
+        total = w.add(w.mul(total, x), w.splat(c, x))
     return total
 
 

@@ -6,12 +6,13 @@ take the same weights and states; a state goes in and comes out, and is donated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from ...ir.graph import Graph, IRError, Module, Node
+from ...ir.graph import Graph, IRError, Module
+from ...ir.ops import STATE_USES
 from ...ir.target import Target
 from ...ir.types import Type, symbols
 from . import greedy
@@ -49,7 +50,7 @@ class Input:
     offsets: tuple[int, ...] = ()
 
     def as_data(self) -> dict[str, Any]:
-        tensors = [{"shape": list(p.shape), "element": p.element} for p in self.parts]
+        tensors: list[dict[str, Any]] = [{"shape": list(p.shape), "element": p.element} for p in self.parts]
         for tensor, offset in zip(tensors, self.offsets):
             tensor["offset"] = offset
         return {"name": self.name, "role": self.role, "tensors": tensors}
@@ -62,6 +63,7 @@ class Program:
     name: str
     graph: Graph
     target: Target
+    context: int
     slots: int
     specs: tuple[Spec, ...]
 
@@ -94,6 +96,17 @@ class Program:
         """Bytes of the weights file."""
         ends = [i.offsets[-1] + i.parts[-1].bytes for i in self.weights]
         return -(-max(ends, default=0) // ALIGNMENT) * ALIGNMENT
+
+    @cached_property
+    def rewind(self) -> int | None:
+        """How far back of its furthest position a session can always be taken; None: to any position.
+
+        A ring of `rows` for a window must still hold the window before a position.
+        """
+        windows = windows_of(self.graph)
+        rings = [(i.type.sizes[2], windows[i.name]) for i in self.states if windows[i.name]]
+        slacks = [rows - window for rows, window in rings if rows < self.context]
+        return min(slacks, default=None)
 
     @property
     def state_bytes(self) -> int:
@@ -139,13 +152,13 @@ def build(module: Module, target: Target, *, name: str, context: int, chunk: int
     """The programs of a module after the passes. Raises IRError for an entry that is neither step nor run."""
     if "step" in module.entries:
         specs = step_specs(context, chunk, slots)
-        return Program(name, module.entries["step"], target, slots, tuple(specs))
+        return Program(name, module.entries["step"], target, context, slots, tuple(specs))
     if "run" not in module.entries:
         raise IRError("a module for XLA needs an entry `step` or `run`")
     graph = module.entries["run"]
     free = {s.name for n in graph.inputs for d in n.types[0].shape for s in symbols(d)}
     specs = [] if free else [Spec("run", "run", {})]
-    return Program(name, graph, target, 1, tuple(specs))
+    return Program(name, graph, target, 0, 1, tuple(specs))
 
 
 def step_specs(context: int, chunk: int, slots: int) -> list[Spec]:
@@ -182,6 +195,17 @@ def spans(context: int) -> list[int]:
     return [*(s for s in SPANS if s < context), context]
 
 
-def arguments(graph: Graph) -> Sequence[Node]:
-    """The inputs that are given at each call."""
-    return graph.inputs_of("arg")
+def windows_of(graph: Graph) -> dict[str, int]:
+    """The window of each state of a graph by its name, 0 for none: what the ops that write it say."""
+    found: dict[str, int] = {}
+    source = {n[0]: n.attr("name") for n in graph.inputs_of("state")}
+    for node in graph.nodes():
+        inner = windows_of(node.attr("graph")) if node.op.name == "call" else {}
+        for i, value in enumerate(node.inputs):
+            if value not in source:
+                continue
+            if node.op.name == "call":
+                found[source[value]] = inner[node.attr("graph").inputs[i].attr("name")]
+            elif STATE_USES.get(node.op.name, {}).get(i) == "write":
+                found[source[value]] = node.attr("window")
+    return {n.attr("name"): found.get(n.attr("name"), 0) for n in graph.inputs_of("state")}

@@ -82,7 +82,8 @@ def _stacked(x: Value, members: list[Node]) -> dict[Node, tuple[Value, ...]]:
     if len(members[0].inputs) > 2:
         operands.append(make(OPS["concatenate"], *(n.inputs[2] for n in members), origin=where, axis=0)[0])
     y = make(OPS["linear"], x, *operands, origin=where)[0]
-    columns, start = {}, 0
+    columns: dict[Node, tuple[Value, ...]] = {}
+    start = 0
     for node in members:
         tokens, rows = node.types[0].shape
         assert isinstance(rows, int)
