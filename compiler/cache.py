@@ -23,9 +23,10 @@ def _fingerprint_of_compiler() -> bytes:
 
 def artifact_path(model: Path, **options: object) -> Path:
     """Where the artifact of this model file, compiled with these options by this compiler, is kept."""
-    stat = model.resolve().stat()
+    files = sorted(model.iterdir()) if model.is_dir() else [model]
+    stats = [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
     key = hashlib.sha256(_fingerprint_of_compiler())
-    key.update(repr((str(model.resolve()), stat.st_size, stat.st_mtime_ns, sorted(options.items()))).encode())
+    key.update(repr((stats, sorted(options.items()))).encode())
     return hub.cache_folder() / "compiled" / f"{model.stem}-{key.hexdigest()[:16]}.inferc"
 
 
@@ -33,6 +34,8 @@ def is_artifact(path: Path) -> bool:
     """Whether the file is meant as a compiled artifact rather than a model, by its name or its first bytes."""
     if path.suffix == ".inferc":
         return True
+    if path.is_dir():
+        return False
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
 
