@@ -60,7 +60,7 @@ def compile_command(
             "header; `exe`: a program; `wasm`: a package for JavaScript.",
         ),
     ] = "inferc",
-    weights: Annotated[str, typer.Option(help="Of all forms but `inferc`: `embed` them, or a `sidecar` file.")] = "embed",
+    weights: Annotated[str, typer.Option(help="Of forms but `inferc`: `embed` them, or a `sidecar` file.")] = "embed",
     prefix: Annotated[str, typer.Option("--name", help="What the C functions' names begin with.")] = "model",
     context: Context = None,
     kv: KV = "f16",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,19 +18,23 @@ from .. import __version__
 from ..backends.c.backend import Backend as CBackend
 from ..backends.c.backend import Lowered as CLowered
 from ..backends.c.program import Program
+from ..backends.xla.backend import Backend as XlaBackend
 from ..errors import InfercError
 from ..ir.graph import IRError, Module
 from ..ir.interpret import prepare_weights
 from ..ir.target import Target
 from ..ir.text import print_module
-from ..ir.types import DTYPES
+from ..ir.types import DTYPES, Type
 from ..runtime.artifact import ArtifactWriter
-from . import hub
+from . import emit, hub
 from .frontends import open_object, open_source
+from .frontends.language import Source as LanguageSource
+from .frontends.quantizing import quantized
+from .golden import golden_logits
 from .pipeline import run_passes
 from .source import Source
 
-CACHES = ("f16", "q8_0")  # dtypes of the KV cache
+CACHES = {"c": ("f16", "q8_0"), "xla": ("f16", "bf16", "f32", "q8_0")}  # dtypes of the KV cache, by backend
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,13 @@ class Options:
 
     `backend` is a name in `BACKENDS`; `target` names CPUs as `backends.c.target.choose` reads them. `context` is the
     most positions a session may hold, at most and by default the model's own; `chunk` the most tokens that one
-    evaluation takes; `kv` the dtype of the cache, one of `CACHES`. `tuning` is a file that `inferc tune` wrote,
-    `dump_ir` a folder for the graph after every pass. All symbols of the generated code begin with `prefix`.
-    `quant`, a key of `frontends.quantizing.QUANTS`, rounds float matrices to that format.
+    evaluation takes; `kv` the dtype of the cache, one of the backend's `CACHES`. `tuning` is a file that `inferc tune`
+    wrote, `dump_ir` a folder for the graph after every pass. All symbols of the generated code begin with `prefix`.
+    `emit` is the form of the output, of `emit.KINDS`; of all but "inferc", the `weights` are inside or beside it
+    (`emit.WEIGHTS`).
+
+    For XLA: `platforms` are those that the artifact may run on, `compute` is the dtype that products multiply in,
+    `slots` the most sessions at once, and `mesh` the devices that share a model and its replicas, as in `tp=2,dp=4`.
     """
 
     backend: str = "c"
@@ -52,6 +61,12 @@ class Options:
     dump_ir: Path | None = None
     prefix: str = "model"
     quant: str | None = None
+    platforms: str = "cpu,cuda,tpu"
+    compute: str = "f32"
+    slots: int = 1
+    mesh: str = ""
+    emit: str = "inferc"
+    weights: str = "embed"
 
 
 class Lowered(Protocol):
@@ -64,6 +79,10 @@ class Lowered(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """The manifest's part that is known before anything is built."""
+        ...
+
+    def stored(self, name: str, offset: int, type: Type, array: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:
+        """(offset, bytes) of what the weights file holds of a weight, as the interpreter holds it, from `offset` on."""
         ...
 
     def files(self) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -90,7 +109,11 @@ def _c_backend(options: Options) -> Backend:
     return CBackend.choose(options.target, options.tuning)
 
 
-BACKENDS: Mapping[str, Callable[[Options], Backend]] = {"c": _c_backend}
+def _xla_backend(options: Options) -> Backend:
+    return XlaBackend.choose(options.platforms, options.compute, options.kv, options.slots, options.mesh)
+
+
+BACKENDS: Mapping[str, Callable[[Options], Backend]] = {"c": _c_backend, "xla": _xla_backend}
 
 
 @dataclass(frozen=True)
@@ -142,9 +165,9 @@ def plan(source: Source, options: Options) -> Plan:
             f"not {context}"
         )
     chunk = min(options.chunk, context)
-    if options.kv not in CACHES:
-        raise InfercError(f"a cache cannot be {options.kv!r}: choose one of {', '.join(CACHES)}")
     backend = choose_backend(options)
+    if options.kv not in (caches := CACHES[options.backend]):
+        raise InfercError(f"a cache cannot be {options.kv!r}: choose one of {', '.join(caches)}")
     try:
         passes_for = replace(backend.ir, cache=DTYPES[options.kv])
         module = run_passes(source.build(context, chunk), passes_for, options.dump_ir)
@@ -184,7 +207,7 @@ def compile_model(source: str, output: Path, *, progress: hub.Progress | None = 
     report = progress or (lambda what, done, total: None)
     path = hub.pull(source, report)
     chosen = Options(**options)
-    choose_backend(chosen).check()
+    _check_emit(chosen)
     return compile_source(open_model(path, chosen.quant), output, chosen, report)
 
 
@@ -195,8 +218,10 @@ def compile_source(source: Source, output: Path, options: Options, progress: hub
     """
     started = time.monotonic()
     report = progress or (lambda what, done, total: None)
-    choose_backend(options).check()
+    _check_emit(options)
     planned = plan(source, options)
+    if options.emit != "inferc":
+        return _emit(planned, output, started, report)
     lowered = planned.lowered
     with ThreadPoolExecutor(2) as pool, ArtifactWriter(output) as artifact:
         building = pool.submit(lowered.files)
@@ -218,11 +243,49 @@ def compile_source(source: Source, output: Path, options: Options, progress: hub
     return Report(Path(output), manifest["target"], time.monotonic() - started, tuple(manifest["notes"]))
 
 
+def _check_emit(options: Options) -> None:
+    """Raises InfercError for a form that is unknown or that the backend or the target does not have."""
+    choices = ("form", options.emit, emit.KINDS), ("place for weights", options.weights, emit.WEIGHTS)
+    for what, chosen, known in choices:
+        if chosen not in known:
+            raise InfercError(f"there is no {what} {chosen!r}: choose one of {', '.join(known)}")
+    backend = choose_backend(options)
+    if isinstance(backend, CBackend):
+        backend.check({"inferc": "so", "c": "a"}.get(options.emit, options.emit))
+    elif options.emit != "inferc":
+        raise InfercError(f"the backend {options.backend} is not embedded in programs: use the backend c")
+    else:
+        backend.check()
+
+
+def _emit(planned: Plan, output: Path, started: float, progress: hub.Progress) -> Report:
+    """Writes the plan in a form that people build into their programs, and its manifest."""
+    lowered, options = planned.lowered, planned.options
+    assert isinstance(lowered, CLowered)
+    with emit.Publication(output, options.emit) as publication:
+        with tempfile.TemporaryDirectory(prefix=".inferc-", dir=output.parent) as scratch:
+            weights = Path(scratch) / "weights"
+            digest = emit.write_weights(weights, lowered.weight_bytes, packed_weights(planned, progress))
+            lowered.for_host(Path(scratch) / "library")
+            golden = golden_logits(describe(planned), Path(scratch) / "library", weights)
+            compiler = lowered.emit(options.emit, weights, publication.folder, name=output.name,
+                                    embed=options.weights == "embed")  # fmt: skip
+        manifest = describe(planned) | {
+            "emit": options.emit,
+            "source": _file_facts(planned.source.path),
+            "compiler": compiler,
+            "weights": {"place": options.weights, "bytes": lowered.weight_bytes, "sha256": digest},
+            "golden": golden,
+        }
+        publication.publish(manifest)
+    return Report(Path(output), manifest["target"], time.monotonic() - started, tuple(manifest["notes"]))
+
+
 def packed_weights(planned: Plan, progress: hub.Progress) -> Iterator[tuple[int, np.ndarray]]:
     """(offset, bytes) of every weight in the order of the weights file; only one is in memory at a time."""
     for name, offset, size in planned.lowered.weight_order:
-        ((_, _, array),) = prepare_weights(planned.module, {name})
-        yield offset, array
+        ((_, type, array),) = prepare_weights(planned.module, {name})
+        yield from planned.lowered.stored(name, offset, type, array)
         progress("packing weights", offset + size, planned.lowered.weight_bytes)
 
 

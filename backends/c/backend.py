@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...ir.graph import Module
 from ...ir.target import Target
-from . import program, target, toolchain, tuning
+from ...ir.types import Type
+from . import forms, program, target, toolchain, tuning
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,10 @@ class Lowered:
     """A module as C text. `weight_order` and `weight_bytes` are its weights file's, as of `program.Program`."""
 
     program: program.Program
+    module: Module
+    name: str
+    context: int
+    chunk: int
 
     @property
     def weight_order(self) -> Sequence[tuple[str, int, int]]:
@@ -52,6 +59,10 @@ class Lowered:
             "memory": dict(built.memory),
         }
 
+    def stored(self, name: str, offset: int, type: Type, array: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:
+        """(offset, bytes) of what the weights file holds of a weight: all of it, as the passes packed it."""
+        return [(offset, array)]
+
     def files(self) -> tuple[dict[str, bytes], dict[str, Any]]:
         """The artifact's members of this backend by name, and what building them adds to the manifest.
 
@@ -62,6 +73,16 @@ class Lowered:
             compiler = toolchain.compile_program(self.program, library)
             sources = {f"c/{name}": text.encode() for name, text in self.program.sources.items()}
             return sources | {self.library: library.read_bytes()}, {"compiler": compiler}
+
+    def emit(self, form: str, weights: Path, folder: Path, *, name: str, embed: bool) -> str:
+        """Writes the files of a form that people embed, as `forms.emit`; the compiler's version."""
+        return forms.emit(self.program, form, weights, folder, name=name, embed=embed)
+
+    def for_host(self, output: Path) -> None:
+        """Writes a shared library of the same model, with the same weights file, that this computer can run."""
+        built = program.build(self.module, [target.native()], prefix=self.program.prefix, context=self.context,
+                              chunk=self.chunk, name=self.name)  # fmt: skip
+        toolchain.compile_program(built, output)
 
 
 @dataclass(frozen=True)
@@ -83,10 +104,11 @@ class Backend:
         """What the passes see, the same for all targets but for the name."""
         return self.targets[0].ir
 
-    def check(self) -> None:
-        """Raises InfercError where no C compiler is found, so that it is said before any work."""
-        toolchain.check(self.targets[0])
+    def check(self, form: str = "so") -> None:
+        """Raises InfercError where no C compiler is found, or the target has no such form, before any work is done."""
+        toolchain.check(self.targets[0], form)
 
     def lower(self, module: Module, *, name: str, prefix: str, context: int, chunk: int) -> Lowered:
         """The module after the passes as C text. Raises IRError as `program.build` does."""
-        return Lowered(program.build(module, self.targets, prefix=prefix, context=context, chunk=chunk, name=name))
+        built = program.build(module, self.targets, prefix=prefix, context=context, chunk=chunk, name=name)
+        return Lowered(built, module, name, context, chunk)

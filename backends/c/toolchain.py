@@ -130,7 +130,7 @@ def _archive(target: CTarget, compiler: Sequence[str], objects: Sequence[str], f
 
 
 def _executable(target: CTarget, compiler: Sequence[str], objects: Sequence[str], folder: Path) -> None:
-    static = ("-static",) if target.foreign and target.system == "linux" else ()
+    static = ("-static", "-Wl,-s") if target.foreign and target.system == "linux" else ()
     _run([*compiler, *static, *LINKED.get(target.system, ()), *objects, "-o", "output", *LIBRARIES], folder)
 
 
@@ -142,7 +142,7 @@ def _module(target: CTarget, compiler: Sequence[str], objects: Sequence[str], fo
 FORMS: Mapping[str, Callable[[CTarget, Sequence[str], Sequence[str], Path], None]] = {
     "so": _shared, "a": _archive, "exe": _executable, "wasm": _module,
 }  # fmt: skip
-LINKED = {"windows": ("-Wl,-s", "-Wl,--no-insert-timestamp"), "macos": ("-Wl,-s",)}  # no times, no debug files
+LINKED = {"windows": ("-Wl,-s",), "macos": ("-Wl,-s",)}  # no files of debug facts beside what is built
 MODULE = (
     "-mexec-model=reactor", "-Wl,--export-dynamic", "-Wl,--export=malloc", "-Wl,--export=free", "-Wl,-s",
 )  # fmt: skip

@@ -114,7 +114,7 @@ model_status model_open(const model_open_options *given, model_model **out_model
   if (options.target && !is_target(options.target)) return MODEL_INVALID;
   const model_program_table *program = choose(options.target);
   if (!program) return MODEL_CPU;
-  const bool built_in = !options.weights && !options.weights_bytes && model_own_weights.data;
+  const bool built_in = !options.weights_bytes && model_own_weights.data;
   if (built_in) options.weights = model_own_weights.data, options.weights_bytes = model_own_weights.bytes;
   if (options.weights_bytes != program->info.weights_bytes) return MODEL_WEIGHTS;
   if ((!options.weights && options.weights_bytes) || !is_aligned(options.weights)) return MODEL_INVALID;

@@ -72,8 +72,8 @@ typedef void (*model_parallel_for)(void *pool, int32_t count, void (*task)(void 
 
 typedef struct model_open_options {
   size_t size;         /* sizeof(model_open_options); all that follows it may be zero where the weights are built in */
-  const void *weights; /* the whole weights file, mapped or read, kept until model_close; null: those built in */
-  size_t weights_bytes;
+  const void *weights; /* the whole weights file, mapped or read, kept until model_close */
+  size_t weights_bytes; /* 0: the weights that are built in */
   int32_t threads;    /* workers of one call, its caller included; 0: one for each processor */
   int32_t pin;        /* not 0: each of the model's own threads stays on one processor (on Linux; elsewhere ignored) */
   const char *target; /* a variant by name; null: the best that this CPU can run. Results have the same bits */

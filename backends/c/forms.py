@@ -1,0 +1,169 @@
+"""The forms in which a program is embedded: sources that others build, libraries, an executable, a WebAssembly package.
+
+Each is a row of `FORMS`: a function that writes the form's files into a folder.
+"""
+
+from __future__ import annotations
+
+import mmap
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...errors import InfercError
+from . import toolchain, wasm
+from .interface import prefixed
+from .program import Program
+from .target import CTarget
+from .text import runtime_text
+from .weights import Sum
+
+# Bytes of weights that a system's programs can hold, by system; elsewhere memory is the limit.
+MOST_EMBEDDED = {"windows": 1 << 31, "macos": 1 << 31, "": 1 << 30}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A program of which a form is made: its packed weights, to `embed` or not, and the name that the form is given."""
+
+    program: Program
+    weights: Path
+    embed: bool
+    name: str
+
+    @property
+    def target(self) -> CTarget:
+        return self.program.targets[0]
+
+    @property
+    def with_main(self) -> Program:
+        """The program with the command line's main."""
+        program, unit = self.program, f"{self.program.prefix}_main.c"
+        text = prefixed(program.prefix, runtime_text("main.c"))
+        sources = {**program.sources, unit: text, "mapping.h": runtime_text("mapping.h")}
+        return replace(program, sources=sources, units={**program.units, unit: self.target.baseline})
+
+
+def emit(program: Program, form: str, weights: Path, folder: Path, *, name: str, embed: bool) -> str:
+    """Writes a form's files into an empty folder: `name` (or, of "c" and "wasm", many), and what goes with it.
+
+    `weights` is the packed file, which may be moved.
+
+    Returns the compiler's version, "" where none was needed. Raises InfercError where the target has no such form, no
+    compiler is found, or it fails.
+    """
+    toolchain.check(program.targets[0], "a" if form == "c" else form)
+    system = program.targets[0].system if program.targets[0].machine else "linux"
+    most = MOST_EMBEDDED.get(system)
+    if embed and most and program.weight_bytes > most:
+        raise InfercError(
+            f"{program.weight_bytes / 1e9:.1f} GB of weights do not fit into a program for "
+            f"{system or program.targets[0].machine}: use --weights sidecar"
+        )
+    total = Sum()
+    with weights.open("rb") as file:
+        if program.weight_bytes:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+                total.add(view)
+    known = program.with_weights(total.value(), embed=embed)
+    return FORMS[form](Job(known, weights, embed, name), folder)
+
+
+def _sidecar(job: Job, folder: Path, name: str) -> None:
+    """The weights beside what was built, where they are not inside."""
+    if not job.embed:
+        shutil.move(job.weights, folder / name)
+
+
+def _library(job: Job, folder: Path, form: str) -> str:
+    prefix = job.program.prefix
+    version = toolchain.compile_program(job.program, folder / job.name, form=form, weights=job.weights)
+    (folder / f"{prefix}.h").write_text(job.program.sources[f"{prefix}.h"], encoding="utf-8")
+    _sidecar(job, folder, f"{prefix}.weights")
+    return version
+
+
+def _executable(job: Job, folder: Path) -> str:
+    version = toolchain.compile_program(job.with_main, folder / job.name, form="exe", weights=job.weights)
+    _sidecar(job, folder, f"{job.name}.weights")
+    return version
+
+
+def _module(job: Job, folder: Path) -> str:
+    version = toolchain.compile_program(wasm.with_glue(job.program), folder / f"{job.program.prefix}.wasm", form="wasm",
+                                        weights=job.weights)  # fmt: skip
+    wasm.write_package(job.program, folder)
+    _sidecar(job, folder, f"{job.program.prefix}.weights")
+    return version
+
+
+def _sources(job: Job, folder: Path) -> str:
+    program = job.with_main
+    program.write(folder)
+    prefix = program.prefix
+    shutil.move(job.weights, folder / f"{prefix}.weights")
+    (folder / "CMakeLists.txt").write_text(_cmake(program, job.embed), encoding="utf-8")
+    (folder / "README.md").write_text(_readme(program), encoding="utf-8")
+    return ""
+
+
+FORMS: Mapping[str, Callable[[Job, Path], str]] = {
+    "c": _sources, "so": lambda job, folder: _library(job, folder, "so"),
+    "a": lambda job, folder: _library(job, folder, "a"), "exe": _executable, "wasm": _module,
+}  # fmt: skip
+
+
+def _cmake(program: Program, embed: bool) -> str:
+    prefix, main = program.prefix, f"{program.prefix}_main.c"
+    units = [unit for unit in program.units if unit != main]
+    own = "".join(
+        f'set_source_files_properties({unit} PROPERTIES COMPILE_OPTIONS "{";".join(flags)}")\n'
+        for unit, flags in program.units.items() if flags
+    )  # fmt: skip
+    weights = (
+        f"set_source_files_properties({prefix}_weights.c PROPERTIES\n"
+        f'  COMPILE_DEFINITIONS "WEIGHTS_FILE=\\"${{CMAKE_CURRENT_SOURCE_DIR}}/{prefix}.weights\\""\n'
+        f'  OBJECT_DEPENDS "${{CMAKE_CURRENT_SOURCE_DIR}}/{prefix}.weights")\n'
+    )
+    return f"""# The library {prefix} (shared with -DBUILD_SHARED_LIBS=ON), and {prefix}-cli, a program that uses it.
+cmake_minimum_required(VERSION 3.16)
+project({prefix} C)
+
+find_package(Threads REQUIRED)
+add_library({prefix} {" ".join(units)})
+target_compile_options({prefix} PRIVATE {" ".join(flag for flag in toolchain.FLAGS if flag != "-fPIC")})
+set_target_properties({prefix} PROPERTIES POSITION_INDEPENDENT_CODE ON PUBLIC_HEADER {prefix}.h)
+target_include_directories({prefix} PUBLIC "${{CMAKE_CURRENT_SOURCE_DIR}}")
+target_link_libraries({prefix} PUBLIC Threads::Threads m)
+
+# Each variant of the model for its kind of CPU; the library takes the best when it is opened.
+{own}{weights if embed else ""}
+add_executable({prefix}-cli {main})
+target_compile_options({prefix}-cli PRIVATE -std=c11)
+target_link_libraries({prefix}-cli PRIVATE {prefix})
+install(TARGETS {prefix} {prefix}-cli)
+"""
+
+
+def _readme(program: Program) -> str:
+    prefix = program.prefix
+    shared = " ".join(toolchain.FLAGS)
+    lines = [" ".join(["cc", "$FLAGS", *flags, "-c", unit]) for unit, flags in program.units.items()]
+    objects = " ".join(Path(unit).with_suffix(".o").name for unit in program.units)
+    return f"""# {prefix}
+
+A model compiled to C by inferc. `{prefix}.h` is its interface. Build it with CMake,
+
+    cmake -B build && cmake --build build
+    build/{prefix}-cli --help
+
+or with a C11 compiler alone (gcc or clang), in this folder:
+
+    FLAGS="{shared}"
+    {(chr(10) + "    ").join(lines)}
+    cc {objects} -o {prefix}-cli {" ".join(toolchain.LIBRARIES)}
+
+In your own build take all `.c` files but `{prefix}_main.c`, each with its flags as above, and link
+`{" ".join(toolchain.LIBRARIES)}`.
+"""

@@ -1,0 +1,77 @@
+"""Golden logits: what a model answered when it was compiled, for `inferc inspect --verify` to ask again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..runtime.session import Compiled, Engine
+
+LENGTHS = (1, 7, 33)  # tokens of the prompts
+SHOWN = 8  # logits of a prompt's last token that stand in the manifest, beside the hash of all
+MADE = 8  # likeliest tokens that follow the second prompt
+
+
+@dataclass(frozen=True)
+class Files:
+    """A library and its weights in files; `weights` is None where they are inside of the library."""
+
+    path: Path
+    manifest: dict[str, Any]
+    weights: Path | None
+
+    def view(self, name: str) -> np.ndarray:
+        file = {"library": self.path, "weights": self.weights}[name]
+        if file is None or file.stat().st_size == 0:
+            return np.empty(0, np.uint8)
+        return np.memmap(file, np.uint8, "r")
+
+
+def files(manifest: Mapping[str, Any], library: Path, weights: Path | None) -> Files:
+    """What an `Engine` opens, of a manifest's facts."""
+    named = {**manifest, "library": "library", "weights": {"file": "weights"}}
+    return Files(library, named, weights)
+
+
+def golden_logits(manifest: Mapping[str, Any], library: Path, weights: Path | None) -> list[dict[str, Any]]:
+    """`ask` of a library in a file. Nothing for what is no language model."""
+    return ask(files(manifest, library, weights)) if manifest["kind"] == "language" else []
+
+
+def ask(model: Compiled) -> list[dict[str, Any]]:
+    """What the model answers to prompts of pseudo-random ids: for each "ids", the "sha256" of the logits f32[ids, V] of
+    all its tokens in memory's order, the first few "logits" of its last token, and for one the likeliest ids that
+    follow ("next"). Raises InfercError where the model cannot be opened."""
+    engine = Engine(model)
+    try:
+        found = []
+        for number, length in enumerate(n for n in LENGTHS if n + MADE <= engine.context):
+            ids = _ids(number, length, engine.vocab_size)
+            session = engine.session()
+            rows = [session.eval(ids[i : i + engine.chunk], len(ids[i : i + engine.chunk]))
+                    for i in range(0, length, engine.chunk)]  # fmt: skip
+            logits = np.concatenate(rows)
+            entry = {"ids": ids, "sha256": hashlib.sha256(logits.tobytes()).hexdigest(),
+                     "logits": [float(x) for x in logits[-1, :SHOWN]]}  # fmt: skip
+            if number == 1:
+                entry["next"] = made = [int(logits[-1].argmax())]
+                while len(made) < MADE:
+                    made.append(int(session.eval(made[-1:])[0].argmax()))
+            found.append(entry)
+        return found
+    finally:
+        engine.close()
+
+
+def _ids(seed: int, count: int, vocabulary: int) -> list[int]:
+    """A linear congruential generator's ids."""
+    state, ids = seed + 1, []
+    for _ in range(count):
+        state = (state * 1664525 + 1013904223) % (1 << 32)
+        ids.append((state >> 8) % vocabulary)
+    return ids
