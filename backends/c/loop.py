@@ -208,7 +208,7 @@ def dot_general(node: Node) -> Loop:
     """a[batch, free of a, k] · b[batch, free of b, k]: one chain over k for each output, as a dense linear."""
     (a, b), contracting, batch = node.inputs, node.attr("contracting"), node.attr("batch")
     result = node.types[0].dtype
-    if a.dtype.name == "f64" or (a.dtype.is_float != result.is_float):
+    if "f64" in (a.dtype.name, result.name) and a.dtype != result or a.dtype.is_float != result.is_float:
         raise IRError(f"C has no dot product of {a.dtype} that gives {result}")
     whole = axes(node.types[0].rank + len(contracting[0]))
     inner = whole[node.types[0].rank :]
@@ -218,7 +218,7 @@ def dot_general(node: Node) -> Loop:
         index = tuple(inner[summed.index(d)] if d in summed else whole[common.index(d)] if d in common else next(free)
                       for d in range(x.type.rank))  # fmt: skip
         element: Body = read(x, index)
-        wide = result if result.is_integer else f32
+        wide = result if result.is_integer or result.name == "f64" else f32
         operands.append(element if element.dtype == wide else Apply("convert", (element,), wide))
     return loop(node, Apply("mul", tuple(operands), operands[0].dtype),
                 reduced=tuple(a.shape[d] for d in contracting[0]), monoid="dot")  # fmt: skip
@@ -249,7 +249,7 @@ def convolution(node: Node) -> Loop:
     """One chain over the window's positions and, at each, over the channels of the output's group."""
     x, w = node.inputs
     result, groups = node.types[0].dtype, node.attr("groups")
-    if x.dtype.name == "f64" or x.dtype.is_float != result.is_float:
+    if "f64" in (x.dtype.name, result.name) and x.dtype != result or x.dtype.is_float != result.is_float:
         raise IRError(f"C has no convolution of {x.dtype} that gives {result}")
     x_dims, w_dims, out_dims = (node.attr(name) for name in ("x_dims", "w_dims", "out_dims"))
     outputs, inner, *window = (w.shape[d] for d in w_dims)
@@ -262,7 +262,7 @@ def convolution(node: Node) -> Loop:
     if guards:
         element = Within(tuple(guards), element, constant(0, x.dtype))
     operands: list[Body] = [element, read(w, _by_axis(w_dims, (out, c, *tap)))]
-    wide = result if result.is_integer else f32
+    wide = result if result.is_integer or result.name == "f64" else f32
     operands = [o if o.dtype == wide else Apply("convert", (o,), wide) for o in operands]
     return loop(node, Apply("mul", tuple(operands), wide), reduced=(*window, inner), monoid="dot")
 

@@ -271,7 +271,7 @@ class _Writer:
         dtype = product.dtype
         if dtype.is_integer:
             return f"{total} = {expression('add', [total, expression('mul', [a, b], dtype, dtype)], dtype, dtype)};"
-        return f"{total} = fmaf({a}, {b}, {total});"
+        return f"{total} = {'fma' if dtype.name == 'f64' else 'fmaf'}({a}, {b}, {total});"
 
     def _walks(self, n: int) -> bool:
         """Whether an operand has what one step of axis n adds right behind: then the compiler loads whole words."""

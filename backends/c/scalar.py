@@ -36,9 +36,11 @@ SCALARS: dict[str, dict[str, str]] = {
     "round_away": {"f32": "roundf({0})", "f64": "round({0})"},
     "sqrt": {"f32": "sqrtf({0})", "f64": "sqrt({0})"},
     "rsqrt": {"f32": "1.0f / sqrtf({0})", "f64": "1.0 / sqrt({0})"},
-    **{name: {"f32": f"m_{name}({{0}})"} for name in (
-        "exp", "expm1", "log", "log1p", "tanh", "logistic", "erf", "sin", "cos", "silu", "gelu_tanh", "gelu")},
-    "pow": {"f32": "m_pow({0}, {1})"},
+    **{name: {"f32": f"m_{name}({{0}})"} for name in ("silu", "gelu_tanh", "gelu")},
+    **{name: {"f32": f"m_{name}({{0}})", "f64": f"{name}({{0}})"} for name in (  # f64: to the C library's last bit
+        "exp", "expm1", "log", "log1p", "tanh", "erf", "sin", "cos")},
+    "logistic": {"f32": "m_logistic({0})", "f64": "1.0 / (1.0 + exp(-{0}))"},
+    "pow": {"f32": "m_pow({0}, {1})", "f64": "pow({0}, {1})"},
     "softcap": {"f32": "{1} * m_tanh({0} / {1})"},
     "not": {"int": "({c})~{0}", "bool": "!{0}"},
     "and": {"int": "({c})({0} & {1})", "bool": "{0} & {1}"},

@@ -8,6 +8,7 @@ i with i+8, i+4, i+2, i+1. So a vector unit of any width gives the same bits.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +25,11 @@ def reduce16(combine: Callable[[NDArray, NDArray], NDArray], identity: float, x:
     axes = (axes,) if isinstance(axes, int) else tuple(axes)
     axes = tuple(sorted(a % x.ndim for a in axes))
     kept = tuple(a for a in range(x.ndim) if a not in axes)
-    rows = x.transpose(kept + axes).reshape(*(x.shape[a] for a in kept), -1)
-    n = rows.shape[-1]
+    n = prod(x.shape[a] for a in axes)
+    rows = x.transpose(kept + axes).reshape(*(x.shape[a] for a in kept), n)
     start = x.dtype.type(identity)
     fill = np.full((*rows.shape[:-1], -n % 16), start, x.dtype)
-    lines = np.concatenate([rows, fill], axis=-1).reshape(*rows.shape[:-1], -1, 16)
+    lines = np.concatenate([rows, fill], axis=-1).reshape(*rows.shape[:-1], -(-n // 16), 16)
     lanes = np.full((*rows.shape[:-1], 16), start, x.dtype)
     for i in range(lines.shape[-2]):
         lanes = combine(lanes, lines[..., i, :])
