@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from inferc.compiler.frontends import gguf
-from inferc.ir.types import DTYPES, evaluate
+from ..compiler.frontends import gguf
+from ..ir.types import DTYPES, evaluate
 
 # The peak that bounds products of a weight dtype: block formats are multiplied as int8.
 PEAK_OF = {"f32": "fp32_fma", "f16": "fp32_fma", "bf16": "bf16_dot"}

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from costs import AMX_OF, PEAK_OF
-from machine import described, manifest
-from roofline import ALIGNMENT, Roofline
 
 from inferc.backends.c import program, target, toolchain
+from inferc.benchmarks.costs import AMX_OF, PEAK_OF
+from inferc.benchmarks.machine import described, manifest
+from inferc.benchmarks.roofline import ALIGNMENT, Roofline
 from inferc.ir.graph import Graph, Module, Node, Weight, make, make_input
 from inferc.ir.numerics.linear import quantize
 from inferc.ir.ops import OPS

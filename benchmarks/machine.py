@@ -10,9 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from roofline import Roofline
-
-from inferc.backends.c import target, toolchain
+from ..backends.c import target, toolchain
+from .roofline import Roofline
 
 FLAGS = re.compile(r"^(ssse3|avx.*|fma|f16c|amx.*|asimd.*|i8mm|bf16|sve.*)$")  # of those in cpuinfo, what kernels use
 

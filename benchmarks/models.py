@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import start
-from costs import AMX_OF, Costs, costs
-from machine import described, manifest
-from ours import Compiled, Sample
-from peers import Peer, Test, found
-from report import plot, table
-from roofline import Roofline
+from inferc.benchmarks import start
+from inferc.benchmarks.costs import AMX_OF, Costs, costs
+from inferc.benchmarks.machine import described, manifest
+from inferc.benchmarks.ours import Compiled, Sample
+from inferc.benchmarks.peers import Peer, Test, found
+from inferc.benchmarks.report import plot, table
+from inferc.benchmarks.roofline import Roofline
 
 OURS = "inferc"
 DEFAULT_TESTS = "pp512,tg64,tg64@4096"

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from costs import AMX_OF, Costs
-from peers import Test
-from roofline import Roofline
 
-from inferc.runtime.artifact import Artifact
-from inferc.runtime.session import Engine
+from ..runtime.artifact import Artifact
+from ..runtime.session import Engine
+from .costs import AMX_OF, Costs
+from .peers import Test
+from .roofline import Roofline
 
 TOKENS_PER_READ = 8  # generated between two reads of the same bytes
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inferc.backends.c.toolchain import find_compiler
+from ..backends.c.toolchain import find_compiler
 
 SOURCE = Path(__file__).with_name("roofline.c")
 ALIGNMENT = 64

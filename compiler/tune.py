@@ -32,7 +32,7 @@ LEAST_GAIN = 1.02  # of the geometric mean of both speeds, in the median of the 
 Say = Callable[[str], None]
 
 
-class _Rebuilt(Artifact):
+class Rebuilt(Artifact):
     """An artifact with another library."""
 
     def __init__(self, path: Path, library: Path) -> None:
@@ -124,7 +124,7 @@ class _Bench:
         library = self.folder / f"{tuning.digest({'': sizes})[:16]}.so"
         if not library.exists():
             toolchain.compile_program(self.program(sizes), library)
-        return Engine(_Rebuilt(self.artifact, library), self.threads)
+        return Engine(Rebuilt(self.artifact, library), self.threads)
 
     def turns(self, *sizes: tuning.Tuning) -> list[list[Speed]]:
         """The speeds of each in every round, in which all take their turn, the order changing."""

@@ -204,6 +204,11 @@ class Opened:
             self.handle = c_void_p()
             self._library.unload()
 
+    @property
+    def loaded(self) -> ctypes.CDLL:
+        """The library itself, for what is not in its header."""
+        return self._library._library
+
     def reserved(self, wanted: int) -> np.ndarray:
         """Memory of so many bytes or more for one call, aligned, kept for the next."""
         if self._workspace.size < max(1, wanted):

@@ -116,10 +116,11 @@ def read(path: Path) -> dict[str, Tuning]:
     targets = data.get("targets")
     if not isinstance(targets, dict) or not all(isinstance(given, dict) for given in targets.values()):
         raise InfercError(f"{path} has no usable 'targets': write it anew with `inferc tune`")
-    return {name: _tuning(path, name, given) for name, given in targets.items()}
+    return {name: from_data(path, name, given) for name, given in targets.items()}
 
 
-def _tuning(path: Path, name: str, given: Mapping[str, Any]) -> Tuning:
+def from_data(path: Path, name: str, given: Mapping[str, Any]) -> Tuning:
+    """A target's tuning as `as_data` gives it, read from `path`. Raises InfercError, naming the field."""
     if name not in DEFAULTS:
         raise InfercError(f"{path}: there is no target {name!r}; the targets are {', '.join(DEFAULTS)}")
     if unknown := sorted(given.keys() - {f.name for f in fields(Tuning)}):

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from . import verify
+from . import profile, verify
 
-REGISTERED = (verify.register,)
+REGISTERED = (profile.register, verify.register)
