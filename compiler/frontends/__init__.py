@@ -22,6 +22,8 @@ class FrontEnd:
 
 FRONT_ENDS: tuple[FrontEnd, ...] = (
     FrontEnd("a function in a file", "jax_function", lambda path: ".py:" in path.name),
+    FrontEnd("an ONNX model", "onnx_model", lambda path: path.suffix == ".onnx"),
+    FrontEnd("a program of torch.export", "torch_export", lambda path: path.suffix == ".pt2"),
     FrontEnd("a Hugging Face folder", "huggingface", Path.is_dir),
     FrontEnd("a GGUF file", "gguf", lambda path: True),  # the last: its errors say what is wrong with any other file
 )
@@ -29,7 +31,7 @@ FRONT_ENDS: tuple[FrontEnd, ...] = (
 
 # What is opened in memory, by how the module of its type begins; the last is for anything that can be called.
 # `module` has `opened(object, examples, weights, dynamic) -> Source`.
-OBJECTS: tuple[tuple[str, str], ...] = (("", "jax_function"),)
+OBJECTS: tuple[tuple[str, str], ...] = (("torch", "torch_export"), ("onnx", "onnx_model"), ("", "jax_function"))
 
 
 def open_object(source: object, examples: tuple[Any, ...], weights: Any, dynamic: Any) -> Source:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import ModelProto, TensorProto, external_data_helper, numpy_helper
+from onnx import ModelProto, TensorProto, external_data_helper
 
 from ...errors import InfercError
-from ...ir.graph import Graph, IRError, Module, make_input
-from ...ir.types import Dim, Type
+from ...ir.graph import Graph, Module, make_input
+from ..signature import described
 from ..source import weight_facts
 from .arrays import Array
 from .onnx_fold import FOLDABLE
@@ -114,21 +114,11 @@ class Source:
 
     def facts(self) -> dict[str, Any]:
         module = self.build()
-        entry = module.entries["run"]
-        signature = {
-            "inputs": [_described(n.attr("name"), n.types[0]) for n in entry.inputs_of("arg")],
-            "outputs": [_described(n, v.type) for n, v in zip(entry.output_names, entry.outputs)],
-        }
-        return {**weight_facts(module.weights.values()), "signature": signature}
+        return weight_facts(module.weights.values()) | {"signature": described(module.entries["run"])}
 
 
 def _gone(node: Any, importer: Importer) -> bool:
     return node.attr("role") == "arg" and node.attr("name") in importer.baked
-
-
-def _described(name: str, t: Type) -> dict[str, Any]:
-    shape: list[Dim | str] = [d if isinstance(d, int) else str(d) for d in t.shape]
-    return {"name": name, "dtype": str(t.dtype), "shape": shape}
 
 
 def _domain(name: str) -> str:
@@ -152,9 +142,12 @@ def load(path: Path | str, **options: Any) -> Source:
     return Source(model, path, **options)
 
 
-def from_proto(model: ModelProto, **options: Any) -> Source:
-    """A model in memory, with its tensors inside."""
-    return Source(model, None, **options)
+def opened(model: ModelProto, examples: Sequence[Any] = (), weights: Any = None,
+           dynamic: Mapping[str, tuple[int, int]] | None = None) -> Source:  # fmt: skip
+    """A model in memory, with its tensors inside; `dynamic` bounds its symbolic dimensions."""
+    if examples or weights is not None:
+        raise InfercError("an ONNX model has its inputs and weights inside: pass it alone, or with dynamic")
+    return Source(model, None, dict(dynamic or {}))
 
 
-__all__ = ["IRError", "Source", "from_proto", "load", "numpy_helper"]
+__all__ = ["Source", "load", "opened"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .onnx_control import CONTROL
-from .onnx_elementwise import ELEMENTWISE
+from .onnx_elementwise import CLASSICAL, ELEMENTWISE
 from .onnx_import import Rule
 from .onnx_nn import NN
 from .onnx_quant import QUANT
@@ -19,4 +19,4 @@ OPERATORS: Mapping[tuple[str, str], Rule] = {
     ("", name): rule
     for table in (ELEMENTWISE, SHAPES, REDUCTIONS, NN, RECURRENT, SAMPLING, SIGNAL, QUANT, CONTROL)
     for name, rule in table.items()
-}
+} | {("ai.onnx.ml", name): rule for name, rule in CLASSICAL.items()}

@@ -51,24 +51,28 @@ def _nearest(ratio: np.ndarray, mode: str) -> np.ndarray:
     return np.where(whole, True, up)
 
 
-def _taps(c: Call, kind: str, origin: np.ndarray, scale: float, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Neighbours of each output [out, taps], moved inside, and their weights."""
+def taps(origin: np.ndarray, scale: float, size: int, kind: str, nearest: str = "floor", antialias: bool = False,
+         cubic: float = -0.75, exclude: bool = False) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Neighbours of each output [out, taps], moved inside, and their weights.
+
+    `origin` is where outputs lie in an axis of `size`. `kind` is "nearest", "linear" or "cubic", `antialias` widens the
+    last two where the axis shrinks, and with `exclude` neighbours outside have no weight.
+    """
     below = np.ceil(origin).astype(np.int64) - 1
     ratio = origin - below
     if kind == "nearest":
-        chosen = below + _nearest(ratio, c.attr("nearest_mode", "floor"))
+        chosen = below + _nearest(ratio, nearest)
         return np.clip(chosen, 0, size - 1)[:, None], np.ones((len(origin), 1))
-    shrink = min(scale, 1.0) if c.attr("antialias", 0) else 1.0
+    shrink = min(scale, 1.0) if antialias else 1.0
     radius = 1 if kind == "linear" else 2
     start = math.floor(-radius / shrink) + 1
-    offsets = np.arange(start, 2 - start if kind == "linear" else 2 - start)
+    offsets = np.arange(start, 2 - start)
     distance = (offsets[None] - ratio[:, None]) * shrink
-    a = c.attr("cubic_coeff_a", -0.75)
-    weights = np.clip(1 - np.abs(distance), 0, 1) if kind == "linear" else _cubic(distance, a)
+    weights = np.clip(1 - np.abs(distance), 0, 1) if kind == "linear" else _cubic(distance, cubic)
     places = below[:, None] + offsets[None]
-    if c.attr("exclude_outside", 0):
+    if exclude:
         weights = weights * ((places >= 0) & (places < size))
-    if c.attr("exclude_outside", 0) or shrink != 1.0:
+    if exclude or shrink != 1.0:
         weights = weights / weights.sum(1, keepdims=True)
     return np.clip(places, 0, size - 1), weights
 
@@ -107,17 +111,19 @@ def resize(c: Call) -> Array:
             continue
         region = (float(roi[n]), float(roi[n + len(axes)])) if len(roi) else (0.0, 1.0)
         origin = _origin(mode, np.arange(count, dtype=np.float64), scale, size, out, count, region)
-        y = _combined(y, axis, *_taps(c, kind, origin, scale, size))
+        y = combined(y, axis, *taps(
+            origin, scale, size, kind, c.attr("nearest_mode", "floor"), bool(c.attr("antialias", 0)),
+            c.attr("cubic_coeff_a", -0.75), bool(c.attr("exclude_outside", 0))))  # fmt: skip
         if mode == "tf_crop_and_resize":
             beyond = c.body.constant((origin < 0) | (origin > size - 1))
             beyond = beyond.reshape(*(1 if i != axis else count for i in range(x.rank)))
-            outside = beyond if outside is None else outside.__or__(beyond)
+            outside = beyond if outside is None else outside | beyond
     if outside is not None:
         y = where(outside, y.like(c.attr("extrapolation_value")), y)
     return y.astype(narrow)
 
 
-def _combined(x: Array, axis: int, places: np.ndarray, weights: np.ndarray) -> Array:
+def combined(x: Array, axis: int, places: np.ndarray, weights: np.ndarray) -> Array:
     """Σ over taps of weight times the neighbours along an axis."""
     if places.shape[1] == 1 and (weights == 1).all():
         return x.take(x.body.constant(places[:, 0]), axis)

@@ -9,6 +9,9 @@ from ...ir.types import f32
 from .arrays import Array, common_shape
 
 
+COMPUTED = ("f32", "f16", "bf16")  # dtypes of matrices that `linear` takes
+
+
 def dot(a: Array, b: Array, contracting: tuple[Sequence[int], Sequence[int]],
         batch: tuple[Sequence[int], Sequence[int]] = ((), ())) -> Array:  # fmt: skip
     """The op dot_general; batch axes first, then the free ones of `a`, then of `b`."""
@@ -22,12 +25,12 @@ def is_weight(x: Array) -> bool:
 
 
 def matmul(a: Array, b: Array) -> Array:
-    """NumPy's matmul. A matrix of weights on the right, in f32, makes the op `linear`."""
+    """NumPy's matmul. A matrix of weights on the right makes the op `linear`."""
     if a.rank == 1:
         return matmul(a.unsqueeze(0), b).squeeze(-2)
     if b.rank == 1:
         return matmul(a, b.unsqueeze(1)).squeeze(-1)
-    if b.rank == 2 and is_weight(b) and a.dtype == b.dtype == f32 and a.rank >= 2:
+    if b.rank == 2 and is_weight(b) and a.dtype == b.dtype and a.dtype.name in COMPUTED:
         return linear(a, b.transpose())
     if b.rank == 2:
         return dot(a, b, ((a.rank - 1,), (0,)))
@@ -38,7 +41,7 @@ def matmul(a: Array, b: Array) -> Array:
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """x[..., K] times weight[N, K] transposed, plus bias[N]."""
-    flat = x.reshape(prod(x.shape[:-1]), x.shape[-1])
-    y = x.body.apply("linear", flat, weight, *(() if bias is None else (bias,)))
-    return y.reshape(*x.shape[:-1], weight.shape[0])
+    """x[..., K] times weight[N, K] transposed, plus bias[N]; half floats in f32, rounded once."""
+    flat = x.reshape(prod(x.shape[:-1]), x.shape[-1]).astype(f32)
+    y = x.body.apply("linear", flat, weight, *(() if bias is None else (bias.astype(f32),)))
+    return y.reshape(*x.shape[:-1], weight.shape[0]).astype(x.dtype)
