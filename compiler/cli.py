@@ -203,12 +203,20 @@ def inspect(
     name: ModelName,
     tensors: Annotated[bool, typer.Option("--tensors", help="Every tensor with its type and shape.")] = False,
     ir: Annotated[bool, typer.Option("--ir", help="The graph as it goes to the backend.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Of what was compiled: recompute all hashes, ask the golden prompts again.")
+    ] = False,
     target: Target = "native",
     context: Context = None,
     kv: KV = "f16",
 ) -> None:
     """Show what a model or artifact is: tensors by type, memory plan, kernels, graph."""
-    from . import inspection
+    from . import checking, inspection
+
+    if verify:
+        for line in checking.verify(Path(name)):
+            print(line)
+        return
 
     manifest, graph = inspection.inspect(name, target=target, context=context, kv=kv)
     if ir:

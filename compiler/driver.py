@@ -17,6 +17,7 @@ import numpy as np
 from .. import __version__
 from ..backends.c.backend import Backend as CBackend
 from ..backends.c.backend import Lowered as CLowered
+from ..backends.c.forms import link
 from ..backends.c.program import Program
 from ..backends.xla.backend import Backend as XlaBackend
 from ..errors import InfercError
@@ -27,10 +28,10 @@ from ..ir.text import print_module
 from ..ir.types import DTYPES, Type
 from ..runtime.artifact import ArtifactWriter
 from . import emit, hub
+from . import golden as golden_logits
 from .frontends import open_object, open_source
 from .frontends.language import Source as LanguageSource
 from .frontends.quantizing import quantized
-from .golden import golden_logits
 from .pipeline import run_passes
 from .source import Source
 
@@ -234,10 +235,16 @@ def compile_source(source: Source, output: Path, options: Options, progress: hub
         artifact.write("ir.txt", print_module(planned.module).encode())
         if tokenizer is not None:
             artifact.write_json("tokenizer.json", tokenizer)
-        manifest = describe(planned) | built | {
+        described = describe(planned)
+        with tempfile.TemporaryDirectory(prefix="inferc-") as scratch:
+            library = artifact.view(lowered.library) if isinstance(lowered, CLowered) and lowered.runs_here else None
+            golden = _golden(planned, described, Path(scratch), library, artifact.view("weights"))
+        manifest = described | built | {
             "source": hashing.result(),
             "weights": {"file": "weights", "bytes": lowered.weight_bytes, "sha256": weights_sha256},
             "tokenizer": None if tokenizer is None else "tokenizer.json",
+            "files": artifact.hashes(),
+            "golden": golden,
         }  # fmt: skip
         artifact.write_manifest(manifest)
     return Report(Path(output), manifest["target"], time.monotonic() - started, tuple(manifest["notes"]))
@@ -266,11 +273,11 @@ def _emit(planned: Plan, output: Path, started: float, progress: hub.Progress) -
         with tempfile.TemporaryDirectory(prefix=".inferc-", dir=output.parent) as scratch:
             weights = Path(scratch) / "weights"
             digest = emit.write_weights(weights, lowered.weight_bytes, packed_weights(planned, progress))
-            lowered.for_host(Path(scratch) / "library")
-            golden = golden_logits(describe(planned), Path(scratch) / "library", weights)
+            described = describe(planned)
+            golden = _golden(planned, described, Path(scratch), None, golden_logits.mapped(weights))
             compiler = lowered.emit(options.emit, weights, publication.folder, name=output.name,
                                     embed=options.weights == "embed")  # fmt: skip
-        manifest = describe(planned) | {
+        manifest = described | {
             "emit": options.emit,
             "source": _file_facts(planned.source.path),
             "compiler": compiler,
@@ -279,6 +286,24 @@ def _emit(planned: Plan, output: Path, started: float, progress: hub.Progress) -
         }
         publication.publish(manifest)
     return Report(Path(output), manifest["target"], time.monotonic() - started, tuple(manifest["notes"]))
+
+
+def _golden(planned: Plan, manifest: Mapping[str, Any], folder: Path, library: np.ndarray | None,
+            weights: np.ndarray) -> list[dict[str, Any]]:  # fmt: skip
+    """What the model answers, asked with the C library given, or one that is built for it in an empty folder. All
+    targets of C give the same bits. Nothing for other backends, and for what is no language model."""
+    if not isinstance(planned.lowered, CLowered) or planned.source.kind != "language":
+        return []
+    if library is None:
+        planned.lowered.for_host(folder / "library")
+        library = golden_logits.mapped(folder / "library")
+    return golden_logits.ask(golden_logits.parts(planned.source.path or folder, manifest, library, weights))
+
+
+def rebuilt(path: Path, manifest: Mapping[str, Any], output: Path) -> None:
+    """Makes a shared library of an artifact's sources or static library, for this computer. Raises InfercError where no
+    C compiler is found or it fails."""
+    link(path, manifest, output)
 
 
 def packed_weights(planned: Plan, progress: hub.Progress) -> Iterator[tuple[int, np.ndarray]]:

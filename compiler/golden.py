@@ -18,29 +18,27 @@ MADE = 8  # likeliest tokens that follow the second prompt
 
 
 @dataclass(frozen=True)
-class Files:
-    """A library and its weights in files; `weights` is None where they are inside of the library."""
+class Parts:
+    """A library and its weights as `Engine` takes them: u8[bytes] each, none of weights that are inside of the library.
+    `path` names both in errors."""
 
     path: Path
     manifest: dict[str, Any]
-    weights: Path | None
+    parts: dict[str, np.ndarray]
 
     def view(self, name: str) -> np.ndarray:
-        file = {"library": self.path, "weights": self.weights}[name]
-        if file is None or file.stat().st_size == 0:
-            return np.empty(0, np.uint8)
-        return np.memmap(file, np.uint8, "r")
+        return self.parts[name]
 
 
-def files(manifest: Mapping[str, Any], library: Path, weights: Path | None) -> Files:
+def parts(path: Path, manifest: Mapping[str, Any], library: np.ndarray, weights: np.ndarray | None) -> Parts:
     """What an `Engine` opens, of a manifest's facts."""
     named = {**manifest, "library": "library", "weights": {"file": "weights"}}
-    return Files(library, named, weights)
+    return Parts(path, named, {"library": library, "weights": np.empty(0, np.uint8) if weights is None else weights})
 
 
-def golden_logits(manifest: Mapping[str, Any], library: Path, weights: Path | None) -> list[dict[str, Any]]:
-    """`ask` of a library in a file. Nothing for what is no language model."""
-    return ask(files(manifest, library, weights)) if manifest["kind"] == "language" else []
+def mapped(path: Path) -> np.ndarray:
+    """A file's bytes, u8, read when they are looked at."""
+    return np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
 
 
 def ask(model: Compiled) -> list[dict[str, Any]]:

@@ -78,6 +78,8 @@ class ArtifactWriter:
         self.path = Path(path)
         self._temporary = self.path.parent / f".{self.path.name}.{secrets.token_hex(4)}.part"
         self._file: IO[bytes] | None = None
+        self._places: dict[str, tuple[int, int]] = {}
+        self._hashes: dict[str, str] = {}
         self._complete = False
 
     def __enter__(self) -> ArtifactWriter:
@@ -119,7 +121,19 @@ class ArtifactWriter:
                     _put(member, digest, bytes(min(_PIECE, size - start)), start)
         except OSError as error:
             raise self._explained(error) from error
+        self._hashes[name] = digest.hexdigest()
         return digest.hexdigest()
+
+    def view(self, name: str) -> np.ndarray:
+        """A member that was written: u8[bytes], mapped."""
+        assert self._file is not None
+        self._file.flush()
+        start, size = self._places[name]
+        return np.memmap(self._temporary, np.uint8, "r", start, (size,)) if size else np.empty(0, np.uint8)
+
+    def hashes(self) -> dict[str, dict[str, Any]]:
+        """Bytes and SHA-256 in hex of every member so far."""
+        return {name: {"bytes": size, "sha256": self._hashes[name]} for name, (_, size) in self._places.items()}
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Adds `manifest.json`, which makes the artifact complete; "format" and "version" are added to it."""
@@ -152,6 +166,7 @@ class ArtifactWriter:
         start = self._file.tell() + _LOCAL.size + len(name.encode()) + _ZIP64_EXTRA
         padding = -(start + 4) % ALIGNMENT
         info.extra = struct.pack("<HH", _PADDING_ID, padding) + bytes(padding)
+        self._places[name] = start + 4 + padding, size
         return self._zip.open(info, "w", force_zip64=True)
 
     def _explained(self, error: OSError) -> InfercError:

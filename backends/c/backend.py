@@ -53,8 +53,11 @@ class Lowered:
             },
             "regions": dict(built.regions),
             "machine": built.targets[0].machine or target.HOST,
+            "system": built.targets[0].system or ("" if built.targets[0].machine == "wasm32" else target.HOST_SYSTEM),
             "prefix": built.prefix,
             "library": self.library,
+            "flags": list(toolchain.FLAGS),
+            "units": {unit: list(flags) for unit, flags in built.units.items()},
             "kernels": list(built.kernels),
             "memory": dict(built.memory),
         }
@@ -78,11 +81,17 @@ class Lowered:
         """Writes the files of a form that people embed, as `forms.emit`; the compiler's version."""
         return forms.emit(self.program, form, weights, folder, name=name, embed=embed)
 
+    @property
+    def runs_here(self) -> bool:
+        """Whether this computer can run one of the library's variants."""
+        here = {t.name for t in target.supported()}
+        return any(not t.foreign and t.name in here for t in self.program.targets)
+
     def for_host(self, output: Path) -> None:
         """Writes a shared library of the same model, with the same weights file, that this computer can run."""
         built = program.build(self.module, [target.native()], prefix=self.program.prefix, context=self.context,
                               chunk=self.chunk, name=self.name)  # fmt: skip
-        toolchain.compile_program(built, output)
+        toolchain.compile_program(built, output, extra=("-O1",))  # for a few tokens; optimisation changes no bit
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ...errors import InfercError
 from . import toolchain, wasm
@@ -167,3 +168,19 @@ or with a C11 compiler alone (gcc or clang), in this folder:
 In your own build take all `.c` files but `{prefix}_main.c`, each with its flags as above, and link
 `{" ".join(toolchain.LIBRARIES)}`.
 """
+
+
+def link(path: Path, manifest: Mapping[str, Any], output: Path) -> None:
+    """Makes a shared library for this computer of what `emit` wrote at `path` as form "a" or "c", with the flags of its
+    manifest. Raises InfercError where no C compiler is found or it fails."""
+    compiler = toolchain.find_compiler()
+    if manifest["emit"] == "a":
+        whole = ["-Wl,--whole-archive", str(path.resolve()), "-Wl,--no-whole-archive"]
+        toolchain.run([*compiler, "-shared", *whole, "-o", str(output.resolve()), *toolchain.LIBRARIES], path.parent)
+        return
+    objects = []
+    for unit, flags in manifest["units"].items():
+        objects.append(str(output.resolve().with_name(f"{unit}.o")))
+        own = toolchain.spelled(flags, compiler)
+        toolchain.run([*compiler, *manifest["flags"], *own, "-c", unit, "-o", objects[-1]], path)
+    toolchain.run([*compiler, "-shared", *objects, "-o", str(output.resolve()), *toolchain.LIBRARIES], path)

@@ -58,7 +58,7 @@ def check(target: CTarget, form: str = "so") -> list[str]:
 
 def version(compiler: Sequence[str]) -> str:
     """The first line that the compiler says about itself."""
-    return _run([*compiler, "--version"], Path.cwd()).splitlines()[0]
+    return run([*compiler, "--version"], Path.cwd()).splitlines()[0]
 
 
 def spelled(flags: Sequence[str], compiler: Sequence[str]) -> list[str]:
@@ -68,7 +68,7 @@ def spelled(flags: Sequence[str], compiler: Sequence[str]) -> list[str]:
     return ["-mcpu=" + f.removeprefix("-march=").replace("-", "_") if f.startswith("-march=") else f for f in flags]
 
 
-def _run(command: Sequence[str], folder: Path) -> str:
+def run(command: Sequence[str], folder: Path) -> str:
     """Runs a compiler command; raises InfercError with the first line that says what is wrong."""
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
@@ -100,13 +100,17 @@ def compile_program(program: Program, output: Path, *, form: str = "so", weights
             (folder / f"{program.prefix}.weights").symlink_to(weights.resolve())
         commands = [[*compiler, *flags, *spelled(own, compiler), "-c", unit, "-o", f"{unit}.o"]
                     for unit, own in program.units.items()]  # fmt: skip
-        for _ in pool.map(_run, commands, [folder] * len(commands)):
+        for _ in pool.map(run, commands, [folder] * len(commands)):
             pass
         objects = [f"{unit}.o" for unit in program.units]
-        FORMS[form](target, [*compiler, *(SANITIZERS if sanitize else ())], objects, folder)
+        built = folder / "built" / output.name  # by that name: a shared library knows its own
+        built.parent.mkdir()
+        FORMS[form](target, [*compiler, *(SANITIZERS if sanitize else ())], objects, built)
+        if target.system == "windows" and form != "a":
+            _forget_time(built)
         partial = output.with_name(output.name + ".part")
         try:
-            shutil.move(folder / "output", partial)
+            shutil.move(built, partial)
             partial.replace(output)
         except OSError as error:
             partial.unlink(missing_ok=True)
@@ -114,28 +118,44 @@ def compile_program(program: Program, output: Path, *, form: str = "so", weights
     return version(compiler)
 
 
-def _shared(target: CTarget, compiler: Sequence[str], objects: Sequence[str], folder: Path) -> None:
-    _run([*compiler, "-shared", *LINKED.get(target.system, ()), *objects, "-o", "output", *LIBRARIES], folder)
+def _forget_time(path: Path) -> None:
+    """Clears the time of linking in the header of a file for Windows."""
+    with path.open("r+b") as file:
+        file.seek(0x3C)
+        header = int.from_bytes(file.read(4), "little")
+        file.seek(header)
+        if file.read(4) != b"PE\0\0":
+            raise InfercError(f"zig made no program for Windows of {path.name}: another ziglang may")
+        file.seek(header + 8)
+        file.write(bytes(4))
 
 
-def _archive(target: CTarget, compiler: Sequence[str], objects: Sequence[str], folder: Path) -> None:
+def _shared(target: CTarget, compiler: Sequence[str], objects: Sequence[str], output: Path) -> None:
+    named = {"macos": f"-Wl,-install_name,@rpath/{output.name}", "windows": ""}
+    name = named.get(target.system, f"-Wl,-soname,{output.name}")
+    flags = [flag for flag in (name, *LINKED.get(target.system, ())) if flag]
+    run([*compiler, "-shared", *flags, *objects, "-o", str(output), *LIBRARIES], output.parent.parent)
+
+
+def _archive(target: CTarget, compiler: Sequence[str], objects: Sequence[str], output: Path) -> None:
     """A static library; the archiver writes no times and owners, and the format of the target's system."""
+    archiver = ["ar"]
     if target.foreign or not shutil.which("ar"):
         if not importlib.util.find_spec("ziglang"):
             raise InfercError("nothing here makes static libraries: install binutils, or `pip install ziglang`")
         kind = {"macos": "darwin", "windows": "coff"}.get(target.system, "gnu")
-        _run([sys.executable, "-m", "ziglang", "ar", f"--format={kind}", "rcsD", "output", *objects], folder)
-    else:
-        _run(["ar", "rcsD", "output", *objects], folder)
+        archiver = [sys.executable, "-m", "ziglang", "ar", f"--format={kind}"]
+    run([*archiver, "rcsD", str(output), *objects], output.parent.parent)
 
 
-def _executable(target: CTarget, compiler: Sequence[str], objects: Sequence[str], folder: Path) -> None:
+def _executable(target: CTarget, compiler: Sequence[str], objects: Sequence[str], output: Path) -> None:
     static = ("-static", "-Wl,-s") if target.foreign and target.system == "linux" else ()
-    _run([*compiler, *static, *LINKED.get(target.system, ()), *objects, "-o", "output", *LIBRARIES], folder)
+    flags = (*static, *LINKED.get(target.system, ()))
+    run([*compiler, *flags, *objects, "-o", str(output), *LIBRARIES], output.parent.parent)
 
 
-def _module(target: CTarget, compiler: Sequence[str], objects: Sequence[str], folder: Path) -> None:
-    _run([*compiler, *objects, "-o", "output", *MODULE], folder)
+def _module(target: CTarget, compiler: Sequence[str], objects: Sequence[str], output: Path) -> None:
+    run([*compiler, *objects, "-o", str(output), *MODULE], output.parent.parent)
 
 
 # What compile_program makes: a shared library, a static one, a program (one unit has main), a WebAssembly module.

@@ -1,0 +1,211 @@
+"""`compile --emit`: every form is built, runs, has the same answers, is the same bytes again, and is checked."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pytest
+
+from inferc.backends.c import toolchain
+from inferc.backends.c.target import HOST
+from inferc.compiler import checking
+from inferc.compiler.driver import compile_model
+from inferc.errors import InfercError
+
+from .tiny_models import write_model
+
+PREFIX = "tiny"
+TARGET = "generic" if HOST == "x86_64" else "native"  # quickly built
+IDS = "3 1 4 1 5 9 2 6"
+FORMS = ("c", "so", "a", "exe")
+
+
+@cache
+def model() -> Path:
+    return write_model(Path(mkdtemp(prefix="inferc-emit-")) / "tiny.gguf", "llama", "q4_0", tokenizer="bpe")
+
+
+def made(form: str, folder: Path, **options: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    output = folder / {"c": "sources", "so": "libtiny.so", "a": "libtiny.a", "exe": "tiny", "inferc": "tiny.inferc",
+                       "wasm": "package"}[form]  # fmt: skip
+    compile_model(str(model()), output, prefix=PREFIX, emit=form, chunk=16, **{"target": TARGET, **options})
+    return output
+
+
+@cache
+def emitted(form: str, weights: str = "embed") -> Path:
+    """The form, made once."""
+    return made(form, Path(mkdtemp(prefix="inferc-emit-")), weights=weights)
+
+
+def run(*command: object, cwd: Path | None = None) -> str:
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=cwd, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def answer(program: Path, *options: str) -> str:
+    """The ids that the program makes; 8 after IDS."""
+    return run(program, "--ids", IDS, "-n", 8, *options)
+
+
+@cache
+def wanted() -> str:
+    return answer(emitted("exe"))
+
+
+SLOW = pytest.mark.slow
+BESIDE = [pytest.param(form, "sidecar", marks=() if form == "exe" else SLOW) for form in FORMS]
+
+
+@pytest.mark.parametrize("form, weights", [*((form, "embed") for form in FORMS), *BESIDE])
+def test_forms_are_checked(form: str, weights: str) -> None:
+    """Hashes and golden answers, of the form as it runs here; the golden ones are those of the artifact for Python."""
+    path = emitted(form, weights)
+    lines = checking.verify(path)
+    assert re.match(r"\d+ files have their hashes", lines[0])
+    assert "golden prompts have the same answers" in lines[1]
+    manifest = checking.manifest_of(path)
+    assert manifest["golden"] == golden_of_artifact() and manifest["weights"]["place"] == weights
+    assert manifest["source"]["sha256"] and "-ffp-contract=off" in manifest["flags"]
+
+
+@cache
+def golden_of_artifact() -> list[dict]:
+    import zipfile
+
+    with zipfile.ZipFile(emitted("inferc")) as artifact:
+        return json.loads(artifact.read("manifest.json"))["golden"]
+
+
+def test_artifacts_are_checked() -> None:
+    lines = checking.verify(emitted("inferc"))
+    assert "members have their hashes" in lines[0] and "3 golden prompts" in lines[1]
+
+
+@pytest.mark.parametrize("form", ["inferc", "so", *(pytest.param(form, marks=SLOW) for form in ("c", "a", "exe"))])
+def test_equal_inputs_give_equal_bytes(form: str, tmp_path: Path) -> None:
+    first, again = emitted(form), made(form, tmp_path / "elsewhere")
+    if form == "c":
+        names = sorted(p.name for p in first.iterdir())
+        assert names == sorted(p.name for p in again.iterdir())
+        assert all((first / n).read_bytes() == (again / n).read_bytes() for n in names)
+    else:
+        assert first.read_bytes() == again.read_bytes()
+
+
+def test_altered_files_are_named(tmp_path: Path) -> None:
+    made("so", tmp_path / "so", weights="sidecar")
+    path = tmp_path / "so" / "libtiny.so"
+    weights = tmp_path / "so" / "tiny.weights"
+    data = bytearray(weights.read_bytes())
+    data[100] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(InfercError, match="tiny.weights is not what was compiled"):
+        checking.verify(path)
+    manifest = json.loads(path.with_name("libtiny.so.json").read_text())
+    data[100] ^= 1
+    weights.write_bytes(data)
+    manifest["golden"][2]["logits"][0] += 1
+    path.with_name("libtiny.so.json").write_text(json.dumps(manifest))
+    with pytest.raises(InfercError, match="golden prompt 3 is not answered"):
+        checking.verify(path)
+    weights.unlink()
+    with pytest.raises(InfercError, match="tiny.weights is missing"):
+        checking.verify(path)
+    with pytest.raises(InfercError, match="has no manifest"):
+        checking.verify(Path(__file__))
+
+
+def symbols(path: Path, *flags: str) -> set[str]:
+    lines = run("nm", *flags, path).splitlines()
+    return {line.split()[-1].partition("@")[0] for line in lines if len(line.split()) > 1 and not line.endswith(":")}
+
+
+@pytest.mark.parametrize("weights", ["embed", pytest.param("sidecar", marks=SLOW)])
+def test_libraries_show_the_header_and_need_the_c_library_alone(weights: str) -> None:
+    path = emitted("so", weights)
+    declared = set(re.findall(r"\b(tiny_\w+)\(", path.with_name("tiny.h").read_text()))
+    assert symbols(path, "-D", "--defined-only") == declared
+    assert all(name.startswith("tiny_") for name in symbols(emitted("a", weights), "-g", "--defined-only"))
+    needed = re.findall(r"NEEDED.*\[(.*)\]", run("readelf", "-d", path))
+    assert {name.split(".")[0] for name in needed} <= {"libc", "libm", "libpthread", "ld-linux-x86-64"}
+
+
+def test_two_models_are_linked_into_one_program(tmp_path: Path) -> None:
+    for prefix in ("one", "two"):
+        compile_model(str(model()), tmp_path / f"lib{prefix}.a", prefix=prefix, emit="a", chunk=16,
+                      target="native" if prefix == "one" else TARGET)  # fmt: skip
+    (tmp_path / "main.c").write_text(
+        '#include <stdio.h>\n#include <string.h>\n#include "one.h"\n#include "two.h"\n'
+        "int main(void) {\n"
+        "  one_open_options a = {.size = sizeof a};\n  two_open_options b = {.size = sizeof b};\n"
+        "  one_model *one; two_model *two;\n"
+        "  if (one_open(&a, &one) || two_open(&b, &two)) return 1;\n"
+        "  size_t x, y;\n"
+        "  printf(\"%d %s %s\\n\", one_weights(&x) != two_weights(&y) && x == y,\n"
+        "         one_describe(one)->target, two_describe(two)->target);\n"
+        "  one_close(one), two_close(two);\n  return 0;\n}\n"
+    )
+    run(*toolchain.find_compiler(), "-std=c11", "-Wall", "-Wextra", "-pedantic", "-Werror", "main.c", "libone.a",
+        "libtwo.a", "-o", "main", *toolchain.LIBRARIES, cwd=tmp_path)  # fmt: skip
+    same, first, second = run(tmp_path / "main").split()
+    assert same == "1" and first and second
+
+
+def test_the_sources_build_as_their_page_says(tmp_path: Path) -> None:
+    folder = tmp_path / "sources"
+    shutil.copytree(emitted("c"), folder)
+    page = (folder / "README.md").read_text()
+    run("sh", "-e", "-c", "\n".join(re.findall(r"^    (FLAGS=.*|cc .*)$", page, re.M)), cwd=folder)
+    assert answer(folder / "tiny-cli") == wanted()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("cmake"), reason="no cmake here")
+@pytest.mark.parametrize("weights", ["embed", "sidecar"])
+def test_the_sources_build_with_cmake(weights: str, tmp_path: Path) -> None:
+    for shared in ("OFF", "ON"):
+        build = tmp_path / shared
+        flags = f"-DBUILD_SHARED_LIBS={shared}", "-DCMAKE_C_FLAGS=-Werror"
+        run("cmake", "-S", emitted("c", weights), "-B", build, *flags)
+        run("cmake", "--build", build)
+        given = ["--weights", emitted("c", weights) / "tiny.weights"] if weights == "sidecar" else []
+        assert answer(build / "tiny-cli", *given) == wanted()
+
+
+def test_a_sidecar_lies_beside_and_is_refused_when_it_is_wrong(tmp_path: Path) -> None:
+    shutil.copytree(emitted("exe", "sidecar").parent, tmp_path / "exe")
+    program, weights = tmp_path / "exe" / "tiny", tmp_path / "exe" / "tiny.weights"
+    assert answer(program) == wanted()
+    data = weights.read_bytes()
+    for wrong in (data[:-1], data + b"\0", data[:500] + bytes([data[500] ^ 1]) + data[501:]):
+        weights.write_bytes(wrong)
+        failed = subprocess.run([program, "--ids", IDS], capture_output=True, text=True)
+        assert failed.returncode == 1
+        assert failed.stderr.startswith("error: the weights are not those") and failed.stderr.count("\n") == 1
+    weights.unlink()
+    failed = subprocess.run([program, "--ids", IDS], capture_output=True, text=True)
+    assert failed.returncode == 1 and "cannot read the weights" in failed.stderr
+
+
+def test_nothing_is_overwritten_or_left_behind(tmp_path: Path) -> None:
+    mine = tmp_path / "sources"
+    mine.mkdir()
+    (mine / "main.c").write_text("int main(void) { return 0; }\n")
+    with pytest.raises(InfercError, match="nothing that inferc made"):
+        compile_model(str(model()), mine, emit="c")
+    with pytest.raises(InfercError, match="there is no form 'dll'"):
+        compile_model(str(model()), tmp_path / "x", emit="dll")
+    with pytest.raises(InfercError, match="there is no place for weights 'inside'"):
+        compile_model(str(model()), tmp_path / "x", emit="so", weights="inside")
+    with pytest.raises(InfercError, match="not for .*: use --target wasm32"):
+        compile_model(str(model()), tmp_path / "x", emit="wasm")
+    assert [p.name for p in tmp_path.iterdir()] == ["sources"] and len(list(mine.iterdir())) == 1
