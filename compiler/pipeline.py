@@ -10,7 +10,7 @@ from ..ir.graph import IRError, Module
 from ..ir.target import Target
 from ..ir.text import print_module
 from ..ir.verify import verify
-from .passes import canonical, decompose, fold, fuse, layout, quantize
+from .passes import canonical, decompose, fold, fuse, layout, quantize, recognise
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Pass:
 PASSES: tuple[Pass, ...] = (
     Pass("canonical", canonical.run),
     Pass("fold", fold.run, after=("canonical",)),
-    Pass("quantize", quantize.run, after=("canonical", "fold"), lossy=True),
+    Pass("recognise", recognise.run, after=("canonical", "fold")),
+    Pass("quantize", quantize.run, after=("canonical", "fold", "recognise"), lossy=True),
     Pass("fuse", fuse.run, after=("canonical", "quantize")),  # siblings must agree on the quantised activation
     Pass("decompose", decompose.run, after=("quantize", "fuse")),  # what is fused has a kernel together
     Pass("layout", layout.run, after=("quantize", "fuse", "decompose")),  # what is left is packed, in its last type
