@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,21 @@ def exported(code: bytes, inputs: Sequence[TensorType], outputs: Sequence[Tensor
 
     made = export.export(jax.jit(stub, keep_unused=True), platforms=[platform])(*structs(inputs))
     return dataclasses.replace(made, mlir_module_serialized=code)
+
+
+# What XLA is told besides, by platform: on CPUs a library for reductions would keep weights from being unpacked where
+# they are read.
+OPTIONS: Mapping[str, Mapping[str, str]] = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": ""}}
+
+
+@cache
+def options(platform: str) -> dict[str, str]:
+    """The compiler options for a platform that this version of XLA knows."""
+    found = {}
+    for name, value in OPTIONS.get(platform, {}).items():
+        try:
+            jax.jit(jnp.negative).lower(structs([((), "f32")])[0]).compile(compiler_options={name: value})
+        except jax.errors.JaxRuntimeError:  # another version has no such option
+            continue
+        found[name] = value
+    return found

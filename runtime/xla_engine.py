@@ -101,7 +101,8 @@ class Replica:
         if file not in self._programs:
             started = time.perf_counter()
             function, operands = self.jitted(program)
-            self._programs[file] = function.lower(*operands).compile()
+            options = xla_call.options(self.platform)
+            self._programs[file] = function.lower(*operands).compile(compiler_options=options)
             self.building_seconds += time.perf_counter() - started
         given: list[Any] = list(arguments)
         if len(self.group.devices) > 1:

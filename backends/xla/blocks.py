@@ -166,3 +166,97 @@ def _scales(w: Writer, fmt: Format, parts: dict[str, Tensor], lead: Shape) -> tu
         mins = w.convert(w.part(packed, axis, fmt.groups, 2 * fmt.groups), "f32")
         offset = w.map("negate", w.mul(_spread(w, offset, groups), mins))
     return scale, offset
+
+
+# --- Products of few tokens ---
+
+
+def multiplied(w: Writer, t: Type, value: Value, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """x f32 [T, K] times a weight in blocks [N, K], not yet summed: f32 [T, N, blocks, …] and the axes to sum over.
+
+    A block is taken in runs of values that lie alike: of each run the bytes are read once, and shifted by one number.
+    So every step is elementwise over [T, N, blocks, values of a run], and a reduction over it is one kernel.
+    """
+    fmt = quant.FORMATS[quant.computed(t.dtype).name]
+    parts = dict(zip(part_names(fmt), value))
+    n, blocks = value[0].shape[:2]
+    planes = [p.plane for p in fmt.parts if p.kind == "q" and p.plane]
+    bits = any(p.run == 1 for p in planes)  # a plane whose byte holds neighbours: runs are seen as eights
+    size = min(fmt.group, *(p.run for p in planes if p.run > 1))
+    run = (size // 8, 8) if bits else (size,)
+    scale, offset = _scales(w, fmt, parts, (n, blocks))
+    grouped = scale.rank == 3
+    tokens = (x.shape[0],) if x.shape[0] > 1 else ()
+    full = (*tokens, n, blocks, *run)
+    rows = len(tokens)  # the axis of the weight's rows
+
+    def over(piece: Tensor) -> Tensor:
+        """[N, blocks, …run] over all tokens."""
+        return w.broadcast(piece, full, range(rows, rows + piece.rank))
+
+    def column(numbers: Tensor, start: int) -> Tensor:
+        """The numbers of the group that a run is in, over the run."""
+        if numbers.rank == 3:
+            group = start // fmt.group
+            numbers = w.reshape(w.part(numbers, 2, group, group + 1), (n, blocks))
+        return over(numbers)
+
+    def given(start: int) -> Tensor:
+        """The run of x that stands against the weight's."""
+        piece = w.part(w.reshape(x, (*tokens, blocks, fmt.block)), rows + 1, start, start + size)
+        axes = (*range(rows), *range(rows + 1, rows + 2 + len(run)))
+        return w.broadcast(w.reshape(piece, (*tokens, blocks, *run)), full, axes)
+
+    total: Tensor | None = None
+    plain: Tensor | None = None  # the sum of x, where all runs share an offset
+
+    def added(a: Tensor | None, b: Tensor) -> Tensor:
+        return b if a is None else w.add(a, b)
+
+    for start in range(0, fmt.block, size):
+        q, piece = _run_of(w, fmt, parts, start, size, run), given(start)
+        signed = _codes(w, fmt.codes, q) if fmt.codes else _minus_zero(w, fmt, q)
+        product = w.mul(over(signed), piece)
+        if grouped:
+            product = w.mul(product, column(scale, start))
+            if offset is not None:
+                product = w.add(product, w.mul(piece, column(offset, start)))
+        elif offset is not None:
+            plain = added(plain, piece)
+        total = added(total, product)
+    assert total is not None
+    if not grouped:
+        total = w.mul(total, column(scale, 0))
+        if plain is not None and offset is not None:
+            total = w.add(total, w.mul(plain, column(offset, 0)))
+    return total, tuple(range(rows + 1, len(full)))
+
+
+def _run_of(w: Writer, fmt: Format, parts: dict[str, Tensor], start: int, size: int, run: tuple[int, ...]) -> Tensor:
+    """The integers of values start … start + size of every block, ui8 [N, blocks, *run]."""
+    total: Tensor | None = None
+    for name, part in zip(part_names(fmt), fmt.parts):
+        plane = part.plane
+        if part.kind != "q" or plane is None:
+            continue
+        data, steps = parts[name], 8 // plane.bits
+        lead = data.shape[:2]
+        if plane.run == 1:
+            data = w.part(data, 2, start // steps, (start + size) // steps)
+            data = w.broadcast(data, (*lead, size // steps, steps), (0, 1, 2))
+            shifts = w.map("multiply", w.iota(data.shape, 3, "ui8"), w.constant(plane.bits, "ui8", data.shape))
+            data = w.reshape(w.map("shift_right_logical", data, shifts), (*lead, *run))
+        else:
+            chunk, within = divmod(start, plane.run * steps)
+            step, first = divmod(within, plane.run)
+            at = chunk * plane.run + first
+            data = w.reshape(w.part(data, 2, at, at + size), (*lead, *run))
+            if step:
+                data = w.map("shift_right_logical", data, w.splat(step * plane.bits, data))
+        if plane.bits < 8:
+            data = w.map("and", data, w.splat((1 << plane.bits) - 1, data))
+        if plane.position:
+            data = w.map("shift_left", data, w.splat(plane.position, data))
+        total = data if total is None else w.map("or", total, data)
+    assert total is not None
+    return total

@@ -10,7 +10,7 @@ from __future__ import annotations
 from ...ir.graph import IRError
 from ...ir.numerics.linear import SMALLEST
 from ...ir.types import ACTIVATION_SIZES, Type, f32
-from .blocks import unpack, widen
+from .blocks import multiplied, widen
 from .context import Context, Lowering, Step, Value
 from .text import Tensor, Writer, element_of
 
@@ -27,12 +27,13 @@ def product(step: Step, x: Value, x_type: Type, weight: Value, weight_type: Type
     if tokens > FEW:
         rows = w.convert(widen(w, weight_type, weight), compute)
         return w.dot(w.convert(wide, compute), rows, ((1,), (1,)), element="f32")
-    values = unpack(w, weight_type, weight) if weight_type.dtype.is_block else w.convert(weight[0], "f32")
-    inner = values.shape[1:]
-    shape = (tokens, n, *inner)
-    axes = tuple(range(2, len(shape)))
-    left = w.broadcast(w.reshape(wide, (tokens, *inner)), shape, (0, *axes))
-    return w.total(w.mul(left, w.broadcast(values, shape, (1, *axes))), axes)
+    if weight_type.dtype.is_block:
+        products, axes = multiplied(w, weight_type, weight, wide)
+        return w.reshape(w.total(products, axes), (tokens, n))
+    shape = (tokens, *weight_type.sizes) if tokens > 1 else weight_type.sizes
+    left = w.broadcast(wide, shape, (0, 2)) if tokens > 1 else w.broadcast(w.reshape(wide, shape[1:]), shape, (1,))
+    right = w.broadcast(w.convert(weight[0], "f32"), shape, range(len(shape) - 2, len(shape)))
+    return w.reshape(w.total(w.mul(left, right), (len(shape) - 1,)), (tokens, n))
 
 
 def _linear_at(step: Step, weight: int, *bias: int) -> Tensor:

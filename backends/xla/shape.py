@@ -51,7 +51,8 @@ def _slice(step: Step) -> Tensor:
 
 def _pad(step: Step) -> Tensor:
     low, high = (step.context.shape(step.attr(n)) for n in ("low", "high"))
-    return step.writer.pad(*step.tensors, low, high, step.attr("interior"))
+    x, value = step.tensors
+    return step.writer.pad(x, value, low, high, step.attr("interior"))
 
 
 def _reduce(step: Step) -> Tensor:
@@ -133,9 +134,9 @@ def _sort(step: Step) -> tuple[Value, ...]:
 
 
 def _dot_general(step: Step) -> Tensor:
-    dtype = step.attr("dtype")
-    return step.writer.dot(*step.tensors, step.attr("contracting"), step.attr("batch"),
-                           element_of(dtype) if dtype else "")  # fmt: skip
+    (a, b), dtype = step.tensors, step.attr("dtype")
+    element = element_of(dtype) if dtype else ""
+    return step.writer.dot(a, b, step.attr("contracting"), step.attr("batch"), element)
 
 
 SHAPE: dict[str, Lowering] = {
