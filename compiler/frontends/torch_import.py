@@ -1,0 +1,250 @@
+"""Graphs of `torch.export` → graphs of the IR: values, dimensions, and what a rule of the ATen table is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import sympy
+import torch
+from torch.fx import Node
+
+from ...errors import InfercError
+from ...ir.graph import IRError, Origin, Weight
+from ...ir.types import DTYPES, Dim, DType, Sym, Type, bf16, dim_max, dim_min, floordiv, mod, symbol
+from .arrays import Array, Body
+
+OF_TORCH: Mapping[torch.dtype, DType] = {
+    torch.float32: DTYPES["f32"], torch.float16: DTYPES["f16"], torch.bfloat16: DTYPES["bf16"],
+    torch.float64: DTYPES["f64"], torch.bool: DTYPES["bool"], torch.int8: DTYPES["i8"], torch.int16: DTYPES["i16"],
+    torch.int32: DTYPES["i32"], torch.int64: DTYPES["i64"], torch.uint8: DTYPES["u8"], torch.uint16: DTYPES["u16"],
+    torch.uint32: DTYPES["u32"], torch.uint64: DTYPES["u64"],
+}  # fmt: skip
+TO_TORCH = {ours: theirs for theirs, ours in OF_TORCH.items()}
+LARGEST_DIM = 1 << 16
+
+
+def dtype_of(dtype: torch.dtype, where: str) -> DType:
+    """The dtype of the IR. Raises InfercError for one that it has not."""
+    if dtype not in OF_TORCH:
+        raise InfercError(f"{where}: tensors of {dtype} are not supported; convert the model to another dtype")
+    return OF_TORCH[dtype]
+
+
+def array_of(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor's memory as the interpreter holds values, without a copy where it is contiguous."""
+    plain = tensor.detach().cpu().contiguous()
+    return plain.view(torch.uint16).numpy() if plain.dtype == torch.bfloat16 else plain.numpy()
+
+
+def dim_of(size: Any, known: Mapping[str, Sym]) -> Dim:
+    """A size, which may be an expression over torch's symbols. Raises IRError for an operation that sizes have not."""
+    if isinstance(size, (int, np.integer)):
+        return int(size)
+    return _expression(size.node.expr, known)
+
+
+def _expression(e: sympy.Expr, known: Mapping[str, Sym]) -> Dim:
+    if e.is_Integer:
+        return int(e)
+    if e.is_Symbol:
+        s = known[str(e)]
+        return symbol(s.name, s.lo, s.hi)
+    args = [_expression(a, known) for a in e.args] if not e.is_Pow else []
+    total: Dim
+    match type(e).__name__:
+        case "Add":
+            total = 0
+            for a in args:
+                total = total + a
+            return total
+        case "Mul":
+            total = 1
+            for a in args:
+                total = total * a
+            return total
+        case "Pow" if e.args[1].is_Integer and int(e.args[1]) > 0:
+            base, total = _expression(e.args[0], known), 1
+            for _ in range(int(e.args[1])):
+                total = total * base
+            return total
+        case "FloorDiv" | "CleanDiv":
+            return floordiv(*args)
+        case "Mod" | "PythonMod":
+            return mod(*args)
+        case "Max":
+            return dim_max(*args)
+        case "Min":
+            return dim_min(*args)
+    raise IRError(f"the size {e} is none that can be computed; give the dimension a fixed size")
+
+
+class Unsupported(InfercError):
+    """An operation that the table has no row for."""
+
+
+@dataclass
+class Call:
+    """One node while its rule runs: arguments by the names of ATen's schema, as attributes, and the expected results.
+
+    Tensors are arrays, sizes dimensions, the rest is as in Python.
+    """
+
+    importer: Importer
+    node: Node
+    arguments: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self.arguments:
+            raise AttributeError(name)
+        return self.arguments[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = self.arguments.get(name)
+        return default if value is None else value
+
+    @property
+    def body(self) -> Body:
+        return self.importer.body
+
+    @property
+    def results(self) -> tuple[torch.Tensor, ...]:
+        value = self.node.meta["val"]
+        return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+    @property
+    def dtype(self) -> DType:
+        """That of the first result."""
+        return dtype_of(self.results[0].dtype, self.where)
+
+    @property
+    def shape(self) -> tuple[Dim, ...]:
+        """That of the first result."""
+        return tuple(self.importer.dim(d) for d in self.results[0].shape)
+
+    def meta(self, name: str) -> Any:
+        """An argument as torch knows it: a tensor without data, or a number."""
+        names = [a.name for a in self.node.target._schema.arguments]  # type: ignore[union-attr]
+        index = names.index(name)
+        given = self.node.args[index] if index < len(self.node.args) else self.node.kwargs.get(name)
+        return given.meta["val"] if isinstance(given, Node) else given
+
+    @property
+    def where(self) -> str:
+        return self.importer.located(self.node)
+
+    def error(self, problem: str) -> InfercError:
+        return InfercError(f"{self.where}: {problem}")
+
+
+Rule = Callable[[Call], Any]
+
+
+@dataclass
+class Importer:
+    """The graph of one program while it is imported."""
+
+    name: str
+    table: Mapping[str, Rule]
+    known: Mapping[str, Sym]
+    body: Body = field(default_factory=Body)
+    stored: dict[Any, Array] = field(default_factory=dict)  # weights by the memory they lie in
+
+    def dim(self, size: Any) -> Dim:
+        return dim_of(size, self.known)
+
+    def type(self, tensor: torch.Tensor, where: str) -> Type:
+        return Type(tuple(map(self.dim, tensor.shape)), dtype_of(tensor.dtype, where))
+
+    def weight(self, name: str, tensor: torch.Tensor) -> Array:
+        """A parameter, buffer or constant: tensors that share memory are one weight, small ones are constants."""
+        dtype = dtype_of(tensor.dtype, f"{self.name}: {name}")
+        if tensor.numel() * tensor.element_size() <= 64:
+            bits = array_of(tensor)
+            return self.body.constant(bits.view("bfloat16") if dtype == bf16 else bits, dtype)
+        key = tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+        if key not in self.stored:
+            type = Type(tuple(tensor.shape), dtype)
+            self.stored[key] = self.body.weight(Weight(name, type, lambda: array_of(tensor)))
+        return self.stored[key]
+
+    def located(self, node: Node) -> str:
+        """The operation, and the user's line that made it."""
+        trace = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if "File " in line]
+        last = f" ({trace[-1]})" if trace else ""
+        return f"{self.name}: {node.target}{last}"
+
+    def run(self, nodes: Sequence[Node], values: dict[Node, Any]) -> Any:
+        """Imports nodes into `values`, which has the placeholders; what the output node gives."""
+        for node in nodes:
+            if node.op == "output":
+                return self._argument(node.args[0], values)
+            if node.op == "call_function":
+                values[node] = self.apply(node, values)
+            elif node.op == "get_attr":
+                raise InfercError(f"{self.located(node)}: graphs inside the graph are not supported")
+        return None
+
+    def apply(self, node: Node, values: Mapping[Node, Any]) -> Any:
+        made = node.meta.get("val")
+        if isinstance(made, (torch.SymInt, int)) and not isinstance(made, bool):
+            return self.dim(made)
+        target = node.target
+        if getattr(target, "__name__", "") == "getitem":
+            return values[node.args[0]][node.args[1]]  # type: ignore[index]
+        if not hasattr(target, "_schema"):
+            raise Unsupported(f"{self.located(node)}: {target} is not supported")
+        name = target._schema.name.removeprefix("aten::")
+        overload = f"{name}.{target._schema.overload_name}"
+        rule = self.table.get(overload) or self.table.get(name)
+        if rule is None:
+            raise Unsupported(
+                f"{self.located(node)}: the operation {overload} is not supported; docs/pytorch.md lists those that are"
+            )
+        call = Call(self, node, self._bound(node, values))
+        path = ".".join(str(m[0]) for m in (node.meta.get("nn_module_stack") or {}).values()) or node.name
+        path = list((node.meta.get("nn_module_stack") or {"": (node.name,)}).values())[-1][0] or node.name
+        self.body.origin = Origin(str(path).removeprefix("L['self'].").strip("."), frozenset([node.name]))
+        try:
+            result = rule(call)
+        except IRError as error:
+            raise InfercError(f"{call.where}: {error}") from error
+        return self._checked(call, result)
+
+    def _checked(self, call: Call, result: Any) -> Any:
+        """The results in the types that torch says. Raises IRError where shapes differ."""
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        expected = call.results
+        made: list[Any] = []
+        for r, e in zip(results, expected):
+            if not isinstance(r, Array) or not isinstance(e, torch.Tensor):
+                made.append(r)
+                continue
+            wanted = self.type(e, call.where)
+            r = r.astype(wanted.dtype)
+            if r.shape != wanted.shape:
+                raise InfercError(f"{call.where}: gives {r.value.type}, torch says {wanted}")
+            made.append(r)
+        return made if isinstance(result, (tuple, list)) else made[0]
+
+    def _bound(self, node: Node, values: Mapping[Node, Any]) -> dict[str, Any]:
+        arguments: dict[str, Any] = {}
+        schema = node.target._schema  # type: ignore[union-attr]
+        for i, a in enumerate(schema.arguments):
+            if i < len(node.args) and not a.kwarg_only:
+                value: Any = node.args[i]
+            elif a.name in node.kwargs:
+                value = node.kwargs[a.name]
+            else:
+                value = a.default_value if a.has_default_value() else None
+            arguments[a.name] = self._argument(value, values)
+        return arguments
+
+    def _argument(self, value: Any, values: Mapping[Node, Any]) -> Any:
+        if isinstance(value, Node):
+            return values[value]
+        if isinstance(value, (tuple, list)):
+            return [self._argument(v, values) for v in value]
+        return self.dim(value) if isinstance(value, torch.SymInt) else value
