@@ -276,7 +276,7 @@ def _emit(planned: Plan, output: Path, started: float, progress: hub.Progress) -
             described = describe(planned)
             golden = _golden(planned, described, Path(scratch), None, golden_logits.mapped(weights))
             compiler = lowered.emit(options.emit, weights, publication.folder, name=output.name,
-                                    embed=options.weights == "embed")  # fmt: skip
+                                    embed=options.weights == "embed", facts=described)  # fmt: skip
         manifest = described | {
             "emit": options.emit,
             "source": _file_facts(planned.source.path),

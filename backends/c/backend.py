@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,9 +77,10 @@ class Lowered:
             sources = {f"c/{name}": text.encode() for name, text in self.program.sources.items()}
             return sources | {self.library: library.read_bytes()}, {"compiler": compiler}
 
-    def emit(self, form: str, weights: Path, folder: Path, *, name: str, embed: bool) -> str:
+    def emit(self, form: str, weights: Path, folder: Path, *, name: str, embed: bool,
+             facts: Mapping[str, Any]) -> str:  # fmt: skip
         """Writes the files of a form that people embed, as `forms.emit`; the compiler's version."""
-        return forms.emit(self.program, form, weights, folder, name=name, embed=embed)
+        return forms.emit(self.program, form, weights, folder, name=name, embed=embed, facts=facts)
 
     @property
     def runs_here(self) -> bool:

@@ -32,6 +32,7 @@ class Job:
     weights: Path
     embed: bool
     name: str
+    facts: Mapping[str, Any]
 
     @property
     def target(self) -> CTarget:
@@ -46,10 +47,12 @@ class Job:
         return replace(program, sources=sources, units={**program.units, unit: self.target.baseline})
 
 
-def emit(program: Program, form: str, weights: Path, folder: Path, *, name: str, embed: bool) -> str:
+def emit(program: Program, form: str, weights: Path, folder: Path, *, name: str, embed: bool,
+         facts: Mapping[str, Any]) -> str:  # fmt: skip
     """Writes a form's files into an empty folder: `name` (or, of "c" and "wasm", many), and what goes with it.
 
-    `weights` is the packed file, which may be moved.
+    `weights` is the packed file, which may be moved. `facts` are the manifest's.
+    A WebAssembly package has its weights beside its modules.
 
     Returns the compiler's version, "" where none was needed. Raises InfercError where the target has no such form, no
     compiler is found, or it fails.
@@ -67,8 +70,9 @@ def emit(program: Program, form: str, weights: Path, folder: Path, *, name: str,
         if program.weight_bytes:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
                 total.add(view)
+    embed &= form != "wasm"
     known = program.with_weights(total.value(), embed=embed)
-    return FORMS[form](Job(known, weights, embed, name), folder)
+    return FORMS[form](Job(known, weights, embed, name, facts), folder)
 
 
 def _sidecar(job: Job, folder: Path, name: str) -> None:
@@ -92,10 +96,11 @@ def _executable(job: Job, folder: Path) -> str:
 
 
 def _module(job: Job, folder: Path) -> str:
-    version = toolchain.compile_program(wasm.with_glue(job.program), folder / f"{job.program.prefix}.wasm", form="wasm",
-                                        weights=job.weights)  # fmt: skip
-    wasm.write_package(job.program, folder)
-    _sidecar(job, folder, f"{job.program.prefix}.weights")
+    program, prefix = wasm.with_glue(job.program), job.program.prefix
+    version = toolchain.compile_program(program, folder / f"{prefix}.wasm", form="wasm")
+    toolchain.compile_program(program, folder / f"{prefix}.threads.wasm", form="wasm-threads")
+    wasm.write_package(program, folder, job.facts)
+    _sidecar(job, folder, f"{prefix}.weights")
     return version
 
 

@@ -161,6 +161,11 @@ def runtime_text(name: str) -> str:
     return (HERE.parents[1] / "runtime" / "c" / name).read_text(encoding="utf-8")
 
 
+def wasm_text(name: str) -> str:
+    """A hand-written file of runtime/wasm."""
+    return (HERE.parents[1] / "runtime" / "wasm" / name).read_text(encoding="utf-8")
+
+
 def isa_text(name: str) -> str:
     """A hand-written header of isa/."""
     return (HERE / "isa" / name).read_text(encoding="utf-8")

@@ -51,7 +51,7 @@ def check(target: CTarget, form: str = "so") -> list[str]:
     wasm = target.machine == "wasm32"
     if wasm and form == "so":
         raise InfercError(f"{target.name} has no shared libraries: WebAssembly is linked into modules (--emit wasm)")
-    if form == "wasm" and not wasm:
+    if form.startswith("wasm") and not wasm:
         raise InfercError(f"a WebAssembly module is not for {target.name}: use --target wasm32")
     return find_compiler(target, static=form == "exe")
 
@@ -91,7 +91,7 @@ def compile_program(program: Program, output: Path, *, form: str = "so", weights
     InfercError where no compiler is found, or it fails, or the disk is full.
     """
     target = program.targets[0]
-    compiler = check(target, form)
+    compiler = [*check(target, form), *FORM_FLAGS.get(form, ())]
     flags = [*FLAGS, *WARNINGS, *extra, *(SANITIZERS if sanitize else ())]
     with tempfile.TemporaryDirectory(prefix="inferc-cc-") as name, ThreadPoolExecutor(os.cpu_count()) as pool:
         folder = Path(name)
@@ -158,11 +158,21 @@ def _module(target: CTarget, compiler: Sequence[str], objects: Sequence[str], ou
     run([*compiler, *objects, "-o", str(output), *MODULE], output.parent.parent)
 
 
-# What compile_program makes: a shared library, a static one, a program (one unit has main), a WebAssembly module.
+def _threaded_module(target: CTarget, compiler: Sequence[str], objects: Sequence[str], output: Path) -> None:
+    run([*compiler, *objects, "-o", str(output), *MODULE, *SHARED_MEMORY], output.parent.parent)
+
+
+# What compile_program makes: a shared library, a static one, a program (one unit has main), WebAssembly modules.
 FORMS: Mapping[str, Callable[[CTarget, Sequence[str], Sequence[str], Path], None]] = {
-    "so": _shared, "a": _archive, "exe": _executable, "wasm": _module,
+    "so": _shared, "a": _archive, "exe": _executable, "wasm": _module, "wasm-threads": _threaded_module,
 }  # fmt: skip
 LINKED = {"windows": ("-Wl,-s",), "macos": ("-Wl,-s",)}  # no files of debug facts beside what is built
 MODULE = (
     "-mexec-model=reactor", "-Wl,--export-dynamic", "-Wl,--export=malloc", "-Wl,--export=free", "-Wl,-s",
 )  # fmt: skip
+SHARED_MEMORY = (
+    "-Wl,--shared-memory", "-Wl,--import-memory", "-Wl,--initial-memory=33554432", "-Wl,--max-memory=4294901760",
+    "-Wl,--export=__wasm_init_tls", "-Wl,--export=__tls_size",
+)  # fmt: skip
+# What zig builds its C library with too, so that the linker lets it share memory.
+FORM_FLAGS = {"wasm-threads": ("-mcpu=generic+atomics+bulk_memory+simd128",)}
