@@ -62,6 +62,13 @@ def compile_command(
     ] = "inferc",
     weights: Annotated[str, typer.Option(help="Of forms but `inferc`: `embed` them, or a `sidecar` file.")] = "embed",
     prefix: Annotated[str, typer.Option("--name", help="What the C functions' names begin with.")] = "model",
+    backend: Annotated[str, typer.Option(help="`c`, or `xla` for GPUs, TPUs and CPUs through jax.")] = "c",
+    platforms: Annotated[
+        str, typer.Option(help="XLA: where it may run, of `cpu`, `cuda`, `rocm`, `tpu`.")
+    ] = "cpu,cuda,tpu",
+    compute: Annotated[str, typer.Option(help="XLA: products multiply in `f32`, `bf16` or `f16`.")] = "f32",
+    slots: Annotated[int, typer.Option(min=1, help="XLA: sessions at once.")] = 1,
+    mesh: Annotated[str, typer.Option(help="XLA: devices that share a model, and replicas: `tp=2,dp=4`.")] = "",
     context: Context = None,
     kv: KV = "f16",
     quant: Annotated[
@@ -77,7 +84,8 @@ def compile_command(
     with progress_bars() as progress:
         report = compile_model(
             str(hub.pull(name, progress)), output, target=target, context=context, kv=kv, quant=quant, tuning=tuning,
-            dump_ir=dump_ir, emit=emit, weights=weights, prefix=prefix, progress=progress,
+            dump_ir=dump_ir, emit=emit, weights=weights, prefix=prefix, backend=backend, platforms=platforms,
+            compute=compute, slots=slots, mesh=mesh, progress=progress,
         )
     for line in report.notes:
         note(line)

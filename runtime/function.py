@@ -346,4 +346,10 @@ class CEngine:
         self._model.close()
 
 
-ENGINES: Mapping[str, Callable[[Artifact, int | None, str | None], Engine]] = {"c": CEngine}
+def _xla(artifact: Artifact, threads: int | None, target: str | None) -> Engine:
+    from . import xla_function  # here: it imports jax
+
+    return xla_function.Engine(artifact, threads, target)
+
+
+ENGINES: Mapping[str, Callable[[Artifact, int | None, str | None], Engine]] = {"c": CEngine, "xla": _xla}

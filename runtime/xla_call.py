@@ -39,11 +39,16 @@ def check_version() -> None:
 
 def keep_compiled(folder: Path | None = None) -> None:
     """Compiled programs are kept on disk, by default in the user's cache; a folder that jax was told stays."""
-    if jax.config.values["jax_compilation_cache_dir"] is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         chosen = folder or Path(platformdirs.user_cache_dir("inferc", appauthor=False)) / "xla"
         jax.config.update("jax_compilation_cache_dir", str(chosen))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def has_64_bits() -> bool:
+    """Whether jax keeps 64 bits where a program has them."""
+    return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
 
 
 def dtype_of(element: str) -> Any:
@@ -74,9 +79,9 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {"cpu": {"xla_cpu_experimental_ynn_fu
 
 
 @cache
-def options(platform: str) -> dict[str, str]:
+def options(platform: str) -> dict[str, str | bool]:
     """The compiler options for a platform that this version of XLA knows."""
-    found = {}
+    found: dict[str, str | bool] = {}
     for name, value in OPTIONS.get(platform, {}).items():
         try:
             jax.jit(jnp.negative).lower(structs([((), "f32")])[0]).compile(compiler_options={name: value})

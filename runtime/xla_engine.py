@@ -21,21 +21,28 @@ from .xla_devices import Group, find, groups
 WASTE = 4  # a bucket is taken that holds up to so many times the tokens, rather than several smaller ones
 
 
-class Replica:
-    """A group of devices with the weights, the caches of its slots, and its programs compiled as they are needed."""
+class Weights:
+    """The weights of an artifact on the devices of a group."""
 
-    def __init__(self, artifact: Artifact, group: Group, platform: str) -> None:
-        """Raises InfercError where the devices have too little memory, before anything is put on them."""
-        self.artifact, self.group, self.platform = artifact, group, platform
-        manifest = artifact.manifest
-        self.inputs = manifest["inputs"]
-        self.building_seconds = 0.0  # compiling programs, or bringing them from the cache
+    def __init__(self, artifact: Artifact, group: Group) -> None:
+        """Raises InfercError where the devices have too little memory, states included, before anything is there."""
+        self.group, self.inputs = group, artifact.manifest["inputs"]
         group.check_memory(self._needed(), artifact.path)
-        data = artifact.view(manifest["weights"]["file"])
-        self.weights = [a for i in self.inputs if i["role"] == "weight" for a in self._upload(i, data)]
-        self.state = [a for i in self.inputs if i["role"] == "state" for a in self._zeros(i)]
-        self.free = list(range(manifest["slots"]))
-        self._programs: dict[str, Any] = {}
+        data = artifact.view(artifact.manifest["weights"]["file"])
+        self.arrays = [a for i in self.inputs if i["role"] == "weight" for a in self._upload(i, data)]
+
+    def types(self, role: str) -> list[TensorType]:
+        """The tensors of all inputs of a role."""
+        return [(t["shape"], t["element"]) for i in self.inputs if i["role"] == role for t in i["tensors"]]
+
+    def places(self, role: str) -> list[Any]:
+        """Where each of them lies."""
+        return [p for i in self.inputs if i["role"] == role for p in self._placed(i)]
+
+    def zeros(self, role: str) -> list[Any]:
+        """Arrays of zeros like them."""
+        return [jax.make_array_from_callback(tuple(shape), place, partial(_zeros_of, shape, xla_call.dtype_of(element)))
+                for (shape, element), place in zip(self.types(role), self.places(role))]  # fmt: skip
 
     def _needed(self) -> int:
         """Bytes on each device: its part of the weights and caches."""
@@ -58,13 +65,18 @@ class Replica:
             found.append(jax.make_array_from_callback(shape, place, array.__getitem__))
         return found
 
-    def _zeros(self, i: dict[str, Any]) -> list[Any]:
-        found = []
-        for tensor, place in zip(i["tensors"], self._placed(i)):
-            dtype, shape = xla_call.dtype_of(tensor["element"]), tuple(tensor["shape"])
-            make = partial(_zeros_of, shape, dtype)
-            found.append(jax.make_array_from_callback(shape, place, make))
-        return found
+
+class Replica:
+    """A group of devices with the weights, the caches of its slots, and its programs compiled as they are needed."""
+
+    def __init__(self, artifact: Artifact, group: Group, platform: str) -> None:
+        """Raises InfercError as `Weights` does."""
+        self.artifact, self.group, self.platform = artifact, group, platform
+        self.building_seconds = 0.0  # compiling programs, or bringing them from the cache
+        self._weights = Weights(artifact, group)
+        self.state = self._weights.zeros("state")
+        self.free = list(range(artifact.manifest["slots"]))
+        self._programs: dict[str, Any] = {}
 
     def types(self, program: dict[str, Any]) -> tuple[list[TensorType], list[TensorType]]:
         """The tensors that a program takes and gives."""
@@ -76,18 +88,15 @@ class Replica:
         else:
             args = [((tokens,), "i32")] * 3 + [((rows,), "i32")]
             results = [((rows, self.artifact.manifest["vocab_size"]), "f32")]
-        by_role: dict[str, list[TensorType]] = {"weight": [], "state": []}
-        for i in self.inputs:
-            by_role[i["role"]] += [(t["shape"], t["element"]) for t in i["tensors"]]
-        return args + by_role["weight"] + by_role["state"], results + by_role["state"]
+        states = self._weights.types("state")
+        return args + self._weights.types("weight") + states, results + states
 
     def jitted(self, program: dict[str, Any]) -> tuple[Any, list[Any]]:
         """A program as a jitted function that donates the states, and what stands for its operands."""
         inputs, outputs = self.types(program)
         code = self.artifact.read(program["file"])
         whole = self.group.place()
-        states = [p for i in self.inputs if i["role"] == "state" for p in self._placed(i)]
-        weights = [p for i in self.inputs if i["role"] == "weight" for p in self._placed(i)]
+        weights, states = self._weights.places("weight"), self._weights.places("state")
         placed = [whole] * (len(inputs) - len(weights) - len(states)) + weights + states
         results = [whole] * (len(outputs) - len(states)) + states
         call = xla_call.exported(code, inputs, outputs, self.platform).call
@@ -108,13 +117,13 @@ class Replica:
         if len(self.group.devices) > 1:
             place = self.group.place()
             given = [jax.make_array_from_callback(a.shape, place, a.__getitem__) for a in arguments]
-        results = self._programs[file](*given, *self.weights, *self.state)
+        results = self._programs[file](*given, *self._weights.arrays, *self.state)
         count = len(results) - len(self.state)
         self.state = list(results[count:])
         return list(results[:count])
 
 
-def _zeros_of(shape: tuple[int, ...], dtype: Any, index: tuple[slice, ...]) -> np.ndarray:
+def _zeros_of(shape: Sequence[int], dtype: Any, index: tuple[slice, ...]) -> np.ndarray:
     size = [len(range(*s.indices(n))) for s, n in zip(index, shape)]
     return np.zeros(size, dtype)
 

@@ -16,6 +16,7 @@ from ...ir.types import Type
 from . import greedy, mesh, program, target
 from .parts import split
 from .portable import VERSION, serialize
+from .program import Program, Spec
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -24,7 +25,7 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 class Lowered:
     """A module as programs. The weights file has each tensor of each weight, as `parts.split` gives them."""
 
-    program: program.Program
+    program: Program
     platforms: tuple[str, ...]
     shape: mesh.Mesh
 
@@ -54,12 +55,15 @@ class Lowered:
             "mesh": self.shape.as_data(),
             "kernels": [],
             "memory": {"weights": built.weight_bytes, "session": built.state_bytes // built.slots},
-            "programs": [spec.as_data(_file(spec)) for spec in built.specs],
+            "programs": [spec.as_data(_file(spec)) | self._signature(spec) for spec in built.specs],
             "inputs": [i.as_data() | {"sharding": self.shape.of(i)} for i in built.inputs],
             "rewind": built.rewind,
             "greedy": {"most": greedy.MOST, "ends": greedy.ENDS},
             "stablehlo": VERSION,
         }
+
+    def _signature(self, spec: Spec) -> dict[str, Any]:
+        return self.program.signature(spec) if spec.kind == "run" else {}
 
     def files(self) -> tuple[dict[str, bytes], dict[str, Any]]:
         """The portable artifact of every program, and the text of the first to read."""
@@ -73,7 +77,7 @@ class Lowered:
         return files, {}
 
 
-def _file(spec: program.Spec) -> str:
+def _file(spec: Spec) -> str:
     return f"xla/{spec.name}.vhlo"
 
 

@@ -7,11 +7,11 @@ take the same weights and states; a state goes in and comes out, and is donated.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from ...ir.graph import Graph, IRError, Module
+from ...ir.graph import ROLES, Graph, IRError, Module
 from ...ir.ops import STATE_USES
 from ...ir.target import Target
 from ...ir.types import Type, symbols
@@ -152,13 +152,20 @@ def build(module: Module, target: Target, *, name: str, context: int, chunk: int
     """The programs of a module after the passes. Raises IRError for an entry that is neither step nor run."""
     if "step" in module.entries:
         specs = step_specs(context, chunk, slots)
-        return Program(name, module.entries["step"], target, context, slots, tuple(specs))
+        return Program(name, _ordered(module.entries["step"]), target, context, slots, tuple(specs))
     if "run" not in module.entries:
         raise IRError("a module for XLA needs an entry `step` or `run`")
-    graph = module.entries["run"]
+    graph = _ordered(module.entries["run"])
     free = {s.name for n in graph.inputs for d in n.types[0].shape for s in symbols(d)}
-    specs = [] if free else [Spec("run", "run", {})]
-    return Program(name, graph, target, 0, 1, tuple(specs))
+    if free:
+        raise IRError(f"the sizes {', '.join(sorted(free))} are free and XLA's programs have fixed ones: compile the "
+                      "function for arrays of one shape")  # fmt: skip
+    return Program(name, graph, target, 0, 1, (Spec("run", "run", {}),))
+
+
+def _ordered(graph: Graph) -> Graph:
+    """The graph with arguments first, then weights, then states."""
+    return replace(graph, inputs=tuple(n for role in ROLES for n in graph.inputs_of(role)))
 
 
 def step_specs(context: int, chunk: int, slots: int) -> list[Spec]:
