@@ -10,7 +10,7 @@ from ..ir.graph import IRError, Module
 from ..ir.target import Target
 from ..ir.text import print_module
 from ..ir.verify import verify
-from .passes import canonical, decompose, fold, fuse, layout, quantize, recognise
+from .passes import canonical, decompose, fold, fuse, group, layout, products, quantize, recognise
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,12 @@ PASSES: tuple[Pass, ...] = (
     Pass("canonical", canonical.run),
     Pass("fold", fold.run, after=("canonical",)),
     Pass("recognise", recognise.run, after=("canonical", "fold")),
-    Pass("quantize", quantize.run, after=("canonical", "fold", "recognise"), lossy=True),
+    Pass("products", products.run, after=("canonical", "recognise")),
+    Pass("quantize", quantize.run, after=("canonical", "fold", "recognise", "products"), lossy=True),
     Pass("fuse", fuse.run, after=("canonical", "quantize")),  # siblings must agree on the quantised activation
     Pass("decompose", decompose.run, after=("quantize", "fuse")),  # what is fused has a kernel together
     Pass("layout", layout.run, after=("quantize", "fuse", "decompose")),  # what is left is packed, in its last type
+    Pass("group", group.run, after=("fuse", "decompose", "layout")),  # what has no kernel of its own, or a product
 )
 
 

@@ -169,6 +169,9 @@ def test_half_floats_compute_in_f32_and_round_once():
 
 # op, operand types, attributes; every one is expanded until no decomposition is left
 DECOMPOSED = [
+    ("patch_linear", ("f32[2, 5, 6]", "f32[7, 6]"), {}),
+    ("patch_linear", ("f32[2, 5, 4, 3]", "f32[7, 18]"),
+     dict(window=(3, 2), strides=(2, 1), low=(1, 0), high=(0, 1), dilation=(1, 1))),
     *((name, ("f32[T, 7]",), {}) for name in ("silu", "gelu_tanh", "gelu")),
     ("softcap", ("f32[T, 7]",), dict(cap=30.0)),
     *(("gated", ("f32[T, 7]", "f32[T, 7]"), dict(activation=a)) for a in ("silu", "gelu_tanh", "gelu")),

@@ -62,6 +62,7 @@ class CTarget:
 
 FUSIONS = frozenset({
     "linear_group", "linear_add", "gated_linear", "rms_norm_quantize", "rope_cache_write",
+    "patch_linear", "fused",
 })  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from ...ir.graph import Node
 # By op, the operands that are weights of any float or block dtype, and may be packed.
 WEIGHTS: dict[str, tuple[int, ...]] = {
     "embedding": (0,), "linear": (1,), "linear_add": (1,), "gated_linear": (1, 2), "expert_linear": (1,),
+    "patch_linear": (1,),
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from . import elementary as el
 from .elementary import F32, quiet
+from .linear import fma
 from .reductions import max16, sum16
 
 BLOCK = 256  # keys per partial result of attention
@@ -73,17 +74,19 @@ Partial = tuple[F32, F32, F32]  # (m, l, o): maximum, sum of exponentials, weigh
 
 
 def attend_block(q: F32, k: F32, v: F32, visible: NDArray[np.bool_], scale: float, softcap: float = 0.0,
-                 bias: F32 | None = None) -> Partial:  # fmt: skip
+                 bias: F32 | None = None, fused: bool = False) -> Partial:  # fmt: skip
     """One block of at most 256 keys: q[..., D], k[..., n, D], v[..., n, Dv], visible and bias [..., n].
 
     score = (chain over d ascending from +0 of q_d*k_d) * scale; then cap*tanh(score/cap) if `softcap`; then + bias.
     m = max16 over the visible keys; p = exp(score - m), +0 where not visible; l = sum16(p), a key's lane being its
-    index in the block modulo 16; o = chain over visible keys ascending from +0 of p*v.
+    index in the block modulo 16; o = chain over visible keys ascending from +0 of p*v. `fused`: both chains are of
+    fused steps, that of o over all keys of the block.
     """
     shape = np.broadcast_shapes(q.shape[:-1] + k.shape[-2:-1], k.shape[:-1], visible.shape)
     score = np.zeros(shape, np.float32)
     for d in range(q.shape[-1]):
-        score = score + q[..., None, d] * k[..., d]
+        a, b = q[..., None, d], k[..., d]
+        score = fma(*np.broadcast_arrays(a, b, score)) if fused else score + a * b
     score = score * np.float32(scale)
     if softcap:
         score = el.softcap(score, softcap)
@@ -94,7 +97,8 @@ def attend_block(q: F32, k: F32, v: F32, visible: NDArray[np.bool_], scale: floa
     p = np.where(visible, el.exp(score - m[..., None]), np.float32(0))
     o = np.zeros((*shape[:-1], v.shape[-1]), np.float32)
     for j in range(shape[-1]):
-        o = np.where(visible[..., j, None], o + p[..., j, None] * v[..., j, :], o)
+        a, b = p[..., j, None], v[..., j, :]
+        o = fma(*np.broadcast_arrays(a, b, o)) if fused else np.where(visible[..., j, None], o + a * b, o)
     return m, sum16(p), o
 
 
@@ -186,8 +190,8 @@ def attention(q: NDArray, k: NDArray, v: NDArray, mask: NDArray | None = None, s
     """q[B, Hq, Tq, D], k[B, Hkv, Tk, D], v[B, Hkv, Tk, Dv] -> f32[B, Hq, Tq, Dv]; Hq a multiple of Hkv.
 
     `mask` broadcasts to [B, Hq, Tq, Tk]: bool, true where visible, or f32, added to the score. `causal` hides key j
-    from query i where j > i + Tk - Tq. Blocks of 256 keys as in `cached_attention`. A query that sees no key gives
-    zeros.
+    from query i where j > i + Tk - Tq. Blocks of 256 keys as in `cached_attention`, of fused steps. A query that sees
+    no key gives zeros.
     """
     q, k, v = (np.asarray(a, np.float32) for a in (q, k, v))
     heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
@@ -206,7 +210,7 @@ def attention(q: NDArray, k: NDArray, v: NDArray, mask: NDArray | None = None, s
     for start in range(0, keys, BLOCK):
         at = slice(start, start + BLOCK)
         part = attend_block(q, k[..., at, :], v[..., at, :], visible[..., at], scale, softcap,
-                            None if bias is None else bias[..., at])  # fmt: skip
+                            None if bias is None else bias[..., at], fused=True)  # fmt: skip
         some = np.asarray(visible[..., at].any(axis=-1))
         total, seen = _merge_seen(total, seen, part, some), seen | some
     return _finish(total, seen)

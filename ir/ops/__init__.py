@@ -6,6 +6,7 @@ from ..graph import INPUT, Op
 from .cache import CACHE, STATE_USES, cache_row
 from .control import CONTROL
 from .elementwise import ELEMENTWISE
+from .fused import FUSED
 from .index import INDEX
 from .linear import LINEAR
 from .named import NAMED
@@ -13,7 +14,7 @@ from .shape import SHAPE
 from .window import WINDOW
 
 OPS: dict[str, Op] = {
-    op.name: op for op in (INPUT, *ELEMENTWISE, *SHAPE, *WINDOW, *INDEX, *CONTROL, *LINEAR, *NAMED, *CACHE)
+    op.name: op for op in (INPUT, *ELEMENTWISE, *SHAPE, *WINDOW, *INDEX, *CONTROL, *LINEAR, *NAMED, *CACHE, *FUSED)
 }
 
 __all__ = ["OPS", "STATE_USES", "cache_row"]

@@ -1,0 +1,297 @@
+"""Attention over arrays, as `ir.numerics.attention.attention`: scores never leave the caches.
+
+A worker takes a chunk of the queries of one head. It packs the head's keys in panels, then for `ROWS` queries at a time
+walks blocks of 256 keys: scores by tiles of the product kernel, exponentials, and the product with the values, which
+are read where they lie. Arrays may be views whose axes are permuted: all is done in strides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+from ...ir.graph import Node, Value
+from ...ir.target import Target
+from ...ir.types import Dim, boolean, f32, floordiv
+from .kernels import THREADS, Arg, Call, DimValue, Kernel, Literal, Operand, Result, Run, Scratch
+from .product import named, panels, tiles
+from .scalar import literal
+
+ROWS, KEYS = 24, 256
+
+_TEXT = f"""\
+/* ---- Attention: out[b, h, i] = softmax(q[b, h, i] k[b, h / group]' * scale + mask) v[b, h / group] ---- */
+enum {{ ATTENTION_ROWS = {ROWS}, ATTENTION_KEYS = {KEYS} }};
+
+typedef struct dense_attention {{
+  const float *q, *k, *v;
+  const void *mask;
+  float *out;
+  int32_t batch, heads, group, queries, keys, width, value_width, chunk;
+  int64_t q_step[3], k_step[3], v_step[3], out_step[3]; /* of batch, head and row */
+  int64_t mask_step[4];
+  int32_t mask_kind, causal; /* 0: none, 1: bool, 2: f32 that is added */
+  float scale, softcap;
+  char *scratch;
+  size_t scratch_bytes;
+}} dense_attention;
+
+/* Keys in panels [width][16], the last filled up with zeros. */
+static void attention_pack(const dense_attention *a, const float *k, float *panels) {{
+  for (int32_t j = 0; j < a->keys; j += 16)
+    for (int32_t l = 0; l < 16; l++) {{
+      const float *row = k + (int64_t)int_min(j + l, a->keys - 1) * a->k_step[2];
+      float *to = panels + (size_t)j * (size_t)a->width + l;
+      const float one = j + l < a->keys ? 1.0f : 0.0f;
+      for (int32_t d = 0; d < a->width; d++) to[(size_t)d * 16] = one != 0.0f ? row[d] : 0.0f;
+    }}
+}}
+
+/* Scores of one query with up to 64 keys from `key` on, as they enter the softmax: hidden ones are -inf. */
+INLINE void attention_score(const dense_attention *a, const char *mask, int64_t limit, int32_t key, int32_t count,
+                            float *s) {{
+  for (int32_t l = 0; l < count; l += 16) {{
+    vf32 x = f32_mul(f32_load(s + l), f32_splat(a->scale));
+    if (a->softcap != 0.0f) x = f32_softcap(x, f32_splat(a->softcap));
+    f32_store(s + l, x);
+  }}
+  if (a->mask_kind == 2) {{
+    const float *m = (const float *)(const void *)mask + key * a->mask_step[3];
+    for (int32_t l = 0; l < count; l++) s[l] += m[l * a->mask_step[3]];
+  }}
+  if (a->mask_kind == 1) {{
+    const uint8_t *m = (const uint8_t *)mask + key * a->mask_step[3];
+    for (int32_t l = 0; l < count; l++) s[l] = m[l * a->mask_step[3]] ? s[l] : -INFINITY;
+  }}
+  for (int64_t l = limit > key ? limit - key : 0; l < GROUP; l++) s[l] = -INFINITY;
+  for (int32_t l = count; l < GROUP; l++) s[l] = -INFINITY;
+}}
+
+/* out[rows] of the queries from `first` on. */
+static void attention_rows(const dense_attention *a, const float *q, const float *v, const char *mask, float *out,
+                           int32_t first, int32_t rows, const float *panels, float *scores, float *parts,
+                           float *total) {{
+  const float *at[ATTENTION_ROWS * (ATTENTION_KEYS / GROUP)];
+  float most[ATTENTION_ROWS], sums[ATTENTION_ROWS];
+  int seen[ATTENTION_ROWS] = {{0}};
+  const int32_t width = a->value_width, last = first + rows - 1;
+  const int64_t visible = a->causal ? (int64_t)last + 1 + a->keys - a->queries : a->keys;
+  const int32_t end = visible < a->keys ? (int32_t)visible : a->keys;
+  for (int32_t block = 0; block < end; block += ATTENTION_KEYS) {{
+    const int32_t count = int_min(end - block, ATTENTION_KEYS), groups = (count + GROUP - 1) / GROUP;
+    for (int32_t r = 0; r < rows; r++) at[r] = q + (int64_t)(first + r) * a->q_step[2];
+    for (int32_t g = 0; g < groups; g++) {{
+      const int32_t key = block + g * GROUP, panel_count = (int_min(count - g * GROUP, GROUP) + 15) / 16;
+      const product_block b = {{panels + (size_t)key * (size_t)a->width, at, scores + g * ATTENTION_ROWS * GROUP, 16,
+                               (size_t)a->width * 16, 0, 1, 1, 0, a->width, 1}};
+      product_panels(NULL, b, panel_count, 0, rows, 0, 0);
+    }}
+    float ms[ATTENTION_ROWS], ls[ATTENTION_ROWS];
+    for (int32_t r = 0; r < rows; r++) {{
+      const int64_t limit = a->causal ? (int64_t)first + r + 1 + a->keys - a->queries : a->keys;
+      vf32 m = f32_splat(-INFINITY), l = f32_zero();
+      for (int32_t g = 0; g < groups; g++) {{
+        float *s = scores + (g * ATTENTION_ROWS + r) * GROUP;
+        const char *row = mask + (first + r) * a->mask_step[2] * (a->mask_kind == 2 ? 4 : 1);
+        attention_score(a, row, limit, block + g * GROUP, int_min(count - g * GROUP, GROUP), s);
+        for (int i = 0; i < GROUP; i += 16) m = f32_max(m, f32_load(s + i));
+      }}
+      ms[r] = f32_hmax(m);
+      const vf32 highest = f32_splat(ms[r]);
+      for (int32_t g = 0; g < groups; g++) {{
+        float *s = scores + (g * ATTENTION_ROWS + r) * GROUP;
+        vf32 p[GROUP / 16];
+        UNROLL for (int i = 0; i < GROUP / 16; i++) p[i] = f32_sub(f32_load(s + i * 16), highest);
+        f32_exp_each(p, GROUP / 16);
+        UNROLL for (int i = 0; i < GROUP / 16; i++) {{
+          l = f32_add(l, p[i]);
+          f32_store(s + i * 16, p[i]);
+        }}
+        at[r * groups + g] = s;
+      }}
+      ls[r] = f32_sum(l);
+    }}
+    for (int32_t column = 0; column < width; column += GROUP) {{
+      const int32_t panel_count = (int_min(width - column, GROUP) + 15) / 16, whole = count / GROUP;
+      float *to = parts + column * ATTENTION_ROWS;
+      product_block b = {{v + (int64_t)block * a->v_step[2] + column, at, to, (size_t)a->v_step[2], 16,
+                         (size_t)a->v_step[2] * GROUP, groups, whole, 0, GROUP, 1}};
+      if (whole) product_panels(NULL, b, panel_count, 0, rows, 0, 0);
+      if (count % GROUP) {{
+        b.w += (size_t)whole * b.w_run, b.at += whole, b.runs = 1, b.count = count % GROUP, b.start = !whole;
+        product_panels(NULL, b, panel_count, 0, rows, 0, 0);
+      }}
+    }}
+    for (int32_t r = 0; r < rows; r++) {{
+      if (!(ms[r] > -INFINITY)) continue;
+      if (!seen[r]) {{
+        for (int32_t c = 0; c < width; c += GROUP)
+          memcpy(total + (c * ATTENTION_ROWS + r * GROUP), parts + (c * ATTENTION_ROWS + r * GROUP),
+                 GROUP * sizeof *total);
+        most[r] = ms[r], sums[r] = ls[r], seen[r] = 1;
+        continue;
+      }}
+      const float m = most[r] > ms[r] ? most[r] : ms[r], before = m_exp(most[r] - m), now = m_exp(ms[r] - m);
+      for (int32_t c = 0; c < width; c += GROUP) {{
+        float *old = total + (c * ATTENTION_ROWS + r * GROUP);
+        const float *new = parts + (c * ATTENTION_ROWS + r * GROUP);
+        for (int i = 0; i < GROUP; i++) old[i] = old[i] * before + new[i] * now;
+      }}
+      sums[r] = sums[r] * before + ls[r] * now;
+      most[r] = m;
+    }}
+  }}
+  for (int32_t r = 0; r < rows; r++) {{
+    float *to = out + (int64_t)(first + r) * a->out_step[2];
+    for (int32_t c = 0; c < width; c += GROUP) {{
+      const float *from = total + (c * ATTENTION_ROWS + r * GROUP);
+      for (int32_t i = 0; i < int_min(width - c, GROUP); i++) to[c + i] = seen[r] ? from[i] / sums[r] : 0.0f;
+    }}
+  }}
+}}
+
+static void dense_attention_part(const void *args, int32_t begin, int32_t end, int32_t worker) {{
+  const dense_attention *a = args;
+  const int32_t chunks = (a->queries + a->chunk - 1) / a->chunk, wide = (a->value_width + GROUP - 1) / GROUP * GROUP;
+  float *scores = (float *)(void *)(a->scratch + (size_t)worker * a->scratch_bytes);
+  float *parts = scores + ATTENTION_ROWS * ATTENTION_KEYS, *total = parts + ATTENTION_ROWS * wide;
+  float *panels = total + ATTENTION_ROWS * wide, *values = panels + (size_t)(a->keys + 15) / 16 * 16 * (size_t)a->width;
+  int32_t packed = -1;
+  for (int32_t i = begin; i < end; i++) {{
+    const int32_t head = i / chunks % a->heads, b = i / chunks / a->heads, other = head / a->group;
+    const float *v = a->v + b * a->v_step[0] + other * a->v_step[1];
+    const int32_t whole = b * a->heads + other;
+    dense_attention given = *a;
+    if (whole != packed) attention_pack(a, a->k + b * a->k_step[0] + other * a->k_step[1], panels);
+    if (a->value_width % 16) {{ /* tiles read whole panels of values */
+      if (whole != packed)
+        for (int32_t j = 0; j < a->keys; j++) {{
+          memcpy(values + (size_t)j * (size_t)wide, v + (int64_t)j * a->v_step[2], (size_t)a->value_width * sizeof *v);
+          memset(values + (size_t)j * (size_t)wide + a->value_width, 0, (size_t)(wide - a->value_width) * sizeof *v);
+        }}
+      v = values, given.v_step[2] = wide;
+    }}
+    packed = whole;
+    const int64_t mask_at = b * a->mask_step[0] + head * a->mask_step[1];
+    const char *mask = a->mask ? (const char *)a->mask + mask_at * (a->mask_kind == 2 ? 4 : 1) : "";
+    const int32_t from = i % chunks * a->chunk, to = int_min(from + a->chunk, a->queries);
+    for (int32_t row = from; row < to; row += ATTENTION_ROWS)
+      attention_rows(&given, a->q + b * a->q_step[0] + head * a->q_step[1], v, mask,
+                     a->out + b * a->out_step[0] + head * a->out_step[1], row, int_min(to - row, ATTENTION_ROWS),
+                     panels, scores, parts, total);
+  }}
+}}
+
+static void dense_attention_run(const run *r, const dense_attention *a) {{
+  const int64_t work = (int64_t)a->queries * a->keys * (a->width + a->value_width) * a->heads * a->batch;
+  const int32_t count = (a->queries + a->chunk - 1) / a->chunk * a->heads * a->batch;
+  parallel(r, count, work < 500000 ? count : 1, dense_attention_part, a);
+}}
+"""
+
+_CALL = Kernel("dense_attention_call", """\
+static void dense_attention_call(const run *r, const dense_attention *shape, const float *q, const float *k,
+                                 const float *v, const void *mask, float *out, void *scratch) {
+  dense_attention a = *shape;
+  a.q = q, a.k = k, a.v = v, a.mask = mask, a.out = out, a.scratch = scratch;
+  dense_attention_run(r, &a);
+}
+""")
+
+
+def strides(shape: Sequence[Dim]) -> list[Dim]:
+    """How many elements lie between neighbours along each axis of a row-major array."""
+    return [prod(shape[n + 1 :], start=1) for n in range(len(shape))]
+
+
+def attend(node: Node, anchor: Node, views: Mapping[Value, tuple[int, ...]], out: tuple[int, ...],
+           operands: Mapping[Value, int], target: Target) -> Call:  # fmt: skip
+    """The call for an `attention` whose operands are those of `node`, permuted: axis i of an operand is axis views[i]
+    of what the node is given, and `out` likewise of what it gives."""
+    q, k, v, *mask = anchor.inputs
+    batch, heads, queries, width = q.shape
+    keys, value_width = k.shape[2], v.shape[3]
+
+    def steps(value: Value) -> list[Dim]:
+        permutation = views.get(value, (0, 1, 2, 3))
+        shape: list[Dim] = [0] * 4
+        for axis, source in enumerate(permutation):
+            shape[source] = value.shape[axis]
+        flat = strides(shape)
+        return [flat[source] for source in permutation]
+
+    given = [steps(value) for value in (q, k, v)]
+    made: list[Dim] = [0] * 4
+    for axis, place in enumerate(out):
+        made[place] = anchor.types[0].shape[axis]
+    flat = strides(made)
+    given.append([flat[place] for place in out])
+    for s in given:
+        if s[3] != 1:
+            raise ValueError("a head's values must be adjacent")
+    masked: list[Dim] = [0] * 4
+    if mask:
+        masked = [0 if size == 1 else step for size, step in zip(mask[0].shape, strides(mask[0].shape))]
+    kind = 0 if not mask else 1 if mask[0].dtype == boolean else 2
+    chunk = _chunk(batch, heads, queries)
+    scratch_bytes = 4 * (ROWS * KEYS + 2 * ROWS * 64 * floordiv(value_width + 63, 64)
+                         + floordiv(keys + 15, 16) * 16 * width)  # fmt: skip
+    if not isinstance(value_width, int) or value_width % 16:
+        scratch_bytes = scratch_bytes + 4 * keys * 64 * floordiv(value_width + 63, 64)
+    scratch_bytes = floordiv(scratch_bytes + 63, 64) * 64
+    shared = k.shape[1]
+    assert isinstance(heads, int) and isinstance(shared, int)
+    numbers: list[Dim] = [batch, heads, heads // shared, queries, keys, width, value_width, chunk]
+    pointers = [*(s[n] for s in given for n in range(3)), *masked]
+    kernel, args = _shape(numbers, pointers, kind, anchor, scratch_bytes, target)
+    which = [Operand(operands[value]) for value in (q, k, v)]
+    masks: list[Arg] = [Operand(operands[mask[0]])] if mask else [Literal("NULL")]
+    return Call(kernel, (Run(), *args, *which, *masks, Result(), Scratch()), THREADS * scratch_bytes, regions=1)
+
+
+def _shape(numbers: Sequence[Dim], steps: Sequence[Dim], kind: int, anchor: Node, scratch_bytes: Dim,
+           target: Target) -> tuple[Kernel, list[Arg]]:  # fmt: skip
+    """The function of one shape; what is known only at run time is passed."""
+    dims = [*numbers, *steps, scratch_bytes]
+    unknown = [d for d in dict.fromkeys(dims) if not isinstance(d, int)]
+    text = {d: str(d) if isinstance(d, int) else f"n{unknown.index(d)}" for d in dims}
+    parameters = "".join(f"int32_t {text[d]}, " for d in unknown)
+    listed = ", ".join(text[d] for d in numbers)
+    rows = ", ".join("{" + ", ".join(text[d] for d in steps[n : n + 3]) + "}" for n in range(0, 12, 3))
+    mask = ", ".join(text[d] for d in steps[12:])
+    scale, softcap = (literal(anchor.attr(name), f32) for name in ("scale", "softcap"))
+    name = "attention_" + "x".join(text[d] for d in numbers[:-1])
+    body = (f"{{NULL, NULL, NULL, NULL, NULL, {listed}, {rows}, {{{mask}}}, {kind}, {int(anchor.attr('causal'))}, "
+            f"{scale}, {softcap}, NULL, (size_t){text[scratch_bytes]}}}")  # fmt: skip
+    source = f"""\
+/* Attention of {', '.join(str(v.type) for v in anchor.inputs)} */
+static void @(const run *r, {parameters}const float *q, const float *k, const float *v, const void *mask, float *out,
+    void *scratch) {{
+  const dense_attention shape = {body};
+  dense_attention_call(r, &shape, q, k, v, mask, out, scratch);
+}}
+"""
+    shared = Kernel("dense_attention_run", _TEXT, (panels(tiles(target)),))
+    call = Kernel(_CALL.symbol, _CALL.source, (shared,))
+    return named(source, name, (call,)), [DimValue(d) for d in unknown]
+
+
+def _chunk(batch: Dim, heads: Dim, queries: Dim) -> Dim:
+    """Queries of a chunk: whole heads where there are enough of them for two workers to have equal shares."""
+    if not all(isinstance(d, int) for d in (batch, heads, queries)):
+        return 4 * ROWS
+    assert isinstance(batch, int) and isinstance(heads, int) and isinstance(queries, int)
+    chunks = 1
+    while batch * heads * chunks % 2 and queries // (chunks + 1) >= ROWS or batch * heads * chunks < 4 and (
+        queries // (chunks + 1) >= 2 * ROWS):  # fmt: skip
+        chunks += 1
+    each = -(-queries // chunks)
+    return -(-each // ROWS) * ROWS
+
+
+def attention(node: Node, target: Target) -> Call:
+    """q[B, H, Tq, D], k, v [B, Hkv, Tk, D], mask -> f32[B, H, Tq, Dv]."""
+    return attend(node, node, {}, (0, 1, 2, 3), {v: i for i, v in enumerate(node.inputs)}, target)
+
+
+LOWERINGS = {"attention": attention}

@@ -1,0 +1,391 @@
+"""Products of windows with weights in panels, and whatever follows them element by element.
+
+A worker takes 64 outputs (four panels) by a chunk of rows. It walks k in blocks whose weights stay in the first-level
+cache, meets each with tiles of rows, and hands the finished sums of a tile, still in that cache, to the C of the ops
+that follow. A row is found by pointers to its runs of adjacent values, one for each position of the window that has no
+neighbour in memory, so that a convolution needs no copy of its windows. Each output is one chain, k ascending.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+from ...ir.graph import Node, Value
+from ...ir.target import Target
+from ...ir.types import Dim, symbol
+from .kernels import THREADS, Arg, Call, DimValue, Kernel, Operand, Result, Run, Scratch
+from .loop_emit import Scope
+from .loop_function import bracketed, dim_text, kernel_name, size_name, symbols_of, wrapped
+from .loop_model import (
+    Affine,
+    Axis,
+    Body,
+    Guard,
+    Lookup,
+    Loop,
+    Part,
+    Read,
+    axes,
+    collapse,
+    index_of,
+    parts,
+    rewrite,
+)
+from .scalar import store
+from .text import C_TYPES, Names, indented
+
+GROUP = 4  # panels that a worker computes together
+BLOCK = 128  # values of k whose weights stay in the first-level cache: 32 KB of four panels
+CHUNK = 256  # rows of a chunk at most
+SERIAL = 1 << 19  # multiplications, and 16 for each weight, that are not worth a second worker
+
+# By target, rows of a tile for each number of panels from 1: what the registers hold.
+WIDE = (14, 12, 8, 6)
+TILES: Mapping[str, tuple[int, ...]] = {
+    "avx512vnni": WIDE, "avx512bf16": WIDE, "amx": WIDE, "avx2": (6,), "avxvnni": (6,), "neon": (6,),
+    "neon_i8mm": (6,),
+}  # fmt: skip
+DEFAULT_TILES = (4,)
+MOST = max(WIDE)
+
+
+def tiles(target: Target) -> tuple[int, ...]:
+    """Rows of a tile for each number of panels from 1."""
+    return TILES.get(target.name, DEFAULT_TILES)
+
+
+PRODUCT = Kernel("product", f"""\
+/* ---- Products: sums[row][n] = chain over k of x[row][k] * w[n][k], w in panels of 16 rows ---- */
+enum {{ GROUP = {GROUP * 16} }}; /* outputs that are computed together */
+
+typedef struct product product;
+struct product {{
+  const float *x, *w;
+  int32_t rows, n, runs, run; /* of a row: runs of adjacent values, and the values of one */
+  int32_t runs_block, run_block, chunk;
+  /* Where the runs of `count` rows from `row` on begin. */
+  void (*find)(const product *p, int32_t row, int32_t count, const float **at);
+  /* Takes sums[rows][GROUP] of the outputs [col, col + cols). */
+  void (*finish)(const void *args, const float *sums, int32_t row, int32_t rows, int32_t col, int32_t cols);
+  const void *args;
+  char *scratch;
+  size_t scratch_bytes; /* of each worker: sums[chunk][GROUP], then pointers to the runs of each row */
+}};
+
+/* A tile over one block of k: weights from `w` on; a line's, a panel's and a run's distance in floats. */
+typedef struct product_block {{
+  const float *w;
+  const float *const *at;
+  float *sums;
+  size_t line, panel, w_run;
+  int32_t stride, runs, first, count; /* of `at` for a row; runs, and which part of each */
+  int start;
+}} product_block;
+typedef void product_tile(const product_block *b);
+
+INLINE void product_rows(const int M, const int P, const product_block *b) {{
+  vf32 y[{MOST}][{GROUP}];
+  UNROLL for (int m = 0; m < M; m++)
+    UNROLL for (int p = 0; p < P; p++) y[m][p] = b->start ? f32_zero() : f32_load(b->sums + m * GROUP + p * 16);
+  const float *w = b->w;
+  const float *const *at = b->at;
+  const size_t panel = b->panel, line = b->line;
+  const int32_t count = b->count;
+  float *const sums = b->sums;
+  for (int32_t s = 0; s < b->runs; s++, w += b->w_run, at++) {{
+    const float *x[{MOST}];
+    UNROLL for (int m = 0; m < M; m++) x[m] = at[m * b->stride] + b->first;
+    for (int32_t k = 0; k < count; k++) {{
+      vf32 v[{GROUP}];
+      UNROLL for (int p = 0; p < P; p++) v[p] = f32_load(w + (size_t)p * panel + (size_t)k * line);
+      UNROLL for (int m = 0; m < M; m++) {{
+        const vf32 a = f32_splat(x[m][k]);
+        UNROLL for (int p = 0; p < P; p++) y[m][p] = f32_fma(a, v[p], y[m][p]);
+      }}
+    }}
+  }}
+  UNROLL for (int m = 0; m < M; m++)
+    UNROLL for (int p = 0; p < P; p++) f32_store(sums + m * GROUP + p * 16, y[m][p]);
+}}
+""")
+
+
+def _tiles(panels: int, most: int) -> Kernel:
+    """A function for each number of rows of a tile so many panels wide, in a table."""
+    names = [f"product_{m}x{panels}" for m in range(1, most + 1)]
+    functions = "\n".join(f"static void {name}(const product_block *b) {{ product_rows({m}, {panels}, b); }}"
+                          for m, name in enumerate(names, 1))  # fmt: skip
+    return Kernel(f"product_tiles_{panels}", f"{functions}\nstatic product_tile *const product_tiles_{panels}[] = {{"
+                  f"{', '.join(names)}}};\n", (PRODUCT,))  # fmt: skip
+
+
+def panels(sizes: Sequence[int]) -> Kernel:
+    """Tiles of many rows and panels; a tile is at most len(sizes) panels wide."""
+    widest = len(sizes)
+    cases = "\n".join(f"    case {p}: tiles = product_tiles_{p}, most = {m}; break;"
+                      for p, m in enumerate(sizes[:-1], 1))  # fmt: skip
+    last = f"    default: tiles = product_tiles_{widest}, most = {sizes[-1]};"
+    choice = f"    switch (wide) {{\n{cases}\n{last}\n    }}" if cases else "    " + last.split(": ")[1]
+    return Kernel("product_panels", f"""\
+/* Tiles of all rows of a chunk over one block of k, for `panels` panels side by side. */
+static void product_panels(const product *p, product_block b, int32_t panels, int32_t row, int32_t rows, int32_t col,
+                           int finish) {{
+  for (int32_t first = 0; first < panels; first += {widest}) {{
+    const int32_t wide = int_min(panels - first, {widest});
+    product_tile *const *tiles;
+    int32_t most;
+{choice}
+    const int32_t count = (rows + most - 1) / most;
+    const float *const *at = b.at;
+    float *sums = b.sums;
+    for (int32_t t = 0, m; t < count; t++, at += (size_t)m * (size_t)b.stride, sums += m * GROUP) {{
+      m = rows / count + (t < rows % count);
+      product_block tile = b;
+      tile.w += (size_t)first * b.panel, tile.at = at, tile.sums = sums + first * 16;
+      tiles[m - 1](&tile);
+      if (finish && first + wide == panels) {{
+        const int32_t done = rows / count * t + int_min(t, rows % count);
+        p->finish(p->args, sums, row + done, m, col, int_min(p->n - col, GROUP));
+      }}
+    }}
+  }}
+}}
+""", tuple(_tiles(p, m) for p, m in enumerate(sizes, 1)))  # fmt: skip
+
+
+def part(sizes: Sequence[int]) -> Kernel:
+    """What a worker does with its groups of outputs and chunks of rows."""
+    return Kernel("product_part", f"""\
+static void product_part(const void *args, int32_t begin, int32_t end, int32_t worker) {{
+  const product *p = args;
+  const int32_t groups = (p->n + GROUP - 1) / GROUP;
+  const size_t panel = (size_t)p->runs * (size_t)p->run * 16;
+  char *scratch = p->scratch + (size_t)worker * p->scratch_bytes;
+  const float **at = (const float **)(void *)(scratch + (size_t)p->chunk * GROUP * 4);
+  int32_t found = -1;
+  for (int32_t i = begin; i < end; i++) {{
+    const int32_t chunk = i / groups, group = i % groups, row = chunk * p->chunk;
+    const int32_t rows = int_min(p->chunk, p->rows - row), panels = int_min((p->n - group * GROUP + 15) / 16, {GROUP});
+    if (chunk != found) p->find(p, row, rows, at);
+    found = chunk;
+    for (int32_t s = 0; s < p->runs; s += p->runs_block)
+      for (int32_t c = 0; c < p->run; c += p->run_block) {{
+        const product_block block = {{
+            p->w + (size_t)group * {GROUP} * panel + ((size_t)s * (size_t)p->run + (size_t)c) * 16, at + s,
+            (float *)(void *)scratch, 16, panel, (size_t)p->run * 16, p->runs, int_min(p->runs - s, p->runs_block), c,
+            int_min(p->run - c, p->run_block), s == 0 && c == 0}};
+        product_panels(p, block, panels, row, rows, group * GROUP,
+                       s + p->runs_block >= p->runs && c + p->run_block >= p->run);
+      }}
+  }}
+}}
+
+static void product_run(const run *r, const product *p, int32_t grain) {{
+  const int32_t chunks = (p->rows + p->chunk - 1) / p->chunk, groups = (p->n + GROUP - 1) / GROUP;
+  parallel(r, chunks * groups, grain, product_part, p);
+}}
+""", (panels(sizes),))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How the rows of x are found: `source` is the body of NAME_rows, after declarations of globals `before`."""
+
+    runs: int
+    run: int
+    source: str
+    before: str = ""
+
+
+def _rows(node: Node, zeros: str) -> Rows:
+    """Rows of patch_linear's x. The window's innermost axes that touch in memory become one run."""
+    x = node.inputs[0]
+    window, strides, low, high, dilation = (node.attr(n) for n in ("window", "strides", "low", "high", "dilation"))
+    channels = x.shape[-1]
+    assert isinstance(channels, int)
+    count = len(window)
+    if not window:
+        return Rows(1, channels, f"for (int32_t i = 0; i < count; i++) at[i] = p->x + (int64_t)(row + i) * {channels};")
+    sizes = x.shape[x.type.rank - 1 - count : -1]
+    out = node.types[0].shape[x.type.rank - 1 - count : -1]
+    steps = [bracketed(prod(sizes[n + 1 :]) * channels) for n in range(count)]
+    merged = count - 1 if low[-1] == 0 and high[-1] == 0 and dilation[-1] == 1 else count
+    run = channels * (window[-1] if merged < count else 1)
+    runs = prod(window[:merged])
+    at, place, tests = "ijk", "yzv", []
+    lines = ["const float *const x = p->x;"]
+    left = "row"
+    for n in reversed(range(count)):
+        lines.append(f"int32_t {at[n]} = {left} % {bracketed(out[n])};")
+        left = f"{left} / {bracketed(out[n])}"
+    lines += [f"int64_t b = {left};", "for (int32_t r = 0; r < count; r++) {",
+              f"  const float *image = x + b * {bracketed(prod(sizes) * channels)};"]  # fmt: skip
+    inner: list[str] = []
+    offset = " + ".join(f"(int64_t){place[n]} * {steps[n]}" for n in range(count))
+    depth = 1
+    for n in range(count):
+        tap = f" + {'pqu'[n]} * {dilation[n]}" if n < merged and window[n] > 1 else ""
+        if n < merged and window[n] > 1:
+            inner.append("  " * depth + f"for (int32_t {'pqu'[n]} = 0; {'pqu'[n]} < {window[n]}; {'pqu'[n]}++) {{")
+            depth += 1
+        shift = f" - {bracketed(low[n])}" if low[n] != 0 else ""
+        inner.append("  " * depth + f"const int32_t {place[n]} = {at[n]} * {strides[n]}{tap}{shift};")
+        if low[n] != 0 or high[n] != 0:
+            tests.append(f"{place[n]} >= 0 && {place[n]} < {bracketed(sizes[n])}")
+    value = f"image + ({offset})"
+    inner.append("  " * depth + f"*at++ = {' && '.join(tests)} ? {value} : {zeros};" if tests else
+                 "  " * depth + f"*at++ = {value};")  # fmt: skip
+    inner += ["  " * d + "}" for d in reversed(range(1, depth))]
+    lines += inner
+    carry = ""
+    for n in reversed(range(count)):
+        carry += f"if (++{at[n]} == {bracketed(out[n])}) {{ {at[n]} = 0; "
+    lines += ["  " + carry + "b++; " + "} " * count, "}"]
+    return Rows(runs, run, "\n".join(lines), f"static const float {zeros}[{channels}];\n" if tests else "")
+
+
+def _inside(body: Body, anchor: Value, axis: int) -> Body:
+    """The body with reads of the product's own element as reads of the tile's sums along `axis`."""
+
+    def change(part: Part) -> Part:
+        if isinstance(part, Read) and part.source == anchor:
+            return replace(part, index=(index_of(Axis(axis)),))
+        return part
+
+    return rewrite(body, change)
+
+
+def product(node: Node, anchor: Node, finish: Loop, operands: Mapping[Value, int], target: Target) -> Call:
+    """The call for `node`, which computes `finish` of the product `anchor`. `operands` says which operand of the node
+    each value is that either reads."""
+    x, w = anchor.inputs
+    n = anchor.types[0].shape[-1]
+    lead = anchor.types[0].shape[:-1]
+    rows = prod(lead, start=1)
+    k = w.shape[1]
+    assert isinstance(n, int) and isinstance(k, int)
+    sizes = tiles(target)
+
+    flat = collapse(Loop(finish.result, tuple(finish.shape[:-1]), finish.body, (n,)))
+    leading, body = flat.shape, _inside(flat.body, anchor[0], len(flat.shape) + 1)
+    others = tuple(v for v in dict.fromkeys(p.source for p in parts(body) if isinstance(p, Read)) if v != anchor[0])
+    dims = symbols_of(*lead, *x.shape, *(d for p in parts(body) if isinstance(p, Affine)
+                                         for d in (p.offset, *(c for _, c in p.terms))),
+                      *(p.limit for p in parts(body) if isinstance(p, Guard)),
+                      *(d for p in parts(body) if isinstance(p, Lookup) and p.clamp for d in p.clamp))  # fmt: skip
+    names = Names([*map(size_name, dims), *"rngxwpqluvyzbijkm", "args", "at", "row", "rows", "col", "cols", "sums",
+                   "out", "scratch", "sum", "run", "count"])  # fmt: skip
+    name_of = {v: names.new(v.node.attr("name") if v.node.op.name == "input" else "x") for v in others}
+
+    counters = [f"i{d}" for d in range(len(leading))]
+    scope = Scope([*counters, "n", "l"], {**name_of, anchor[0]: "sum"})
+    bindings = list(scope.bindings(body))
+    element = store(scope.body(body), finish.result.dtype)
+    index = Affine()
+    for position, size in zip(axes(len(leading) + 1), (*leading, n), strict=True):
+        index = index * size + position
+    inner = [*bindings, f"out[{scope.index(index)}] = {element};"]
+    unravel, left = [], "(row + m)"
+    for d in reversed(range(len(leading))):
+        unravel.append(f"const int64_t {counters[d]} = {left}" + (f" % {bracketed(leading[d])};" if d else ";"))
+        left = f"{left} / {bracketed(leading[d])}"
+    fields = "".join(f" const {C_TYPES[v.dtype.name]} *{m};" for v, m in name_of.items())
+    fields += f" {C_TYPES[finish.result.dtype.name]} *out;" + "".join(f" int64_t {size_name(s)};" for s in dims)
+    used = "\n".join([*inner, *unravel])
+    unpack = [f"const int64_t {size_name(s)} = g->{size_name(s)};" for s in dims if size_name(s) in used]
+    unpack += [f"const {C_TYPES[v.dtype.name]} *restrict {m} = g->{m};" for v, m in name_of.items()]
+    unpack += [f"{C_TYPES[finish.result.dtype.name]} *restrict out = g->out;"]
+    unpack += [] if unravel else ["(void)row, (void)m;"]
+    lines = ["for (int64_t l = 0; l < cols; l++) {", "  const int64_t n = col + l;", *(f"  {s}" for s in inner), "}"]
+
+    found = _rows(anchor, "@_zeros")
+    scratch_rows = CHUNK if not isinstance(rows, int) else _chunk(rows, n, k, sizes)
+    run_block = min(found.run, BLOCK) if found.run > BLOCK * 3 // 2 else found.run
+    runs_block = max(1, BLOCK // found.run) if run_block == found.run else 1
+    if found.runs * found.run <= BLOCK * 3 // 2:
+        runs_block = found.runs
+    given = [f"const int64_t {size_name(s)} = ((const @_args *)p->args)->{size_name(s)};" for s in dims
+             if re.search(rf"\b{size_name(s)}\b", found.source)]
+    pointers = ["const float *x", "const float *w",
+                *(f"const {C_TYPES[v.dtype.name]} *{m}" for v, m in name_of.items()),
+                f"{C_TYPES[finish.result.dtype.name]} *out"]  # fmt: skip
+    signature = ", ".join(["const run *r", *(f"int32_t {size_name(s)}" for s in dims), *pointers, "void *scratch"])
+    values = ", ".join([*name_of.values(), "out", *map(size_name, dims)])
+    grain = _grain(rows, n, k)
+    worker_bytes = -(-scratch_rows * (GROUP * 64 + found.runs * 8) // 64) * 64
+    text = f"""\
+/* {x.type} by {w.type}, {anchor.op.name}{_settings(anchor)}, to {finish.result.type} */
+typedef struct {{{fields} }} @_args;
+{found.before}
+static void @_rows(const product *p, int32_t row, int32_t count, const float **at) {{
+{indented(chr(10).join([*given, found.source]))}
+}}
+
+INLINE void @_row(const @_args *g, const float *restrict sum, int32_t row, int32_t m, int32_t col, int32_t cols) {{
+{indented(chr(10).join([*unpack, *unravel, *lines]))}
+}}
+
+static void @_finish(const void *args, const float *sums, int32_t row, int32_t rows, int32_t col, int32_t cols) {{
+  for (int32_t m = 0; m < rows; m++, sums += GROUP)
+    if (cols == GROUP) @_row(args, sums, row, m, col, GROUP);
+    else @_row(args, sums, row, m, col, cols);
+}}
+
+static void @({signature}) {{
+  const product p = {{x, w, {dim_text(rows)}, {n}, {found.runs}, {found.run}, {runs_block}, {run_block}, {scratch_rows},
+      @_rows, @_finish, &(@_args){{{values}}}, scratch, {worker_bytes}}};
+  product_run(r, &p, {grain});
+}}
+"""
+    kernel = named(text, kernel_name("product", finish.result.type), (part(sizes),))
+    args: list[Arg] = [Run(), *(DimValue(symbol(s.name, s.lo, s.hi)) for s in dims)]
+    args += [Operand(operands[v]) for v in (x, w, *others)]
+    scratch = THREADS * worker_bytes
+    regions = 1 if grain == "1" else 0
+    in_place = ()
+    return Call(kernel, (*args, Result(), Scratch()), scratch, in_place, regions)
+
+
+def _settings(node: Node) -> str:
+    window = node.attr("window")
+    if not window:
+        return ""
+    return f" of windows {'x'.join(map(str, window))}, strides {'x'.join(map(str, node.attr('strides')))}"
+
+
+def _chunk(rows: int, n: int, k: int, sizes: Sequence[int]) -> int:
+    """Rows of a chunk: few enough that both of two workers, and more, have equal shares."""
+    groups = -(-n // (16 * GROUP))
+    chunks = -(-rows // CHUNK)
+    while groups * chunks < 16 and rows // (chunks + 1) >= 4 * sizes[-1] and rows * n * k > SERIAL:
+        chunks += 1
+    tile = sizes[min(len(sizes), -(-n // 16)) - 1]
+    each = -(-rows // chunks)
+    return min(rows, -(-each // tile) * tile)
+
+
+def _grain(rows: Dim, n: int, k: int) -> str:
+    """C text of the pieces that a worker claims: all where the work is small."""
+    if isinstance(rows, int):
+        return "1" if (rows + 16) * n * k >= SERIAL else "1 << 30"
+    return f"({dim_text(rows)} + 16) * (int64_t){n * k} >= {SERIAL} ? 1 : 1 << 30"
+
+
+def named(text: str, name: str, needs: tuple[Kernel, ...]) -> Kernel:
+    symbol = f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    source = "\n".join(wrapped(line) for line in text.replace("@", symbol).splitlines()) + "\n"
+    return Kernel(symbol, source, needs)
+
+
+def patch_linear(node: Node, target: Target) -> Call:
+    """x[lead..., spatial..., C], w[N, K] in panels -> f32[lead..., spatial'..., N]."""
+    shape = node.types[0].shape
+    loop = Loop(node[0], shape, Read(node[0], axes(len(shape)), shape))
+    return product(node, node, loop, {v: i for i, v in enumerate(node.inputs)}, target)
+
+
+LOWERINGS = {"patch_linear": patch_linear}
