@@ -467,9 +467,14 @@ def stack(arrays: Sequence[Array], axis: int) -> Array:
 
 def infer_size(shape: Sequence[Dim], wanted: Sequence[Dim]) -> tuple[Dim, ...]:
     """`wanted` with its -1 the size that keeps the number of elements."""
-    rest = prod(d for d in wanted if d != -1)
-    total = prod(shape)
-    size = 0 if rest == 0 else floordiv(total, rest)
+    left = list(shape)  # what both have cancels, so that quotients of symbols are not left
+    rest: Dim = 1
+    for d in wanted:
+        if d in left:
+            left.remove(d)
+        elif d != -1:
+            rest = rest * d
+    size = 0 if rest == 0 else floordiv(prod(left), rest)
     return tuple(size if d == -1 else d for d in wanted)
 
 

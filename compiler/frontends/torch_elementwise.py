@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ...ir.types import DType, boolean, f32, f64, i32, i64
+from ...ir.types import DType, Expr, boolean, f32, f64, i32, i64
 from . import trigonometry
 from .arrays import Array, where
 from .onnx_elementwise import celu, elu, hard_sigmoid, integer_power, leaky_relu, softplus, wide
@@ -21,7 +21,9 @@ from .torch_import import OF_TORCH, TO_TORCH, Call, Rule
 def operand(c: Call, name: str, dtype: DType) -> Array:
     """A tensor or number as an array of this dtype."""
     value = getattr(c, name)
-    return value.astype(dtype) if isinstance(value, Array) else c.body.constant(value, dtype)
+    if isinstance(value, Array):
+        return value.astype(dtype)
+    return c.body.dim(value).astype(dtype) if isinstance(value, Expr) else c.body.constant(value, dtype)
 
 
 def common(c: Call, *names: str) -> DType:
@@ -31,7 +33,8 @@ def common(c: Call, *names: str) -> DType:
 
 
 def _result_type(a: Any, b: Any) -> Any:
-    a, b = (torch.empty((), dtype=x) if isinstance(x, torch.dtype) else x for x in (a, b))
+    plain = [torch.empty((), dtype=x) if isinstance(x, torch.dtype) else x for x in (a, b)]
+    a, b = (1 if isinstance(x, torch.SymInt) else x for x in plain)
     return torch.result_type(a, b)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
@@ -66,7 +68,8 @@ class Program:
 
     def facts(self) -> dict[str, Any]:
         module = self._imported
-        return weight_facts(module.weights.values()) | {"signature": described(module.entries["run"])}
+        arranged = _arrangement(self.program, len(module.entries["run"].inputs_of("arg")))
+        return weight_facts(module.weights.values()) | {"signature": described(module.entries["run"]) | arranged}
 
     @cached_property
     def _imported(self) -> Module:
@@ -149,14 +152,45 @@ def _stored(program: ExportedProgram, spec: Any) -> torch.Tensor:
     raise InfercError(f"the program has no tensor {spec.target}; export it again")
 
 
+def _arrangement(program: ExportedProgram, inputs: int) -> dict[str, Any]:
+    """How callers arrange inputs and outputs, as `runtime.function` reads it; flat where some inputs are no tensors."""
+    taken, given = program.call_spec.in_spec, program.call_spec.out_spec
+    if taken is None or given is None or taken.num_leaves != inputs:
+        return {}
+    arguments, named = pytree.tree_unflatten(range(inputs), taken)
+    signature = program.module_call_graph[0].signature
+    names = list(getattr(signature, "forward_arg_names", None) or ())
+    names += [f"arg{i}" for i in range(len(names), len(arguments))]
+    both = dict(zip(names, arguments)) | named
+    result = pytree.tree_unflatten(range(given.num_leaves), given)
+    return {"arguments": {name: _numbered(tree) for name, tree in both.items()}, "result": _numbered(result)}
+
+
+def _numbered(tree: Any) -> Any:
+    """The structure as JSON; leaves are their own numbers."""
+    if isinstance(tree, int):
+        return tree
+    if tree is None:
+        return {"kind": "none", "name": "", "keys": [], "children": []}
+    if isinstance(tree, Mapping):
+        kind, keys, children = "dict", list(tree), list(tree.values())
+    else:
+        kind = "list" if isinstance(tree, list) else "namedtuple" if hasattr(tree, "_fields") else "tuple"
+        keys, children = list(getattr(tree, "_fields", range(len(tree)))), list(tree)
+    name = type(tree).__name__ if kind == "namedtuple" else ""
+    return {"kind": kind, "name": name, "keys": keys, "children": [_numbered(child) for child in children]}
+
+
 def load(path: Path | str, **options: Any) -> Program:
     """Opens a .pt2 file. Raises InfercError for one that is missing or that torch cannot read."""
     path = Path(path)
     if not path.is_file():
         raise InfercError(f"{path}: no such file; give the path of what torch.export.save wrote")
+    if not zipfile.is_zipfile(path):
+        raise InfercError(f"{path}: is no program of torch; save it with torch.export.save")
     try:
         return Program(torch.export.load(path), path, **options)
-    except (RuntimeError, ValueError, OSError, KeyError, AttributeError, AssertionError) as error:
+    except (RuntimeError, ValueError, OSError, KeyError, AttributeError, AssertionError, zipfile.BadZipFile) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InfercError(f"{path}: torch cannot read it ({first}); save it again with torch.export.save") from error
 

@@ -111,7 +111,7 @@ class Call:
 
     @property
     def results(self) -> tuple[torch.Tensor, ...]:
-        value = self.node.meta["val"]
+        value = self.node.meta.get("val", ())  # an assertion has none
         return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
     @property
@@ -215,6 +215,8 @@ class Importer:
 
     def _checked(self, call: Call, result: Any) -> Any:
         """The results in the types that torch says. Raises IRError where shapes differ."""
+        if result is None:
+            return None
         results = result if isinstance(result, (tuple, list)) else (result,)
         expected = call.results
         made: list[Any] = []

@@ -8,16 +8,11 @@ from typing import Any
 import numpy as np
 
 from ...ir.types import Dim, boolean, dim_max, i64
-from .arrays import Array, clamp_dim, common_shape, concatenate, infer_size, stack, where
+from .arrays import Array, clamp_dim, common_shape, concatenate, stack, where
 from .onnx_shapes import repeated, scattered, taken_along
 from .onnx_shapes import sliced as python_slice
 from .torch_elementwise import operand
 from .torch_import import Call, Rule
-
-
-def view(c: Call) -> Array:
-    sizes = c.get("size", c.get("shape"))
-    return c.self.reshape(infer_size(c.self.shape, sizes) if -1 in sizes else tuple(sizes))
 
 
 def view_as_result(c: Call) -> Array:
@@ -334,12 +329,12 @@ def nothing(c: Call) -> Any:
 
 SHAPES: Mapping[str, Rule] = {
     **{n: identity for n in "clone alias detach contiguous lift_fresh_copy lift_fresh dropout_ native_copy".split()},
-    **{n: view_as_result for n in "_unsafe_view unsqueeze squeeze reshape flatten unflatten".split()},
+    **{n: view_as_result for n in "view _unsafe_view unsqueeze squeeze reshape flatten unflatten".split()},
     **{n: nothing for n in "_assert_scalar sym_constrain_range_for_size _assert_tensor_metadata "
                            "_assert_async sym_constrain_range".split()},
     **{n: full for n in "full full_like zeros zeros_like ones ones_like empty empty_like new_full new_zeros new_ones "
                         "new_empty fill empty_strided new_empty_strided".split()},
-    "view": view, "permute": permute, "transpose": transpose, "t": matrix_transpose, "expand": expand, "cat": cat,
+    "permute": permute, "transpose": transpose, "t": matrix_transpose, "expand": expand, "cat": cat,
     "stack": stack_, "split": split, "split_with_sizes": split, "chunk": split, "unbind": unbind, "slice": slice_,
     "select": select, "narrow": narrow, "slice_scatter": slice_scatter, "select_scatter": select_scatter,
     "index": index, "_unsafe_index": index, "index_put": index_put, "_unsafe_index_put": index_put,
