@@ -73,8 +73,7 @@ def _whisper() -> Any:
     return random(transformers.WhisperModel(transformers.WhisperConfig(
         vocab_size=99, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
         decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=20, max_source_positions=50,
-    model = random(transformers.ResNetModel(config))
-    return Part(model, lambda m, x: m(x).pooler_output), (torch.randn(2, 3, 32, 32),)
+        max_target_positions=40, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1)))  # fmt: skip
 
 
 def whisper_encoder() -> tuple[Part, tuple[Any, ...]]:
@@ -96,7 +95,8 @@ def mobilenet_v2() -> tuple[Part, tuple[Any, ...]]:
 
 def resnet() -> tuple[Part, tuple[Any, ...]]:
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1])
-    return Part(random(transformers.ResNetModel(config)), lambda m, x: m(x).pooler_output), (torch.randn(2, 3, 32, 32),)
+    model = random(transformers.ResNetModel(config))
+    return Part(model, lambda m, x: m(x).pooler_output), (torch.randn(2, 3, 32, 32),)
 
 
 MODELS = (bert, vit, gpt2, whisper_encoder, whisper_decoder, mobilenet_v2, resnet)
