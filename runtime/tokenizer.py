@@ -4,36 +4,13 @@ from __future__ import annotations
 
 import codecs
 import json
-import re
 from collections.abc import Iterable, Sequence
-from functools import cache
 from typing import Any
 
 import tokenizers
 
 from ..errors import InfercError
-
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-
-
-@cache
-def _byte_of_character() -> dict[str, int]:
-    """The inverse of GPT-2's `bytes_to_unicode`: printable bytes stand for themselves, the others start at U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(hidden)}
-
-
-def _byte_level_bytes(token: str) -> bytes:
-    table = _byte_of_character()
-    return b"".join(bytes([table[c]]) if c in table else c.encode("utf-8", "replace") for c in token)
-
-
-def _sentencepiece_bytes(token: str) -> bytes:
-    if byte := _BYTE_TOKEN.fullmatch(token):
-        return bytes([int(byte[1], 16)])
-    return token.replace("▁", " ").encode("utf-8", "replace")
-
+from .token_bytes import DECODERS, sentencepiece_bytes
 
 _FIELDS: dict[str, Any] = {
     "tokenizer": str, "bos_id": int | None, "eos_ids": list, "special_ids": list, "add_bos": bool, "add_eos": bool,
@@ -65,7 +42,7 @@ class Tokenizer:
         self.chat_template: str | None = description["chat_template"]
         self._verbatim = {i: t.content.encode() for i, t in self._tokenizer.get_added_tokens_decoder().items()}
         decoder = json.loads(self._tokenizer.decoder.__getstate__())
-        self._token_bytes = _byte_level_bytes if decoder["type"] == "ByteLevel" else _sentencepiece_bytes
+        self._token_bytes = DECODERS.get(decoder["type"], sentencepiece_bytes)
         self.space_prefix = any(step["type"] == "Strip" for step in decoder.get("decoders", ()))
 
     @property
