@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from ..compiler.frontends import gguf
 from ..ir.types import DTYPES, evaluate
 
 # The peak that bounds products of a weight dtype: block formats are multiplied as int8.
@@ -38,9 +38,21 @@ class Costs:
         work.update({peak: rows * macs for peak, macs in self.head_macs.items()})
         return dict(work)
 
+    def data(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+    @staticmethod
+    def of(data: Mapping[str, Any]) -> Costs:
+        """The inverse of `data`."""
+        layers = tuple((window, width) for window, width in data["cache_widths"])
+        return Costs(data["weight_bytes"], data["macs"], data["head_macs"], layers)
+
 
 def costs(path: Path) -> Costs:
     """Reads them from a GGUF file's header."""
+    from ..compiler.frontends import gguf  # here: it imports jax, and processes that measure memory use `Costs`
+
     source = gguf.load(path)
     config = source.config
     tied = "output.weight" not in source.weights
@@ -48,13 +60,13 @@ def costs(path: Path) -> Costs:
     for name, weight in source.weights.items():
         size, shape = evaluate(weight.type.bytes, {}), weight.type.shape
         if name == "token_embd.weight" and not tied:
-            weight_bytes += size // int(shape[0])  # one row of it
+            weight_bytes += size // evaluate(shape[0], {})  # one row of it
             continue
         weight_bytes += size
         if len(shape) == 2:
             peak = PEAK_OF.get(weight.type.dtype.name, "int8_dot")
             head = name in ("output.weight", "token_embd.weight")
-            (head_macs if head else macs)[peak] += int(shape[0]) * int(shape[1])
+            (head_macs if head else macs)[peak] += evaluate(shape[0], {}) * evaluate(shape[1], {})
     width = config.key_width + config.value_width
     layers = tuple((config.layer_window(i), width) for i in range(config.layers))
     return Costs(weight_bytes, dict(macs), dict(head_macs), layers)

@@ -236,6 +236,23 @@ class Engine(Opened):
         """A new, empty session."""
         return Session(self)
 
+    def decode(self, items: Sequence[tuple[Session, int]]) -> np.ndarray:
+        """Evaluates one id for each of several sessions in one pass over the weights: f32[len(items), vocab_size].
+
+        On InfercError (a context is full, an id outside the vocabulary, a session twice) all positions are as before.
+        """
+        count = len(items)
+        tokens = np.array([id for _, id in items], np.int32)
+        logits = np.empty((count, self.vocab_size), np.float32)
+        workspace = self.workspace(count, count)
+        calls = (_Item * count)(*(
+            _Item(session._handle, ctypes.cast(tokens[i:].ctypes.data, POINTER(c_int32)), 1, 1,
+                  ctypes.cast(logits[i:].ctypes.data, POINTER(c_float)))
+            for i, (session, _) in enumerate(items)
+        ))  # fmt: skip
+        self.check(self.c.eval(self.handle, workspace.ctypes.data, workspace.size, calls, count))
+        return logits
+
     def workspace(self, tokens: int, rows: int) -> np.ndarray:
         """Memory for an evaluation of so many tokens and wanted rows, kept for the next."""
         return self.reserved(self.c.workspace_bytes(self.handle, tokens, rows))

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from . import profile, verify
+from . import bench, profile, verify
 
-REGISTERED = (profile.register, verify.register)
+REGISTERED = (bench.register, profile.register, verify.register)

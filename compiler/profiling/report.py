@@ -14,6 +14,8 @@ from ...ir.graph import Graph, Node
 from .costs import AMX_OF, Cost, cost
 from .measure import OP, REGION, Evaluation, Measured, layer_names
 
+COLOURS = ("#0b6e4f", "#c8553d", "#3d5a80", "#e0a030", "#7a5195", "#6c757d", "#2a9d8f", "#bc5090", "#ef8354", "#4d908e",
+           "#577590", "#90be6d")  # fmt: skip
 TRACED = 4  # generated tokens that a trace shows: all are alike
 
 
@@ -235,10 +237,12 @@ def flame(found: Sequence[Phase], title: str, plotly_js: bool | str = True) -> s
         from plotly import graph_objects
     except ImportError as error:
         raise InfercError("the chart needs plotly: pip install 'inferc[bench]'") from error
-    boxes: list[tuple[str, str, str, float, str]] = []
+    boxes: list[tuple[str, str, str, float, str, str]] = []
+    ops = list(dict.fromkeys(op for phase in found for op, _ in phase.ops))
 
-    def box(key: str, label: str, parent: str, row: Row | None, seconds: float) -> None:
-        boxes.append((key, label, parent, seconds * 1e3, _note(row) if row else ""))
+    def box(key: str, label: str, parent: str, row: Row | None, seconds: float, op: str = "") -> None:
+        colour = COLOURS[ops.index(op) % len(COLOURS)] if op else "#dddddd"
+        boxes.append((key, label, parent, seconds * 1e3, _note(row) if row else "", colour))
 
     for phase in found:
         measured = sum(row.seconds for row in phase.ops.values())
@@ -247,11 +251,12 @@ def flame(found: Sequence[Phase], title: str, plotly_js: bool | str = True) -> s
             box(f"{phase.name}/{layer}", layer, phase.name, row, row.seconds)
         for (layer, op, origin), row in phase.calls.items():
             above = f"{phase.name}/{layer or 'beside the layers'}"
-            box(f"{above}/{op}/{origin}", f"{op} {origin}", above, row, row.seconds)
-    ids, labels, parents, values, notes = zip(*boxes)
+            box(f"{above}/{op}/{origin}", f"{op} {origin}", above, row, row.seconds, op)
+    ids, labels, parents, values, notes, colours = zip(*boxes)
     chart = graph_objects.Figure(graph_objects.Icicle(
         ids=ids, labels=labels, parents=parents, values=values, customdata=notes, branchvalues="total",
-        tiling={"orientation": "v"}, hovertemplate="%{label}<br>%{value:.3f} ms<br>%{customdata}<extra></extra>",
+        sort=False, marker={"colors": colours}, tiling={"orientation": "v"},
+        hovertemplate="%{label}<br>%{value:.3f} ms<br>%{customdata}<extra></extra>",
     ))  # fmt: skip
     chart.update_layout(title=title, margin={"t": 60, "l": 10, "r": 10, "b": 10}, height=800)
     page: str = chart.to_html(include_plotlyjs=plotly_js, full_html=True)
