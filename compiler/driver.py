@@ -34,6 +34,8 @@ from .frontends.language import Source as LanguageSource
 from .frontends.quantizing import quantized
 from .pipeline import run_passes
 from .source import Source
+from .text.patterns import Unsupported
+from .text.tables import text_tables
 
 CACHES = {"c": ("f16", "q8_0"), "xla": ("f16", "bf16", "f32", "q8_0")}  # dtypes of the KV cache, by backend
 
@@ -275,17 +277,34 @@ def _emit(planned: Plan, output: Path, started: float, progress: hub.Progress) -
             digest = emit.write_weights(weights, lowered.weight_bytes, packed_weights(planned, progress))
             described = describe(planned)
             golden = _golden(planned, described, Path(scratch), None, golden_logits.mapped(weights))
-            compiler = lowered.emit(options.emit, weights, publication.folder, name=output.name,
+            text, lacks = _text_file(planned.source, Path(scratch) / "text")
+            compiler = lowered.emit(options.emit, weights, publication.folder, name=output.name, text=text,
                                     embed=options.weights == "embed", facts=described)  # fmt: skip
         manifest = described | {
             "emit": options.emit,
             "source": _file_facts(planned.source.path),
             "compiler": compiler,
             "weights": {"place": options.weights, "bytes": lowered.weight_bytes, "sha256": digest},
+            "text": lacks or "built in",
             "golden": golden,
         }
+        manifest["notes"] = [*manifest["notes"], *([lacks] if lacks else [])]
         publication.publish(manifest)
     return Report(Path(output), manifest["target"], time.monotonic() - started, tuple(manifest["notes"]))
+
+
+def _text_file(source: Source, path: Path) -> tuple[Path | None, str]:
+    """Writes the tables of a model's tokenizer and chat format; None where it has none that tables express. With it the
+    reason why these, or the chat format in them, are missing, or ""."""
+    tokenizer = source.tokenizer()
+    if tokenizer is None:
+        return None, "the model has no tokenizer: the program takes and gives token ids"
+    try:
+        tables = text_tables(tokenizer)
+    except Unsupported as reason:
+        return None, f"the program takes and gives token ids: {reason}"
+    path.write_bytes(tables.data)
+    return path, f"the program has no chat format: {tables.no_chat}" if tables.no_chat else ""
 
 
 def _golden(planned: Plan, manifest: Mapping[str, Any], folder: Path, library: np.ndarray | None,

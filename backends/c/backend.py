@@ -78,9 +78,9 @@ class Lowered:
             return sources | {self.library: library.read_bytes()}, {"compiler": compiler}
 
     def emit(self, form: str, weights: Path, folder: Path, *, name: str, embed: bool,
-             facts: Mapping[str, Any]) -> str:  # fmt: skip
+             facts: Mapping[str, Any], text: Path | None) -> str:  # fmt: skip
         """Writes the files of a form that people embed, as `forms.emit`; the compiler's version."""
-        return forms.emit(self.program, form, weights, folder, name=name, embed=embed, facts=facts)
+        return forms.emit(self.program, form, weights, folder, name=name, embed=embed, facts=facts, text=text)
 
     @property
     def runs_here(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import mmap
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class Job:
     embed: bool
     name: str
     facts: Mapping[str, Any]
+    text: Path | None
 
     @property
     def target(self) -> CTarget:
@@ -48,15 +49,16 @@ class Job:
 
 
 def emit(program: Program, form: str, weights: Path, folder: Path, *, name: str, embed: bool,
-         facts: Mapping[str, Any]) -> str:  # fmt: skip
+         facts: Mapping[str, Any], text: Path | None = None) -> str:  # fmt: skip
     """Writes a form's files into an empty folder: `name` (or, of "c" and "wasm", many), and what goes with it.
 
-    `weights` is the packed file, which may be moved. `facts` are the manifest's.
-    A WebAssembly package has its weights beside its modules.
+    `weights` is the packed file, which may be moved; a WebAssembly package has it beside its modules. `facts` are the
+    manifest's. `text` is the file of text tables, always built in.
 
     Returns the compiler's version, "" where none was needed. Raises InfercError where the target has no such form, no
     compiler is found, or it fails.
     """
+    embed &= form != "wasm"
     toolchain.check(program.targets[0], "a" if form == "c" else form)
     system = program.targets[0].system if program.targets[0].machine else "linux"
     most = MOST_EMBEDDED.get(system)
@@ -70,9 +72,8 @@ def emit(program: Program, form: str, weights: Path, folder: Path, *, name: str,
         if program.weight_bytes:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
                 total.add(view)
-    embed &= form != "wasm"
-    known = program.with_weights(total.value(), embed=embed)
-    return FORMS[form](Job(known, weights, embed, name, facts), folder)
+    known = program.with_weights(total.value(), embed=embed, text=text.stat().st_size if text else 0)
+    return FORMS[form](Job(known, weights, embed, name, facts, text), folder)
 
 
 def _sidecar(job: Job, folder: Path, name: str) -> None:
@@ -83,22 +84,25 @@ def _sidecar(job: Job, folder: Path, name: str) -> None:
 
 def _library(job: Job, folder: Path, form: str) -> str:
     prefix = job.program.prefix
-    version = toolchain.compile_program(job.program, folder / job.name, form=form, weights=job.weights)
+    version = toolchain.compile_program(job.program, folder / job.name, form=form, weights=job.weights,
+                                        text=job.text)  # fmt: skip
     (folder / f"{prefix}.h").write_text(job.program.sources[f"{prefix}.h"], encoding="utf-8")
     _sidecar(job, folder, f"{prefix}.weights")
     return version
 
 
 def _executable(job: Job, folder: Path) -> str:
-    version = toolchain.compile_program(job.with_main, folder / job.name, form="exe", weights=job.weights)
+    version = toolchain.compile_program(job.with_main, folder / job.name, form="exe", weights=job.weights,
+                                        text=job.text)  # fmt: skip
     _sidecar(job, folder, f"{job.name}.weights")
     return version
 
 
 def _module(job: Job, folder: Path) -> str:
     program, prefix = wasm.with_glue(job.program), job.program.prefix
-    version = toolchain.compile_program(program, folder / f"{prefix}.wasm", form="wasm")
-    toolchain.compile_program(program, folder / f"{prefix}.threads.wasm", form="wasm-threads")
+    version = toolchain.compile_program(program, folder / f"{prefix}.wasm", form="wasm", text=job.text)
+    toolchain.compile_program(program, folder / f"{prefix}.threads.wasm", form="wasm-threads",
+                              text=job.text)  # fmt: skip
     wasm.write_package(program, folder, job.facts)
     _sidecar(job, folder, f"{prefix}.weights")
     return version
@@ -109,7 +113,10 @@ def _sources(job: Job, folder: Path) -> str:
     program.write(folder)
     prefix = program.prefix
     shutil.move(job.weights, folder / f"{prefix}.weights")
-    (folder / "CMakeLists.txt").write_text(_cmake(program, job.embed), encoding="utf-8")
+    if job.text:
+        shutil.copyfile(job.text, folder / f"{prefix}.text")
+    built_in = ["weights"] * job.embed + ["text"] * bool(job.text)
+    (folder / "CMakeLists.txt").write_text(_cmake(program, built_in), encoding="utf-8")
     (folder / "README.md").write_text(_readme(program), encoding="utf-8")
     return ""
 
@@ -120,17 +127,19 @@ FORMS: Mapping[str, Callable[[Job, Path], str]] = {
 }  # fmt: skip
 
 
-def _cmake(program: Program, embed: bool) -> str:
+def _cmake(program: Program, built_in: Sequence[str]) -> str:
     prefix, main = program.prefix, f"{program.prefix}_main.c"
     units = [unit for unit in program.units if unit != main]
     own = "".join(
         f'set_source_files_properties({unit} PROPERTIES COMPILE_OPTIONS "{";".join(flags)}")\n'
         for unit, flags in program.units.items() if flags
     )  # fmt: skip
+    here = f"${{CMAKE_CURRENT_SOURCE_DIR}}/{prefix}"
+    names = ";".join(f'{name.upper()}_FILE=\\"{here}.{name}\\"' for name in built_in)
     weights = (
         f"set_source_files_properties({prefix}_weights.c PROPERTIES\n"
-        f'  COMPILE_DEFINITIONS "WEIGHTS_FILE=\\"${{CMAKE_CURRENT_SOURCE_DIR}}/{prefix}.weights\\""\n'
-        f'  OBJECT_DEPENDS "${{CMAKE_CURRENT_SOURCE_DIR}}/{prefix}.weights")\n'
+        f'  COMPILE_DEFINITIONS "{names}"\n'
+        f'  OBJECT_DEPENDS "{";".join(f"{here}.{name}" for name in built_in)}")\n'
     )
     return f"""# The library {prefix} (shared with -DBUILD_SHARED_LIBS=ON), and {prefix}-cli, a program that uses it.
 cmake_minimum_required(VERSION 3.16)
@@ -144,7 +153,7 @@ target_include_directories({prefix} PUBLIC "${{CMAKE_CURRENT_SOURCE_DIR}}")
 target_link_libraries({prefix} PUBLIC Threads::Threads m)
 
 # Each variant of the model for its kind of CPU; the library takes the best when it is opened.
-{own}{weights if embed else ""}
+{own}{weights if built_in else ""}
 add_executable({prefix}-cli {main})
 target_compile_options({prefix}-cli PRIVATE -std=c11)
 target_link_libraries({prefix}-cli PRIVATE {prefix})

@@ -127,7 +127,7 @@ def header(facts: Facts, memory: Mapping[str, Any]) -> str:
                      f"MODEL_MAX_TOKENS = {facts.chunk} /* of one eval */"]  # fmt: skip
         language = runtime_text("language.h").replace("@SESSION_FORMULA@", memory["session"])
         formulas = [f"{key} = {value}" for key, value in memory.items() if key == "workspace" or "_arena" in key]
-        text += language.replace("@WORKSPACE_FORMULA@", "\n * ".join(map(_folded, formulas)))
+        text += language.replace("@WORKSPACE_FORMULA@", "\n * ".join(map(_folded, formulas))) + runtime_text("text.h")
     text = text.replace("  @CONSTANTS@\n", "".join(f"  {line}\n" for line in constants))
     for name, graph in facts.functions.items():
         text += "\n" + _function_declaration(facts, name, graph)
@@ -198,9 +198,10 @@ def program_header(facts: Facts, fingerprint: int) -> str:
     for name, graph in facts.entries.items():
         lines += _entry_type(facts, name, graph)
     lines += ["} model_program_table;\n"]
-    lines += ["/* The weights that the model was compiled with: where they are built in, if they are, and their sum\n"
-              " * as in sum.h, 0 for unknown. */",
-              "typedef struct model_weights_facts {\n  const void *data;\n  size_t bytes;\n  uint64_t sum;\n"
+    lines += ["/* The weights that the model was compiled with: where they are built in, if they are, as the text\n"
+              " * tables may be, and the weights' sum as in sum.h, 0 for unknown. */",
+              "typedef struct model_weights_facts {\n  const void *data;\n  size_t bytes;\n  const void *text;\n"
+              "  size_t text_bytes;\n  uint64_t sum;\n"
               "} model_weights_facts;\n",
               "extern const model_weights_facts model_own_weights;"]  # fmt: skip
     lines += [f"extern const model_program_table model_program_{v.name};" for v in facts.variants]
@@ -235,7 +236,7 @@ def implementation(facts: Facts) -> str:
     """PREFIX_abi.c."""
     programs = "".join(f"    &model_program_{v.name},\n" for v in facts.variants)
     text = runtime_text("abi.c").replace("    @PROGRAMS@\n", programs)
-    text += runtime_text("language.c") if facts.vocab_size else ""
+    text += runtime_text("language.c") + runtime_text("text.c") if facts.vocab_size else ""
     for name, graph in facts.functions.items():
         text += "\n" + _function_definition(facts, name, graph)
     if run := facts.entries.get(described.ENTRY):

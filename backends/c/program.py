@@ -33,7 +33,8 @@ from .target import BASELINE_HEADERS, CTarget
 from .text import LIBRARY, Names, isa_text, runtime_text
 from .weights import unit as weights_unit
 
-RUNTIME_HEADERS = ("run.h", "parallel.h", "floating.h", "cpu.h", "sum.h")
+RUNTIME_HEADERS = ("run.h", "parallel.h", "floating.h", "cpu.h", "sum.h", "text_tables.h")
+TEXT_HEADERS = ("utf8.h", "normalize.h", "pieces.h", "tokenizer.h", "detokenizer.h", "chat.h", "sampler.h")
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,11 @@ class Program:
     regions: Mapping[str, int]
     session: SessionLayout
 
-    def with_weights(self, total: int, *, embed: bool, large: bool | None = None) -> Program:
+    def with_weights(self, total: int, *, embed: bool = False, large: bool | None = None, text: int = 0) -> Program:
         """The program that knows its weights' sum, and has the file PREFIX.weights built in where `embed` says so;
-        `large` is as in `weights.unit`."""
-        text = weights_unit(self.prefix, self.weight_bytes, total, embed=embed, large=large)
-        return replace(self, sources={**self.sources, f"{self.prefix}_weights.c": text})
+        `large` and `text` are as in `weights.unit`."""
+        unit = weights_unit(self.prefix, self.weight_bytes, total, embed=embed, large=large, text=text)
+        return replace(self, sources={**self.sources, f"{self.prefix}_weights.c": unit})
 
     def write(self, folder: Path) -> None:
         """Writes every source into an existing folder."""
@@ -103,7 +104,7 @@ def build(module: Module, targets: Sequence[CTarget], *, prefix: str = "model", 
         f"{prefix}_program.h": interface.program_header(facts, _fingerprint(facts, order)),
         f"{prefix}_abi.c": interface.implementation(facts),
         f"{prefix}_weights.c": weights_unit(prefix, weight_bytes),
-        **{header: runtime_text(header) for header in RUNTIME_HEADERS},
+        **{header: runtime_text(header) for header in (*RUNTIME_HEADERS, *(TEXT_HEADERS if facts.vocab_size else ()))},
         **{header: isa_text(header) for t in targets for header in (t.header, *BASELINE_HEADERS)},
     }
     units = {f"{prefix}_{v.name}.c": v.target.cflags for v in variants}

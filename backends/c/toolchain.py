@@ -82,13 +82,13 @@ def run(command: Sequence[str], folder: Path) -> str:
 
 
 def compile_program(program: Program, output: Path, *, form: str = "so", weights: Path | None = None,
-                    extra: Sequence[str] = (), sanitize: bool = False) -> str:  # fmt: skip
+                    text: Path | None = None, extra: Sequence[str] = (), sanitize: bool = False) -> str:  # fmt: skip
     """Compiles a program to `output`, which appears whole or not at all, in one of `FORMS`.
 
-    Its units are compiled at the same time, each with its own flags for the CPU. `weights` is the file that a program
-    with built-in weights includes. `extra` is appended to all flags; `sanitize` builds with the address and
-    undefined-behaviour sanitizers. Equal programs give equal bytes. Returns the compiler's version line. Raises
-    InfercError where no compiler is found, or it fails, or the disk is full.
+    Its units are compiled at the same time, each with its own flags for the CPU. `weights` and `text` are the files
+    that a program includes that has its weights or text tables built in. `extra` is appended to all flags; `sanitize`
+    builds with the address and undefined-behaviour sanitizers. Equal programs give equal bytes. Returns the compiler's
+    version line. Raises InfercError where no compiler is found, or it fails, or the disk is full.
     """
     target = program.targets[0]
     compiler = [*check(target, form), *FORM_FLAGS.get(form, ())]
@@ -96,8 +96,9 @@ def compile_program(program: Program, output: Path, *, form: str = "so", weights
     with tempfile.TemporaryDirectory(prefix="inferc-cc-") as name, ThreadPoolExecutor(os.cpu_count()) as pool:
         folder = Path(name)
         program.write(folder)
-        if weights:
-            (folder / f"{program.prefix}.weights").symlink_to(weights.resolve())
+        for file, kind in ((weights, "weights"), (text, "text")):
+            if file:
+                (folder / f"{program.prefix}.{kind}").symlink_to(file.resolve())
         commands = [[*compiler, *flags, *spelled(own, compiler), "-c", unit, "-o", f"{unit}.o"]
                     for unit, own in program.units.items()]  # fmt: skip
         for _ in pool.map(run, commands, [folder] * len(commands)):

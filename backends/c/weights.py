@@ -11,34 +11,40 @@ LOW = np.uint64(0xFFFFFFFF)
 PIECE = 1 << 22  # bytes that are summed at once
 LARGE = 1 << 30  # bytes of weights from which on code cannot surely reach over them
 
-# Section, alignment and names by object format. On x86-64 ELF large weights have a section of their own, which the
+# Sections, alignment and names by object format. On x86-64 ELF large weights have a section of their own, which the
 # linker puts beyond all that code addresses directly; macOS has pages of 16 KB.
-EMBEDDED = """\
-#ifndef WEIGHTS_FILE
-#define WEIGHTS_FILE "@PREFIX@.weights" /* as the compiler finds it from where it runs */
-#endif
-
+FORMATS = """\
 #if defined(__APPLE__)
-#define NAME "_@PREFIX@_weights_data"
-#define SECTION ".section __DATA,__const\\n.p2align 14\\n.private_extern " NAME
+#define NAME(what) "_@PREFIX@_" what "_data"
+#define SECTION(what, large) ".section __DATA,__const\\n.p2align 14\\n.private_extern " NAME(what)
 #elif defined(_WIN32)
-#define NAME "@PREFIX@_weights_data"
-#define SECTION ".section .rdata$@PREFIX@,\\"dr\\"\\n.p2align 12"
+#define NAME(what) "@PREFIX@_" what "_data"
+#define SECTION(what, large) ".section .rdata$@PREFIX@,\\"dr\\"\\n.p2align 12"
 #elif defined(__wasm__)
-#define NAME "@PREFIX@_weights_data"
-#define SECTION ".section .rodata.@PREFIX@_weights,\\"\\",@\\n.p2align 6\\n.hidden " NAME "\\n.size " NAME ", @BYTES@"
-#elif defined(__x86_64__) && @LARGE@
-#define NAME "@PREFIX@_weights_data"
-#define SECTION ".section .lrodata.@PREFIX@,\\"al\\",@progbits\\n.p2align 12\\n.hidden " NAME
+#define NAME(what) "@PREFIX@_" what "_data"
+#define SECTION(what, large) ".section .rodata.@PREFIX@_" what ",\\"\\",@\\n.p2align 6\\n.hidden " NAME(what)
 #else
-#define NAME "@PREFIX@_weights_data"
-#define SECTION ".section .rodata.@PREFIX@,\\"a\\",%progbits\\n.p2align 12\\n.hidden " NAME
+#define NAME(what) "@PREFIX@_" what "_data"
+#define SECTION(what, large) ".section ." large "rodata.@PREFIX@,\\"a\\",%progbits\\n.p2align 12\\n.hidden " NAME(what)
 #endif
-
-__asm__(SECTION "\\n.globl " NAME "\\n" NAME ":\\n.incbin \\"" WEIGHTS_FILE "\\"\\n"
-        ".if . - " NAME " - @BYTES@\\n.error \\"the weights are not @BYTES@ bytes\\"\\n.endif\\n.text\\n");
-
-extern const uint8_t @PREFIX@_weights_data[];
+#if defined(__x86_64__) && !defined(__APPLE__) && !defined(_WIN32)
+#define LARGE "l"
+#else
+#define LARGE ""
+#endif
+#define END(what, bytes)                                                                                \\
+  ".if . - " NAME(what) " - " bytes "\\n.error \\"the " what " are not " bytes " bytes\\"\\n.endif\\n.text\\n"
+"""
+EMBEDDED = """\
+#ifndef @FILE@
+#define @FILE@ "@PREFIX@.@NAME@" /* as the compiler finds it from where it runs */
+#endif
+#if defined(__wasm__)
+__asm__(".size " NAME("@NAME@") ", @BYTES@\\n");
+#endif
+__asm__(SECTION("@NAME@", @LARGE@) "\\n.globl " NAME("@NAME@") "\\n" NAME("@NAME@") ":\\n.incbin \\"" @FILE@ "\\"\\n"
+        END("@NAME@", "@BYTES@"));
+extern const uint8_t @PREFIX@_@NAME@_data[];
 """
 
 
@@ -83,19 +89,24 @@ def sum_of(pieces: Iterable[bytes]) -> int:
     return total.value()
 
 
-def unit(prefix: str, size: int, total: int = 0, *, embed: bool = False, large: bool | None = None) -> str:
+def unit(prefix: str, size: int, total: int = 0, *, embed: bool = False, large: bool | None = None,
+         text: int = 0) -> str:  # fmt: skip
     """PREFIX_weights.c, for weights of `size` bytes whose sum is `total` (0: unknown, so that none are refused for it).
 
     With `embed` it holds the file PREFIX.weights, or the one that the macro WEIGHTS_FILE names; `large`, by default as
-    the size says, puts it into a section beyond the reach of code.
+    the size says, puts it into a section beyond the reach of code. It holds PREFIX.text too where `text` is its size.
     """
-    data, text = "NULL", ""
-    if embed:
-        large = size > LARGE if large is None else large
-        text = EMBEDDED.replace("@PREFIX@", prefix).replace("@BYTES@", str(size)).replace("@LARGE@", str(int(large)))
-        data = f"{prefix}_weights_data"
-    return (
-        f'/* The weights that the model was compiled with. */\n#include "{prefix}_program.h"\n\n{text}\n'
-        f"const {prefix}_weights_facts {prefix}_own_weights = {{{data}, {size if embed else 0}, "
-        f"UINT64_C(0x{total:016x})}};\n"
+    large = size > LARGE if large is None else large
+    files = [("weights", size, large)] * embed + [("text", text, False)] * bool(text)
+    parts = [f'/* The weights that the model was compiled with. */\n#include "{prefix}_program.h"\n']
+    if files:
+        parts.append(FORMATS.replace("@PREFIX@", prefix))
+    for name, bytes, far in files:
+        part = EMBEDDED.replace("@FILE@", f"{name.upper()}_FILE").replace("@NAME@", name).replace("@PREFIX@", prefix)
+        parts.append(part.replace("@BYTES@", str(bytes)).replace("@LARGE@", "LARGE" if far else '""'))
+    weights = f"{prefix}_weights_data, {size}" if embed else "NULL, 0"
+    tables = f"{prefix}_text_data, {text}" if text else "NULL, 0"
+    parts.append(
+        f"const {prefix}_weights_facts {prefix}_own_weights = {{{weights}, {tables}, UINT64_C(0x{total:016x})}};\n"
     )
+    return "\n".join(parts)

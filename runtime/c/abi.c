@@ -21,12 +21,14 @@
 #include "model_program.h"
 #include "parallel.h"
 #include "sum.h"
+#include "text_tables.h"
 
 enum { MOST_THREADS = 1024 };
 
 struct model_model {
   const model_program_table *program;
   const uint8_t *weights;
+  text_tables text;
   int32_t threads;
   atomic_flag busy; /* a call has the pool */
   model_parallel_for host_for; /* the host's threads in place of the pool, or null */
@@ -48,6 +50,11 @@ const char *model_message(model_status status) {
       [MODEL_CONTEXT] = "the tokens do not fit: give the session more memory, up to the model's context, or rewind it",
       [MODEL_EVICTED] = "a windowed layer has forgotten that position: rewind less far, or to 0",
       [MODEL_DAMAGED] = "the saved session is truncated, altered or of another model: evaluate its text again",
+      [MODEL_TABLES] = "the text tables are damaged or not this model's: give the whole file that the model came with",
+      [MODEL_NO_TEXT] = "the model has no text tables, or no chat format in them: give model_open the file it came with",
+      [MODEL_ENCODING] = "the text is no UTF-8: convert it",
+      [MODEL_TEMPLATE] = "the chat template refuses these messages, or treats them in its own ways: write the text yourself",
+      [MODEL_LOGITS] = "the logits have a NaN or no finite greatest: the weights are damaged",
   };
   const size_t i = (size_t)status;
   return i < sizeof messages / sizeof *messages ? messages[i] : "no such status";
@@ -118,6 +125,11 @@ model_status model_open(const model_open_options *given, model_model **out_model
   if (built_in) options.weights = model_own_weights.data, options.weights_bytes = model_own_weights.bytes;
   if (options.weights_bytes != program->info.weights_bytes) return MODEL_WEIGHTS;
   if ((!options.weights && options.weights_bytes) || !is_aligned(options.weights)) return MODEL_INVALID;
+  if (!options.text_bytes) options.text = model_own_weights.text, options.text_bytes = model_own_weights.text_bytes;
+  text_tables text = {0};
+  if (options.text_bytes && (!options.text || !is_aligned(options.text))) return MODEL_INVALID;
+  if (options.text_bytes && !text_open(options.text, options.text_bytes, &text)) return MODEL_TABLES;
+  if (options.text_bytes && text_vocabulary(&text) > program->info.vocab_size) return MODEL_TABLES;
   const int32_t threads = options.threads ? options.threads : processors();
   const int32_t own = options.parallel_for ? 1 : threads;
   const size_t bytes = sizeof(model_model) + (size_t)own * sizeof(pool_worker);
@@ -126,6 +138,7 @@ model_status model_open(const model_open_options *given, model_model **out_model
   memset(model, 0, bytes);
   model->program = program;
   model->weights = options.weights;
+  model->text = text;
   model->threads = threads;
   model->host_for = options.parallel_for;
   model->host_pool = options.pool;

@@ -41,7 +41,12 @@ typedef enum model_status {
   MODEL_SIZE,    /* the memory given is smaller than its size function says */
   MODEL_CONTEXT, /* the tokens do not fit into the session's memory or the model's context */
   MODEL_EVICTED, /* the position is further back than a windowed layer remembers */
-  MODEL_DAMAGED  /* a saved session is truncated or altered, or belongs to another model */
+  MODEL_DAMAGED, /* a saved session is truncated or altered, or belongs to another model */
+  MODEL_TABLES,  /* the text tables are damaged, or not this model's */
+  MODEL_NO_TEXT, /* the model was opened without text tables, or they have no chat format */
+  MODEL_ENCODING, /* the text is no UTF-8 */
+  MODEL_TEMPLATE, /* the model's chat template refuses these messages, or the library does not know what it does */
+  MODEL_LOGITS   /* the logits have a NaN, or no finite greatest */
 } model_status;
 
 /* What a status means and what to do, in one line of constant text; never null, of whatever number. */
@@ -80,13 +85,15 @@ typedef struct model_open_options {
   model_parallel_for parallel_for; /* the host's threads, which may serve several calls at once; null: own threads */
   void *pool;                       /* what parallel_for is given */
   int32_t unchecked; /* not 0: only the size of given weights is compared. 0: all bytes are, about one token's time */
+  const void *text;  /* the text tables, kept until model_close, aligned like weights; null: those built in, if any */
+  size_t text_bytes;
 } model_open_options;
 
 /* The weights that are built into this library, and their bytes; null and 0 where they are a file beside it. */
 MODEL_API const void *model_weights(size_t *out_bytes);
 
-/* Checks the CPU and the weights, starts the threads. The caller ends it with model_close.
- * INVALID, CPU, WEIGHTS, SYSTEM. */
+/* Checks the CPU, the weights and the text tables, starts the threads. The caller ends it with model_close.
+ * INVALID, CPU, WEIGHTS, TABLES, SYSTEM. */
 MODEL_API model_status model_open(const model_open_options *options, model_model **out_model);
 
 /* Ends the threads and frees the model; null is let pass. No call on the model may be running. */
