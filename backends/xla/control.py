@@ -73,4 +73,4 @@ def control(emit: Emit) -> dict[str, Lowering]:
         _, *found = w.loop((zero, *state, *stacks), lambda i, *_: w.compare(i, count, "LT"), body)
         return grouped(step, found)
 
-    return {"call": call, "cond": cond, "while": loop, "scan": scan}
+    return {"call": call, "fused": call, "cond": cond, "while": loop, "scan": scan}

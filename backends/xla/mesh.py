@@ -39,7 +39,7 @@ class Mesh:
 
     def check(self, built: Program) -> None:
         """Raises InfercError where the heads of a cache, or the rows or blocks of a matrix, do not divide by `tp`."""
-        for i in built.inputs:
+        for i in (*built.states, *built.weights):
             if self.tp == 1 or (axis := self.axis(i)) is None:
                 continue
             what = "heads" if i.role == "state" else "rows" if axis == 0 else "blocks of a row"

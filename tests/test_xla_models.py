@@ -1,0 +1,211 @@
+"""Whole tiny models through XLA: the interpreter's logits, for every architecture and in every form of a step."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from inferc import load
+from inferc.backends.xla.backend import Lowered
+from inferc.compiler.driver import Plan, compile_model, plan_model
+from inferc.errors import InfercError
+from inferc.runtime import xla_call, xla_devices
+
+from .test_end_to_end import MIXED, RECODED, expected_logits
+from .tiny_models import CONTEXT, MODELS, VOCABULARY, WEIGHT_TYPES, write_model
+from .xla_run import run_step
+
+IDS = np.random.default_rng(7).integers(3, VOCABULARY, 27).tolist()
+CASES: dict[str, tuple[str, Any]] = {name: (name, "q4_1") for name in MODELS}
+CASES |= {"qwen2 mixed": ("qwen2", MIXED), "llama grids": ("llama", RECODED), "llama f16": ("llama", "f16")}
+SLOW = {f"llama {dtype}": ("llama", dtype) for dtype in WEIGHT_TYPES}
+SLOW |= {f"{name} mixed": (name, MIXED) for name in ("llama", "gemma3")}
+
+
+def close(actual: np.ndarray, expected: np.ndarray, tolerance: float = 1e-4) -> None:
+    """Within a tolerance of the logits' scale."""
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= tolerance * expected.std()
+
+
+def planned(folder: Path, model: str, types: Any, **options: Any) -> Plan:
+    path = write_model(folder / "model.gguf", model, types)
+    return plan_model(path, **{"backend": "xla", "kv": "f32", "chunk": 8, "context": 64, **options})
+
+
+def check_logits(plan: Plan, tolerance: float = 1e-4) -> None:
+    """Eight tokens at a time, the last of them padding, as one program gives them."""
+    assert isinstance(plan.lowered, Lowered)
+    spec = next(s for s in plan.lowered.program.specs if s.dims["T"] == s.dims["R"] == 8)
+    close(run_step(plan, spec, IDS), expected_logits(plan, IDS), tolerance)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_are_the_interpreters(name, tmp_path):
+    check_logits(planned(tmp_path, *CASES[name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_logits_of_every_weight_type(name, tmp_path):
+    check_logits(planned(tmp_path, *SLOW[name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kv, compute, tolerance", [("q8_0", "f32", 0.05), ("bf16", "bf16", 0.2), ("f16", "f16", 0.05)])
+def test_other_dtypes_stay_near(kv, compute, tolerance, tmp_path):
+    """Half floats in products and caches, against f32."""
+    exact = planned(tmp_path, "gemma3", "q4_k")
+    rounded = planned(tmp_path, "gemma3", "q4_k", kv=kv, compute=compute)
+    spec = next(s for s in rounded.lowered.program.specs if s.dims["T"] == s.dims["R"] == 8)
+    close(run_step(rounded, spec, IDS), expected_logits(exact, IDS), tolerance)
+
+
+# ---- artifacts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiler():
+    """Programs are compiled without optimisation, in half the time."""
+    known = xla_call.OPTIONS
+    xla_call.OPTIONS = {"cpu": {**known["cpu"], "xla_backend_optimization_level": "0"}}
+    xla_call.options.cache_clear()
+    yield
+    xla_call.OPTIONS = known
+    xla_call.options.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory) -> tuple[Path, Plan]:
+    """Mistral has rings, two slots make every form; its caches are f32, so that all forms agree closely."""
+    folder = tmp_path_factory.mktemp("xla")
+    options: dict[str, Any] = {"backend": "xla", "kv": "f32", "context": CONTEXT, "chunk": 16, "slots": 2}
+    path = write_model(folder / "model.gguf", "mistral", "q4_1")
+    compile_model(str(path), folder / "model.inferc", **options)
+    return folder / "model.inferc", plan_model(path, **options)
+
+
+def test_an_artifact_runs_as_any_other(artifact):
+    path, plan = artifact
+    expected = expected_logits(plan, IDS)
+    with load(path) as model:
+        assert (model.context, model.vocab_size, model.target) == (CONTEXT, VOCABULARY, "cpu")
+        close(model.logits(IDS), expected)
+        close(model.logits(IDS[:20] + IDS[:3])[:20], expected[:20])  # taken back, beyond what the rings hold
+        text = model.generate("the", max_tokens=4, ignore_eos=True)
+        assert text == "".join(model.stream("the", max_tokens=4, ignore_eos=True))
+        assert isinstance(model.chat("an", max_tokens=2), str)
+        assert model.timings.building_seconds >= 0 and "token" in str(model.timings)
+        with pytest.raises(InfercError, match="the context holds 128"):
+            model.logits([1] * 129)
+    with pytest.raises(InfercError, match="closed"):
+        model.logits([1])
+
+
+def test_batches_equal_single_sessions(artifact):
+    """One token of each slot, and prompts mixed with tokens, as each session alone."""
+    path, plan = artifact
+    from inferc.runtime.artifact import Artifact
+    from inferc.runtime.xla_engine import Engine
+
+    expected, other = expected_logits(plan, IDS), expected_logits(plan, IDS[5:])
+    engine = Engine(Artifact(path))
+    first, second = engine.session(), engine.session()
+    with pytest.raises(InfercError, match="all 2 slots have a session"):
+        engine.session()
+    first.eval(IDS[:9])
+    mixed = engine.mixed([(first, IDS[9:11]), (second, IDS[5:12])])
+    close(mixed, np.stack([expected[10], other[6]]))
+    for i in range(11, 14):
+        both = engine.decode([(second, IDS[i + 1]), (first, IDS[i])])
+        close(both, np.stack([other[i - 4], expected[i]]))
+    close(engine.decode([(first, IDS[14])]), expected[14:15])  # beside a slot that idles
+    assert (first.position, second.position) == (15, 10)
+    with pytest.raises(InfercError, match="different sessions"):
+        engine.decode([(first, 1), (first, 2)])
+    with pytest.raises(InfercError, match="999 is no token id"):
+        engine.decode([(first, 999)])
+    assert first.position == 15
+
+
+def test_the_device_makes_the_likeliest_tokens(tmp_path):
+    """As the host takes them one by one, also where the text ends, and at the end of the context."""
+    path = tmp_path / "model.inferc"
+    compile_model(str(write_model(tmp_path / "m.gguf", "qwen3", "q8_0")), path, backend="xla", context=32, chunk=8)
+    with load(path) as model:
+        made = list(model.generate_ids(IDS[:4], max_tokens=100, ignore_eos=True))
+        assert len(made) == 32 - 4 + 1
+        alone, ids = [], IDS[:4]
+        for _ in range(12):
+            alone.append(int(model.logits(ids)[-1].argmax()))
+            ids = [*ids, alone[-1]]
+        assert made[:12] == alone
+        end = alone[3]
+        model._session.rewind(0)
+        model._session.eval(IDS[:4])
+        assert end not in alone[:3]
+        assert model._session.greedy(alone[0], 20, [end]) == alone[1:4]
+        assert list(model.generate_ids(IDS[:4], max_tokens=3, ignore_eos=True)) == alone[:3]
+
+
+# ---- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"platforms": "cpu,abacus"}, "there is no platform 'abacus'"),
+        ({"compute": "f8"}, "products cannot be computed in 'f8'"),
+        ({"mesh": "tp=4"}, "the mesh tp=4 does not divide the 2 heads of layers.0.k"),
+        ({"mesh": "rows=2"}, "a mesh is written as in tp=2,dp=4"),
+        ({"slots": 0}, "there must be 1 slot or more"),
+        ({"kv": "q4_0"}, "a cache cannot be 'q4_0'"),
+        ({"backend": "abacus"}, "there is no backend 'abacus'"),
+    ],
+)
+def test_refused_options(options, message, tmp_path):
+    with pytest.raises(InfercError, match=message):
+        planned(tmp_path, "llama", "q4_0", **options)
+
+
+def test_what_this_machine_lacks_is_said(artifact, tmp_path, monkeypatch):
+    path = tmp_path / "cuda.inferc"
+    compile_model(str(write_model(tmp_path / "m.gguf")), path, backend="xla", platforms="cuda", chunk=1, context=8)
+    with pytest.raises(InfercError, match="needs a device of cuda and jax has only cpu here"):
+        load(path)
+    with pytest.raises(InfercError, match="is for cpu, cuda, tpu, not rocm"):
+        load(artifact[0], target="rocm")
+    monkeypatch.setattr(xla_devices, "available", lambda device: 1000)
+    with pytest.raises(InfercError, match=r"needs 0\.00 GB on .* and 0\.00 GB are free"):
+        load(artifact[0])
+    monkeypatch.undo()
+    monkeypatch.setattr(xla_call.jax, "__version_info__", (0, 14, 0))
+    with pytest.raises(InfercError, match="run with jax 0.10 to 0.12"):
+        load(artifact[0])
+
+
+def test_a_function_runs(tmp_path):
+    import inferc
+
+    def classify(weights, x, gain):
+        scores = jax.nn.softmax(jax.nn.gelu(x @ weights["w"]) * gain, axis=-1)
+        return {"scores": scores, "best": jax.lax.top_k(scores, 2)[1]}
+
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(size=(6, 5)).astype(np.float32)}
+    x = rng.normal(size=(3, 6)).astype(np.float32)
+    function = inferc.compile(classify, "float32[3, 6]", "float32[]", weights=weights, backend="xla")
+    with function:
+        found, expected = function(x, 2.0), classify(weights, x, 2.0)
+        np.testing.assert_allclose(found["scores"], expected["scores"], rtol=1e-5)
+        assert np.array_equal(found["best"], expected["best"]) and function.target == "cpu"
+        with pytest.raises(InfercError, match="x must be f32"):
+            function(x[:2], 2.0)
+    flexible = partial(inferc.compile, classify, "float32[n, 6]", "float32[]", weights=weights, dynamic={"n": (1, 9)})
+    with pytest.raises(InfercError, match="the sizes n are free"):
+        flexible(backend="xla")
