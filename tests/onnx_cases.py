@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,21 +14,14 @@ import onnx
 from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 from onnx.backend.test.loader import load_model_tests
 
-from inferc.backends.c import target, toolchain
 from inferc.compiler.frontends import onnx_model
 from inferc.compiler.frontends.arrays import as_bits
 from inferc.compiler.frontends.onnx_import import ELEMENT_TYPES
-from inferc.compiler.pipeline import run_passes
 from inferc.errors import InfercError
-from inferc.ir.graph import Graph, IRError, Module
-from inferc.ir.interpret import interpret
-from inferc.ir.types import array_dtype
 
-from . import c_programs
+from .many_functions import Function, run_functions
 
 VERSION = "1.23.2"  # of the package whose tests these are
-ENTRIES = 100  # cases in one library
-_NUMBERS = itertools.count()  # of libraries: a loaded one is never overwritten
 
 # Why an operator is not tested. What a case is excluded for follows from its graph alone.
 DATA_DEPENDENT = {"Compress", "NonZero", "NonMaxSuppression", "Unique", "ImageDecoder"}
@@ -137,69 +129,24 @@ def compared(case: Case, got: Mapping[str, np.ndarray]) -> str:
     return ""
 
 
-@dataclass(frozen=True)
-class Imported:
-    """A case's module, and what must be given at run time. `baked` are the inputs that were compiled in."""
-
-    case: Case
-    module: Module
-    baked: frozenset[str]
-
-    @property
-    def entry(self) -> Graph:
-        return self.module.entries["run"]
-
-    @property
-    def given(self) -> dict[str, np.ndarray]:
-        return {n.attr("name"): as_bits(self.case.inputs[n.attr("name")]) for n in self.entry.inputs_of("arg")}
-
-
 def run(chosen: Sequence[Case]) -> dict[str, str]:
     """What is wrong with each case that fails, through the interpreter or through C; "not supported" begins a
     refusal."""
     wrong: dict[str, str] = {}
-    imported = []
+    functions = []
     for case in chosen:
         try:
-            source = onnx_model.Source(case.model, None, static=case.inputs)
-            made = Imported(case, source.build(), source.baked)
+            module = onnx_model.Source(case.model, None, static=case.inputs).build()
         except InfercError as error:
             wrong[case.name] = f"not supported: {error}"
             continue
-        if problem := compared(case, interpret(made.module, made.given, entry="run")):
-            wrong[case.name] = problem
-        else:
-            imported.append(made)
-    for start in range(0, len(imported), ENTRIES):
-        wrong |= _in_c(imported[start : start + ENTRIES])
-    return wrong
-
-
-def _in_c(part: Sequence[Imported]) -> dict[str, str]:
-    """The cases as entries of one library."""
-    ir = target.get("native").ir
-    entries = {f"case{i}": made.entry for i, made in enumerate(part)}
-    weights = {name: w for made in part for name, w in made.module.weights.items()}
-    try:
-        module = run_passes(Module(entries, weights), ir)
-        built = c_programs.build(module, "native")
-    except IRError as error:
-        if len(part) == 1:
-            return {part[0].case.name: f"not supported: {error}"}
-        half = len(part) // 2
-        return _in_c(part[:half]) | _in_c(part[half:])
-    path = c_programs.FOLDER / f"onnx-{next(_NUMBERS)}.so"
-    toolchain.compile_program(built, path, extra=("-O1",))
-    library = c_programs.Library(built, path, c_programs.packed_weights(module, built), 1)
-    wrong = {}
-    for name, made in zip(entries, part):
-        graph = module.entries[name]
-        arrays = [np.ascontiguousarray(made.given[n.attr("name")]) for n in graph.inputs_of("arg")]
-        results = [np.full(v.type.sizes, 0, array_dtype(v.type)) for v in graph.outputs]
-        status = c_programs.run_function(library, name, {}, arrays, results)
-        assert status == c_programs.OK, (made.case.name, status)
-        if problem := compared(made.case, dict(zip(graph.output_names, results))):
-            wrong[made.case.name] = f"in C: {problem}"
+        names = [n.attr("name") for n in module.entries["run"].inputs_of("arg")]
+        functions.append(Function(case.name, module, {n: as_bits(case.inputs[n]) for n in names}))
+    by_name = {case.name: case for case in chosen}
+    for name, by, results in run_functions(functions):
+        problem = results if isinstance(results, str) else compared(by_name[name], results)
+        if problem:
+            wrong.setdefault(name, problem if isinstance(results, str) else f"by {by}: {problem}")
     return wrong
 
 

@@ -73,7 +73,8 @@ def _whisper() -> Any:
     return random(transformers.WhisperModel(transformers.WhisperConfig(
         vocab_size=99, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
         decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=20, max_source_positions=50,
-        max_target_positions=40, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1)))  # fmt: skip
+        max_target_positions=40, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        decoder_start_token_id=1)))  # fmt: skip
 
 
 def whisper_encoder() -> tuple[Part, tuple[Any, ...]]:

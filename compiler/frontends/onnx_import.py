@@ -280,8 +280,8 @@ class Importer:
         fold = self.foldable.get(node.op_type)
         if fold and not domain and all(o is None or o.known is not None for o in operands):
             folded = fold(call, *(None if o is None else o.known for o in operands))
-            if folded is not None and folded.size <= FOLDED:
-                return [Tensor(known=folded)]
+            if folded is not None and np.size(folded) <= FOLDED:
+                return [Tensor(known=np.asarray(folded))]
         rule = self.operators.get((domain, node.op_type))
         if rule is None:
             return self.as_function(call)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ class Program:
     @cached_property
     def _imported(self) -> Module:
         where = str(self.path or self.name)
-        program = self.program.run_decompositions(decompositions())
+        program = self.program.run_decompositions(dict(decompositions()))
         known = self._symbols(program)
         importer = Importer(where, TABLE, known)
         values: dict[Any, Any] = {}
@@ -134,6 +134,7 @@ class Program:
         return known
 
 
+@cache
 def decompositions() -> dict[Any, Any]:
     """torch's own, but for what is kept whole."""
     table = torch.export.default_decompositions()
