@@ -104,14 +104,23 @@ class Replica:
         function = jax.jit(call, donate_argnums=donated, in_shardings=tuple(placed), out_shardings=tuple(results))
         return function, xla_call.structs(inputs, placed)
 
+    def _compile(self, program: dict[str, Any]) -> Any:
+        function, operands = self.jitted(program)
+        return function.lower(*operands).compile(compiler_options=xla_call.options(self.platform))
+
+    def compiled(self, name: str) -> Any:
+        """The program whose file's name begins so, as jax compiled it: its HLO and memory can be asked for."""
+        program = next(p for p in self.artifact.manifest["programs"] if p["file"].startswith(f"xla/{name}"))
+        if program["file"] not in self._programs:
+            self._programs[program["file"]] = self._compile(program)
+        return self._programs[program["file"]]
+
     def run(self, program: dict[str, Any], arguments: Sequence[np.ndarray]) -> list[Any]:
         """Evaluates a program: the results before the new states, which replace the old."""
         file = program["file"]
         if file not in self._programs:
             started = time.perf_counter()
-            function, operands = self.jitted(program)
-            options = xla_call.options(self.platform)
-            self._programs[file] = function.lower(*operands).compile(compiler_options=options)
+            self._programs[file] = self._compile(program)
             self.building_seconds += time.perf_counter() - started
         given: list[Any] = list(arguments)
         if len(self.group.devices) > 1:
