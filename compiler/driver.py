@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 import time
 from collections import Counter
@@ -27,9 +28,10 @@ from ..ir.target import Target
 from ..ir.text import print_module
 from ..ir.types import DTYPES, Type
 from ..runtime.artifact import ArtifactWriter
+from ..runtime.text import MEMBER, TEMPLATE_MEMBER
 from . import emit, hub
 from . import golden as golden_logits
-from .frontends import open_object, open_source
+from .frontends import open_source
 from .frontends.language import Source as LanguageSource
 from .frontends.quantizing import quantized
 from .pipeline import run_passes
@@ -226,17 +228,18 @@ def compile_source(source: Source, output: Path, options: Options, progress: hub
     if options.emit != "inferc":
         return _emit(planned, output, started, report)
     lowered = planned.lowered
-    with ThreadPoolExecutor(2) as pool, ArtifactWriter(output) as artifact:
+    with ThreadPoolExecutor(3) as pool, ArtifactWriter(output) as artifact:
         building = pool.submit(lowered.files)
         hashing = pool.submit(_file_facts, source.path)
-        tokenizer = source.tokenizer()
+        telling = pool.submit(_text_members, planned)
         weights_sha256 = artifact.write_stream("weights", lowered.weight_bytes, packed_weights(planned, report))
         files, built = building.result()
         for name, data in files.items():
             artifact.write(name, data)
         artifact.write("ir.txt", print_module(planned.module).encode())
-        if tokenizer is not None:
-            artifact.write_json("tokenizer.json", tokenizer)
+        tokenizer, text_members = telling.result()
+        for name, data in text_members.items():
+            artifact.write(name, data)
         described = describe(planned)
         with tempfile.TemporaryDirectory(prefix="inferc-") as scratch:
             library = artifact.view(lowered.library) if isinstance(lowered, CLowered) and lowered.runs_here else None
@@ -244,7 +247,7 @@ def compile_source(source: Source, output: Path, options: Options, progress: hub
         manifest = described | built | {
             "source": hashing.result(),
             "weights": {"file": "weights", "bytes": lowered.weight_bytes, "sha256": weights_sha256},
-            "tokenizer": None if tokenizer is None else "tokenizer.json",
+            "tokenizer": tokenizer,
             "files": artifact.hashes(),
             "golden": golden,
         }  # fmt: skip
@@ -291,6 +294,22 @@ def _emit(planned: Plan, output: Path, started: float, progress: hub.Progress) -
         manifest["notes"] = [*manifest["notes"], *([lacks] if lacks else [])]
         publication.publish(manifest)
     return Report(Path(output), manifest["target"], time.monotonic() - started, tuple(manifest["notes"]))
+
+
+def _text_members(planned: Plan) -> tuple[str | None, dict[str, bytes]]:
+    """The artifact's member that is its tokenizer, and all that belong to it: text tables for the C library with the
+    chat template, or a `tokenizer.json` where there is no such library, or no table expresses the tokenizer."""
+    tokenizer = planned.source.tokenizer()
+    if tokenizer is None:
+        return None, {}
+    template = tokenizer["chat_template"]
+    if isinstance(planned.lowered, CLowered):
+        try:
+            members = {MEMBER: text_tables(tokenizer).data}
+            return MEMBER, members if template is None else members | {TEMPLATE_MEMBER: template.encode()}
+        except Unsupported:
+            pass
+    return "tokenizer.json", {"tokenizer.json": json.dumps(tokenizer, ensure_ascii=False).encode()}
 
 
 def _text_file(source: Source, path: Path) -> tuple[Path | None, str]:

@@ -8,11 +8,14 @@ from datetime import datetime
 from functools import cache, lru_cache
 from typing import Any, NoReturn
 
-import jinja2
-import jinja2.ext
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from ..errors import InfercError
+
+try:
+    import jinja2
+    import jinja2.ext
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+except ImportError as error:
+    raise InfercError("the model's chat template needs a package: `pip install jinja2`") from error
 
 # Templates index, add and call what messages hold, so a message they do not expect fails as in any program.
 _FAILURES = TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError

@@ -16,7 +16,9 @@ from ..errors import InfercError
 from .artifact import Artifact
 from .engine import open_engine
 from .sampling import Sampler, Sampling
-from .tokenizer import StreamDecoder, Tokenizer
+from .session import Opened
+from .text import MEMBER, TEMPLATE_MEMBER, TextTokenizer
+from .tokenizer import StreamDecoder, Tokenizer, TokenizerBase
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -106,12 +108,17 @@ class Model:
         return self._engine.target
 
     @cached_property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> TokenizerBase:
         """Raises InfercError when the artifact has none."""
         name = self.artifact.manifest["tokenizer"]
         if name is None:
             raise InfercError(f"{self.artifact.path} has no tokenizer: pass token ids, not text")
-        return Tokenizer(self.artifact.read_json(name))
+        if name != MEMBER or not isinstance(self._engine, Opened):
+            return Tokenizer(self.artifact.read_json(name))
+        template = None
+        if TEMPLATE_MEMBER in self.artifact.names():
+            template = self.artifact.read(TEMPLATE_MEMBER).decode("utf-8", "replace")
+        return TextTokenizer(self._engine, template)
 
     def tokenize(self, text: str, *, parse_special: bool = True) -> list[int]:
         """The ids of `text`, with those of beginning and end where the model was trained with them."""
@@ -178,14 +185,16 @@ class Model:
 
     def chat_ids(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> list[int]:
         """The ids of a conversation in the model's chat format, up to where the assistant is to answer."""
-        from . import chat  # here, since jinja2 takes as long to import as a short prompt to evaluate
-
         tokenizer = self.tokenizer
         if tokenizer.chat_template is None:
             raise InfercError(f"{self.artifact.path} has no chat template: use `inferc run` or generate")
         bos = "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)
-        eos = tokenizer.token_text(tokenizer.eos_ids[0]) if tokenizer.eos_ids else ""
-        text = chat.render(tokenizer.chat_template, messages, bos_token=bos, eos_token=eos, **(variables or {}))
+        text = None if variables else tokenizer.chat_text(messages)
+        if text is None:
+            from . import chat  # here, since few conversations need jinja2
+
+            eos = tokenizer.token_text(tokenizer.eos_ids[0]) if tokenizer.eos_ids else ""
+            text = chat.render(tokenizer.chat_template, messages, bos_token=bos, eos_token=eos, **(variables or {}))
         # Many templates write the beginning of text themselves.
         return tokenizer.encode(text, add_bos=False if bos and text.startswith(bos) else None, add_eos=False)
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import InfercError
+from . import text
 
 ABI = 1
 
@@ -42,6 +43,9 @@ class _OpenOptions(ctypes.Structure):
         ("target", c_char_p),
         ("parallel_for", c_void_p),
         ("pool", c_void_p),
+        ("unchecked", c_int32),
+        ("text", c_void_p),
+        ("text_bytes", c_size_t),
     ]
 
 
@@ -148,7 +152,8 @@ class _Library:
 
 
 class Opened:
-    """A model opened from an artifact; `target` is the variant of its library that runs, `c` its functions.
+    """A model opened from an artifact: `target` is the variant of its library that runs, `c` its functions, `text` the
+    text tables.
 
     Not for two threads at once: callers take turns.
     """
@@ -165,7 +170,9 @@ class Opened:
         if self.threads < 1:
             raise InfercError(f"threads must be 1 or more, not {threads}")
         self._weights = artifact.view(manifest["weights"]["file"])  # keeps the mapping alive
-        self._library = _Library(artifact.view(manifest["library"]), manifest["prefix"], {**OPENING, **functions})
+        self.text = artifact.view(text.MEMBER) if manifest.get("tokenizer") == text.MEMBER else None
+        wanted = {**OPENING, **functions, **(text.FUNCTIONS if self.text is not None else {})}
+        self._library = _Library(artifact.view(manifest["library"]), manifest["prefix"], wanted)
         self.c = self._library.functions
         self.handle = c_void_p()
         self._workspace = np.empty(0, np.uint8)
@@ -181,6 +188,8 @@ class Opened:
             ctypes.sizeof(_OpenOptions), self._weights.ctypes.data, self._weights.nbytes, self.threads,
             target=None if target is None else target.encode(),
         )  # fmt: skip
+        if self.text is not None:
+            options.text, options.text_bytes = self.text.ctypes.data, self.text.nbytes
         try:
             self.check(self.c.open(byref(options), byref(self.handle)))
         except InfercError:

@@ -36,11 +36,16 @@ def wordpiece_bytes(token: str) -> bytes:
 DECODERS = {"ByteLevel": byte_level_bytes, "WordPiece": wordpiece_bytes}
 
 
+def strips_space(decoder: dict[str, Any]) -> bool:
+    """Whether, by a tokenizer's decoder, the first token of a text begins with a space that the text lacks."""
+    return decoder["type"] == "WordPiece" or any(step["type"] == "Strip" for step in decoder.get("decoders", ()))
+
+
 def token_bytes_of(tokenizer: dict[str, Any]) -> list[bytes]:
     """The bytes of every token by its id, from a tokenizer's JSON; empty for an id without a token."""
     vocabulary = tokenizer["model"]["vocab"]
     pairs = vocabulary.items() if isinstance(vocabulary, dict) else [(t, i) for i, (t, _) in enumerate(vocabulary)]
-    convert = DECODERS.get((tokenizer["decoder"] or {}).get("type"), sentencepiece_bytes)
+    convert = DECODERS.get(tokenizer["decoder"]["type"], sentencepiece_bytes)
     verbatim = {t["id"]: t["content"].encode("utf-8", "replace") for t in tokenizer["added_tokens"]}
     found = [b""] * (1 + max([*(i for _, i in pairs), *verbatim], default=-1))
     for token, i in pairs:

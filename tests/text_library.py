@@ -61,10 +61,8 @@ def library(vocabulary: int = VOCABULARY, extra: tuple[str, ...] = ()) -> ctypes
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source, output = write_sources(folder, vocabulary), folder / "libtext.so"
-        subprocess.run(
-            [compiler(), *FLAGS, *extra, "-shared", "-fPIC", f"-I{RUNTIME}", f"-I{folder}", source, "-o", output, "-lm"],
-            check=True,
-        )
+        flags = [*FLAGS, *extra, "-shared", "-fPIC", f"-I{RUNTIME}", f"-I{folder}"]
+        subprocess.run([compiler(), *flags, source, "-o", output, "-lm"], check=True)
         loaded = ctypes.CDLL(str(output))
     for name, (result, arguments) in SIGNATURES.items():
         function = getattr(loaded, f"model_{name}")

@@ -1,4 +1,4 @@
-"""The file `text` of an artifact: numbered sections of bytes, and the hash tables in them. docs/text.md describes it."""
+"""The file `text` of an artifact: numbered sections, and the hash tables in them. docs/text.md describes it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ EMPTY = 0xFFFFFFFF  # a slot that holds nothing
 SECTIONS = (
     "facts", "token_offsets", "token_bytes", "token_kinds", "added", "steps", "map_rows", "strings", "decomposed",
     "code_points", "composed", "combining", "class_pages", "classes", "splits", "transitions", "merges", "merge_slots",
-    "bytes", "characters", "piece_slots", "piece_ids", "piece_offsets", "piece_bytes", "scores", "byte_ids", "chat_roles",
-    "chat_gaps", "chat_guards", "chat_strings",
+    "bytes", "characters", "piece_slots", "piece_ids", "piece_offsets", "piece_bytes", "scores", "byte_ids",
+    "chat_roles", "chat_gaps", "chat_guards", "chat_strings",
 )  # fmt: skip
 
 

@@ -32,8 +32,8 @@ Key = tuple[int, int, int]  # what is left and right of a gap, and FIRST and LAS
 
 @dataclass(frozen=True)
 class ChatTable:
-    """`gaps` by key; `trim` is (left, right) of each role's contents; a content with one of its role's `guards` in it is
-    refused ("" stands for an empty content)."""
+    """`gaps` by key; `trim` is (left, right) of each role's contents; a content with one of its role's `guards` in it
+    is refused ("" stands for an empty content)."""
 
     roles: tuple[str, ...]
     gaps: dict[Key, str]
@@ -122,7 +122,7 @@ def _table(render: _Template, roles: tuple[str, ...], constants: Sequence[str]) 
     undecided = set()  # what depends on messages farther away, such as an answer's place after the last question
     rendered: list[tuple[Messages, bool, str | None]] = []
     for conversation in _conversations(roles):
-        messages = [(role, f"Qz{i}Zq") for i, role in enumerate(conversation)]
+        messages: Messages = [(role, f"Qz{i}Zq") for i, role in enumerate(conversation)]
         for generate in (True, False):
             text = render(messages, generate)
             rendered.append((messages, generate, text))
@@ -168,7 +168,9 @@ def _samples(table: ChatTable, role: str, content: str) -> Iterator[tuple[Messag
             yield [(r, content if j == i else c) for j, (r, c) in enumerate(messages)], generate
 
 
-HARMLESS = ("x", "\n x\n", "  two  words  ", "a\r\n\tb", "<b>&amp;</b>'\"{{ x }}{% y %}", "é漢😀", "\u2003\u00a0x\x1c", "\n\n")
+HARMLESS = (
+    "x", "\n x\n", "  two  words  ", "a\r\n\tb", "<b>&amp;</b>'\"{{ x }}{% y %}", "é漢😀", "\u2003\u00a0x\x1c", "\n\n",
+)  # fmt: skip
 
 
 def _trim(render: _Template, table: ChatTable, role: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The first steps of a `tokenizers` tokenizer as tables: what changes a text's characters, and what cuts it into words."""
+"""The first steps of a tokenizer as tables: what changes a text's characters, and what cuts it into words."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def add_pre_tokenizer(cutting: Cutting, step: Json | None) -> None:
             cutting.splits.append((tree, ISOLATED if behavior == "Isolated" else REMOVED))
         case {"type": "Digits", "individual_digits": alone}:
             cutting.splits.append((_set("digit") if alone else _many(_set("digit")), ISOLATED))
-        case {"type": "ByteLevel", "add_prefix_space": False, **options}:
-            if options.get("use_regex", True):
+        case {"type": "ByteLevel", "add_prefix_space": False}:
+            if step.get("use_regex", True):
                 cutting.splits.append((parse(GPT2), ISOLATED))
             cutting.byte_level = True
         case {"type": "BertPreTokenizer"}:
@@ -130,9 +130,11 @@ def words_of_spaces() -> tuple[Tree, int]:
     return ("or", [word, _many(others)]), ISOLATED
 
 
-def sections(cutting: Cutting) -> tuple[dict[str, np.ndarray | bytes], dict[str, int]]:
-    """The sections of the steps, and facts: how much longer they may make a text."""
-    steps, rows, strings = [], [], bytearray()
+def sections(cutting: Cutting) -> tuple[dict[str, np.ndarray | bytes], dict[str, int], int]:
+    """The sections of the steps, facts (how much longer they may make a text), and how many classes of characters."""
+    steps: list[list[int]] = []
+    rows: list[list[int]] = []
+    strings = bytearray()
     times, more = 1.0, 0.0
     for kind, what in cutting.steps:
         if kind in (PREPEND, PREPEND_UNLESS):
@@ -155,9 +157,10 @@ def sections(cutting: Cutting) -> tuple[dict[str, np.ndarray | bytes], dict[str,
     if any(kind in (COMPOSE, DECOMPOSE) for kind, _ in cutting.steps):
         found |= _composition()
     facts = {"growth": int(np.ceil(times)), "added_bytes": int(np.ceil(more))}
-    if cutting.splits:
-        found |= _automata(cutting.splits)
-    return found, facts
+    if not cutting.splits:
+        return found, facts, 0
+    automata, classes = _automata(cutting.splits)
+    return found | automata, facts, classes
 
 
 def _map_rows(characters: dict[str, str], strings: bytearray) -> list[list[int]]:
@@ -193,19 +196,22 @@ def _composition() -> dict[str, np.ndarray | bytes]:
     }  # fmt: skip
 
 
-def _automata(splits: Sequence[tuple[Tree, int]]) -> dict[str, np.ndarray | bytes]:
+def _automata(splits: Sequence[tuple[Tree, int]]) -> tuple[dict[str, np.ndarray | bytes], int]:
     """All splits, over one partition of the characters."""
     programs = [compile_tree(tree) for tree, _ in splits]
     classes = classes_of([chars for program in programs for chars in program.sets])
-    rows, transitions, at = [], [], 0
+    rows: list[list[int]] = []
+    transitions: list[np.ndarray] = []
+    at = 0
     for program, (_, behavior) in zip(programs, splits):
         members = classes.members[at : at + len(program.sets)]
         at += len(program.sets)
         table = automaton(program, classes, members)
-        rows.append([behavior, sum(map(len, transitions)), len(table), classes.count])
+        rows.append([behavior, sum(t.size for t in transitions), len(table), classes.count])
         transitions.append(table.reshape(-1))
     pages, index = np.unique(classes.of.reshape(-1, PAGE), axis=0, return_inverse=True)
-    return {
+    found: dict[str, np.ndarray | bytes] = {
         "splits": np.array(rows, np.uint32), "transitions": np.concatenate(transitions),
         "class_pages": index.reshape(-1).astype(np.uint16), "classes": pages.reshape(-1),
     }  # fmt: skip
+    return found, classes.count

@@ -57,8 +57,8 @@ def _folds() -> dict[str, frozenset[str]]:
     return {folded: frozenset(group) for folded, group in groups.items()}
 
 
-# A parsed pattern: ("set", CharSet), ("cat", parts), ("or", choices), ("repeat", part, least, most or None, possessive),
-# ("look", CharSet, wanted, at_end).
+# A parsed pattern: ("set", CharSet), ("cat", parts), ("or", choices), ("look", CharSet, wanted, at_end),
+# ("repeat", part, least, most or None, possessive).
 Tree = tuple
 
 
@@ -74,7 +74,7 @@ class _Parser:
         return tree
 
     def _refusal(self, what: str) -> Unsupported:
-        return Unsupported(f"the pattern {self._pattern!r} has {what} at character {self._at}, which no table expresses")
+        return Unsupported(f"the pattern {self._pattern!r} has {what} at character {self._at}: no table expresses it")
 
     def _next(self, text: str) -> bool:
         if self._text.startswith(text, self._at):
@@ -345,7 +345,7 @@ def automaton(program: Program, classes: Classes, members: Sequence[frozenset[in
     end = classes.count
     states: dict[tuple[int, ...], int] = {(): 0, (0,): 1}
     rows: list[list[int]] = [[0] * (end + 1)]
-    queue = [(0,)]
+    queue: list[tuple[int, ...]] = [(0,)]
     for state in queue:
         row = []
         for symbol in range(end + 1):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.token_bytes import byte_of_character, token_bytes_of
+from ...runtime.token_bytes import byte_of_character, strips_space, token_bytes_of
 from . import blob, chat
 from .cutting import SPACE, Cutting, add_normalizer, add_pre_tokenizer, sections, words_of_spaces
 from .patterns import Unsupported
@@ -21,7 +21,8 @@ Json = dict[str, Any]
 Sections = dict[str, np.ndarray | bytes]
 
 BPE, WORDPIECE, UNIGRAM = 1, 2, 3
-BYTE_LEVEL, WHOLE_WORDS, BYTE_FALLBACK, FUSE_UNKNOWN, ADD_BEGIN, ADD_END, STRIP_SPACE, HAS_CHAT = (1 << i for i in range(8))
+BYTE_LEVEL, WHOLE_WORDS, BYTE_FALLBACK, FUSE_UNKNOWN = 1, 2, 4, 8
+ADD_BEGIN, ADD_END, STRIP_SPACE, HAS_CHAT = 16, 32, 64, 128
 SPECIAL, END = 1, 2
 FACTS = ("vocabulary", "model", "flags", "unknown", "begin", "end", "classes", "longest", "growth", "added_bytes")
 UNKNOWN_PENALTY = 10.0  # of SentencePiece's unigram model: below the least score
@@ -56,7 +57,7 @@ def text_tables(description: Mapping[str, Any]) -> TextTables:
     if body["type"] not in MODELS:
         raise Unsupported(f"no table expresses its model {body['type']}")
     model = MODELS[body["type"]](body, cutting)
-    parts, facts = sections(cutting)
+    parts, facts, classes = sections(cutting)
     tokens = token_bytes_of(tokenizer)
     special = {i for i in description["special_ids"] if i < len(tokens)}
     ends = {i for i in description["eos_ids"] if i < len(tokens)}
@@ -66,11 +67,11 @@ def text_tables(description: Mapping[str, Any]) -> TextTables:
     table, no_chat = _chat(description, tokens)
     flags = model.flags | BYTE_LEVEL * cutting.byte_level | HAS_CHAT * (table is not None)
     flags |= ADD_BEGIN * description["add_bos"] | ADD_END * description["add_eos"]
-    flags |= STRIP_SPACE * strips_space(tokenizer)
+    flags |= STRIP_SPACE * strips_space(tokenizer["decoder"])
     begin, eos = description["bos_id"], description["eos_ids"]
     facts |= model.facts | {
         "vocabulary": len(tokens), "flags": flags, "begin": -1 if begin is None else begin,
-        "end": eos[0] if eos else -1, "classes": int(parts["splits"][0][3]) if "splits" in parts else 0,
+        "end": eos[0] if eos else -1, "classes": classes,
     }  # fmt: skip
     data = blob.pack({
         "facts": np.array([facts[name] for name in FACTS], np.int32),
@@ -79,12 +80,6 @@ def text_tables(description: Mapping[str, Any]) -> TextTables:
         **parts, **model.sections, **chat.sections(table),
     })  # fmt: skip
     return TextTables(data, no_chat)
-
-
-def strips_space(tokenizer: Json) -> bool:
-    """Whether the first token of a text begins with a space that the text lacks."""
-    decoder = tokenizer["decoder"] or {}
-    return decoder.get("type") == "WordPiece" or any(step["type"] == "Strip" for step in decoder.get("decoders", ()))
 
 
 def _chat(description: Mapping[str, Any], tokens: Sequence[bytes]) -> tuple[chat.ChatTable | None, str | None]:

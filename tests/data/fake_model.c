@@ -25,6 +25,9 @@ typedef struct {
   const char *target;
   void (*parallel_for)(void);
   void *pool;
+  int32_t unchecked;
+  const void *text;
+  size_t text_bytes;
 } options;
 typedef struct { const int32_t *weights; int32_t evaluated; } model;
 typedef struct { int32_t position, furthest, ids[CONTEXT]; } session;
