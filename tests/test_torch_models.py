@@ -211,8 +211,9 @@ def test_refusals_name_the_operation_and_the_line(function: Callable[..., Any], 
 
 
 def test_what_is_no_program() -> None:
-    with pytest.raises(InfercError, match="must be exported first"):
-        inferc.compile(torch.nn.Linear(2, 2))
+    for module in (torch.nn.Linear(2, 2), Small()):
+        with pytest.raises(InfercError, match="must be exported first"):
+            inferc.compile(module)
 
 
 def test_files_that_are_no_programs(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ...errors import InfercError
 from ..source import Source
 
 
@@ -29,20 +30,34 @@ FRONT_ENDS: tuple[FrontEnd, ...] = (
 )
 
 
-# What is opened in memory, by how the module of its type begins; the last is for anything that can be called.
+PACKAGES = ("onnx", "torch")  # extras of these names bring them
+
+# What is opened in memory, by how the module of its type, or of one that that derives from, begins; the last is for
+# anything that can be called.
 # `module` has `opened(object, examples, weights, dynamic) -> Source`.
 OBJECTS: tuple[tuple[str, str], ...] = (("torch", "torch_export"), ("onnx", "onnx_model"), ("", "jax_function"))
 
 
 def open_object(source: object, examples: tuple[Any, ...], weights: Any, dynamic: Any) -> Source:
     """Opens a model in memory. Raises InfercError as its front end does."""
-    module = next(module for begin, module in OBJECTS if type(source).__module__.startswith(begin))
-    made: Source = import_module(f".{module}", __package__).opened(source, examples, weights, dynamic)
+    origins = [cls.__module__ for cls in type(source).__mro__]
+    module = next(module for begin, module in OBJECTS if any(o.startswith(begin) for o in origins))
+    made: Source = _module(module).opened(source, examples, weights, dynamic)
     return made
 
 
 def open_source(path: Path) -> Source:
     """Opens a model with the first front end that reads such a path. Raises InfercError as that front end does."""
     front_end = next(f for f in FRONT_ENDS if f.reads(path))
-    source: Source = import_module(f".{front_end.module}", __package__).load(path)
+    source: Source = _module(front_end.module).load(path)
     return source
+
+
+def _module(name: str) -> Any:
+    """The front end's module. Raises InfercError where the package that it reads with is missing."""
+    try:
+        return import_module(f".{name}", __package__)
+    except ModuleNotFoundError as error:
+        if error.name not in PACKAGES:
+            raise
+        raise InfercError(f"this model needs the package {error.name}: pip install 'inferc[{error.name}]'") from error

@@ -8,7 +8,6 @@ from math import prod
 from ...ir.types import f32
 from .arrays import Array, common_shape
 
-
 COMPUTED = ("f32", "f16", "bf16")  # dtypes of matrices that `linear` takes
 
 

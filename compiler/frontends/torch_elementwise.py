@@ -43,8 +43,12 @@ def floating(c: Call, x: Array) -> Array:
     return x if x.dtype.is_float else x.astype(c.dtype)
 
 
+def op_of(name: str) -> Callable[[Array], Array]:
+    return lambda x: x.unary(name)
+
+
 def unary(op: str) -> Rule:
-    return lambda c: wide(c.self, lambda x: x.unary(op))
+    return lambda c: wide(c.self, op_of(op))
 
 
 def float_unary(function: Callable[[Array], Array]) -> Rule:
@@ -368,9 +372,9 @@ def norm(c: Call) -> Array:
 
 
 ELEMENTWISE: Mapping[str, Rule] = {
-    **{n: float_unary(lambda x, op=n: x.unary(op)) for n in "exp expm1 log log1p tanh erf sin cos sqrt rsqrt".split()},
+    **{n: float_unary(op_of(n)) for n in "exp expm1 log log1p tanh erf sin cos sqrt rsqrt".split()},
     **{n: float_unary(f) for n, f in trigonometry.FUNCTIONS.items()},
-    **{n: whole(lambda x, op=n: x.unary(op)) for n in ("floor", "ceil")},
+    **{n: whole(op_of(n)) for n in ("floor", "ceil")},
     **{n: compare(n) for n in "eq ne lt le gt ge".split()},
     **{f"logical_{n}": logical(n) for n in ("and", "or", "xor")},
     **{f"bitwise_{n}": binary(n) for n in ("and", "or", "xor")},

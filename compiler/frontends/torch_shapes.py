@@ -213,9 +213,9 @@ def roll(c: Call) -> Array:
 
 def _rolled(x: Array, axis: int, shift: int) -> Array:
     size = x.shape[axis % x.rank]
-    first = -shift % size if isinstance(size, int) and size else 0
-    if not isinstance(size, int):
-        first = -shift if shift < 0 else size - shift
+    first: Dim = -shift if shift < 0 else size - shift
+    if isinstance(size, int):
+        first = -shift % size if size else 0
     return concatenate([x.slice(axis, first), x.slice(axis, 0, first)], axis) if first != 0 else x
 
 
@@ -247,7 +247,7 @@ def full(c: Call) -> Array:
 def arange(c: Call) -> Array:
     start, step = c.get("start", 0), c.get("step", 1)
     count = c.shape[0]
-    if all(isinstance(v, int) for v in (start, step, count)):
+    if isinstance(start, int) and isinstance(step, int) and isinstance(count, int):
         return c.body.constant(np.arange(count) * step + start, c.dtype)
     x = c.body.arange(count, c.dtype)
     if step != 1:
