@@ -32,7 +32,7 @@ class Parts:
 
 def parts(path: Path, manifest: Mapping[str, Any], library: np.ndarray, weights: np.ndarray | None) -> Parts:
     """What an `Engine` opens, of a manifest's facts."""
-    named = {**manifest, "library": "library", "weights": {"file": "weights"}}
+    named = {**manifest, "library": "library", "weights": {"file": "weights"}, "tokenizer": None}
     return Parts(path, named, {"library": library, "weights": np.empty(0, np.uint8) if weights is None else weights})
 
 
