@@ -17,7 +17,7 @@ from ...ir.target import Target
 from ...ir.types import DTYPES, Dim, DType, Type
 from .activation import STORE_ROW
 from .kernels import THREADS, Call, DimValue, Kernel, Literal, Operand, Result, Run, Scratch
-from .linear_amx import LEAST_TOKENS, block_columns, column_words, uses_tiles
+from .linear_amx import LEAST_TOKENS, block_units, unit_bytes, unit_words, uses_tiles
 from .linear_block import block_panels, block_terms
 from .linear_dense import BLOCK, DENSE_BLOCKS, dense_panels
 from .linear_job import JOB, PAIRS
@@ -104,9 +104,9 @@ def _terms(dtypes: Iterable[DType], target: Target, one: bool = False) -> tuple[
         needs.append(block_terms(fmt))
         if not one and uses_tiles(fmt, target.name):
             many = f"tokens >= {LEAST_TOKENS}"
-            columns = f"(size_t)linear_padded(tokens) / 16 * (size_t)(k / 32) * {column_words(fmt)}"
-            terms, words = f"{many} ? {d}_columns : {terms}", f"({many} ? {columns} : {words})"
-            needs.append(block_columns(fmt))
+            units = f"(size_t)linear_padded(tokens) * (size_t)({unit_words(fmt, 'k')})"
+            terms, words = f"{many} ? {d}_units : {terms}", f"({many} ? {units} : {words})"
+            needs.append(block_units(fmt, tuning_of(target).kblock))
         text += f"""\
   int32_t *terms_{d} = (void *)scratch;
   linear_prepare(r, {terms}, x, x_row, tokens, k, terms_{d});
@@ -129,8 +129,8 @@ def _terms_bytes(dtypes: Iterable[DType], x: Type, k: int, target: Target) -> Di
     words = 0
     for d in blocks:
         fmt = FORMATS[d.name]
-        columns = k // 32 * column_words(fmt) // 16 if uses_tiles(fmt, target.name) else 0
-        words += max(k // fmt.group, columns)
+        units = -(-k // (2 * fmt.group)) * unit_bytes(fmt) // 64 if uses_tiles(fmt, target.name) else 0
+        words += max(k // fmt.group, units)
     dense = -(-k * x.dtype.block_bytes // BLOCK) * BLOCK if len(blocks) < len(set(dtypes)) else 0
     return (x.shape[0] + 15) * (words * 4 + dense) + LINE * len(blocks)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ...ir.quant import Format, planes_of
 from ...ir.target import Target
 from .kernels import Kernel
-from .linear_amx import LEAST_TOKENS, UNIT, amx_recipe, uses_tiles
+from .linear_amx import LEAST_TOKENS, amx_recipe, uses_tiles
 from .linear_i8mm import I8MM, pair_stores, pair_tile
 from .linear_job import JOB, each, tiles
 from .tuning import Tile, Tuning, tuning_of
@@ -56,7 +56,7 @@ def block_panels(fmt: Format, target: Target) -> Kernel:
     parts += [_stream(fmt, tuning)]
     parts += [amx_recipe(fmt, tuning.kblock)] if tiled else []
     text = "\n".join([*parts, _panels(fmt, tuning, tiled)])
-    return Kernel(f"{fmt.dtype}_panels", text, (JOB, FIELD, UNIT) if tiled else (JOB, FIELD))
+    return Kernel(f"{fmt.dtype}_panels", text, (JOB, FIELD))
 
 
 def block_terms(fmt: Format) -> Kernel:

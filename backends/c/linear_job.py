@@ -30,7 +30,7 @@ typedef void linear_gate(float *gate, const float *up, int32_t tokens);
 struct linear_job {
   const uint8_t *x;     /* rows of activations */
   size_t x_row;         /* bytes from a row to the next */
-  const int32_t *terms; /* FORMAT_terms, term_row words a token; of many tokens FORMAT_columns or dense_blocks */
+  const int32_t *terms; /* FORMAT_terms, term_row words a token; of many tokens FORMAT_units or dense_blocks */
   int32_t term_row, tokens, k, n;
   const uint8_t *w;
   size_t panel_bytes;
@@ -72,7 +72,13 @@ static inline size_t linear_second(const linear_job *job, int32_t pair) {
 static inline void linear_finish(const linear_job *job, int32_t pair, int32_t count, const float *acc) {
   const size_t floats = linear_floats(job->tokens);
   const int32_t first = 32 * pair, panels = int_min((job->n - first + 15) / 16, 2 * count);
-  for (int32_t t = 0; t < job->tokens; t++)
+  enum { AHEAD = 8 }; /* rows */
+  for (int32_t t = 0; t < job->tokens; t++) {
+    if (t + AHEAD < job->tokens) { /* rows lie far apart: the hardware foresees none */
+      const size_t next = (size_t)(t + AHEAD) * (size_t)job->n + (size_t)first;
+      for (int32_t p = 0; p < panels; p++) __builtin_prefetch(job->y + next + 16 * p, 1);
+      if (job->residual) for (int32_t p = 0; p < panels; p++) __builtin_prefetch(job->residual + next + 16 * p);
+    }
     for (int32_t p = 0; p < panels; p++) {
       const int32_t row = first + 16 * p, rows = int_min(job->n - row, 16);
       const size_t at = (size_t)t * (size_t)job->n + (size_t)row;
@@ -82,6 +88,7 @@ static inline void linear_finish(const linear_job *job, int32_t pair, int32_t co
       if (rows == 16) f32_store(job->y + at, y);
       else f32_store_n(job->y + at, y, rows);
     }
+  }
 }
 
 /* Pairs [pair, pair + count) of panels. */

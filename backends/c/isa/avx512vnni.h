@@ -130,29 +130,40 @@ INLINE vdot dot_begin(vi32 sum) { return sum; }
 INLINE vi32 dot_end(vi32 sum, vdot d) { (void)sum; return d; }
 
 #ifdef __AMX_INT8__
-/* ---- AMX: sums[token][row] = x[token][group] * quad[group / 4][row][4], all int8, for 16 rows ---- */
-/* The tiles of this thread, from here to tile_end, are for so many tokens, to 16, and values in a group, to 64. */
-INLINE void tile_begin(int tokens, int group) {
+/* ---- AMX: sums[token][row] = x[token][group] * quad[group / 4][row][4], all int8, for 16 tokens and 16 rows ----
+ *
+ * Sums are stored as the bits of TILE_START + sum, which is exact below 2^22: taking TILE_START away gives the sum as a
+ * float, by an addition where a conversion would take the only port that multiplies 512 bits while tiles are in use. */
+#define TILE_START 0x1.8p23f
+/* The tiles of this thread, from here to tile_end, are for so many values in a group, to 64. */
+INLINE void tile_begin(int group) {
   struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape = {.palette = 1};
-  for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = (uint8_t)tokens; /* 0 to 3: sums */
-  shape.bytes[4] = shape.bytes[5] = (uint16_t)group;                                /* 4, 5: x */
-  shape.rows[6] = shape.rows[7] = (uint8_t)(group / 4);                             /* 6, 7: weights */
+  for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = 16;     /* 0 to 3: sums */
+  shape.bytes[4] = shape.bytes[5] = (uint16_t)group;                       /* 4, 5: x */
+  shape.rows[6] = shape.rows[7] = (uint8_t)(group / 4);                    /* 6, 7: weights */
   _tile_loadconfig(&shape);
 }
 INLINE void tile_end(void) { _tile_release(); }
+/* The activations of products 0 and 2, or of 1 and 3. */
+INLINE void tile_x(int which, const void *x, size_t x_row) {
+  if (which) _tile_loadd(5, x, x_row);
+  else _tile_loadd(4, x, x_row);
+}
 /* Starts a product and stores the sums of the third before it, which are ready by now: `turn` counts 0 to 3 and again,
  * so that no product waits for another's registers. */
-INLINE void tile_product(int turn, const void *x, size_t x_row, const uint8_t *quad, size_t quad_row, int32_t *third) {
-#define TILE_PRODUCT_(sum, a, b, done) \
-  _tile_stored(done, third, 64); _tile_zero(sum); _tile_loadd(a, x, x_row); _tile_loadd(b, quad, quad_row); \
+INLINE void tile_sum(int turn, const uint8_t *quad, size_t quad_row, int32_t *third) {
+  static const _Alignas(64) float START[16] = {TILE_START, TILE_START, TILE_START, TILE_START, TILE_START, TILE_START,
+    TILE_START, TILE_START, TILE_START, TILE_START, TILE_START, TILE_START, TILE_START, TILE_START, TILE_START, TILE_START};
+#define TILE_SUM_(sum, a, b, done) \
+  _tile_stored(done, third, 64); _tile_loadd(sum, START, 0); _tile_loadd(b, quad, quad_row); \
   _tile_dpbssd(sum, a, b); break
   switch (turn) {
-    case 0: TILE_PRODUCT_(0, 4, 6, 1);
-    case 1: TILE_PRODUCT_(1, 5, 7, 2);
-    case 2: TILE_PRODUCT_(2, 4, 6, 3);
-    default: TILE_PRODUCT_(3, 5, 7, 0);
+    case 0: TILE_SUM_(0, 4, 6, 1);
+    case 1: TILE_SUM_(1, 5, 7, 2);
+    case 2: TILE_SUM_(2, 4, 6, 3);
+    default: TILE_SUM_(3, 5, 7, 0);
   }
-#undef TILE_PRODUCT_
+#undef TILE_SUM_
 }
 INLINE void tile_store(int turn, int32_t *sums) {
   switch (turn) {
@@ -161,6 +172,18 @@ INLINE void tile_store(int turn, int32_t *sums) {
     case 2: _tile_stored(2, sums, 64); break;
     default: _tile_stored(3, sums, 64); break;
   }
+}
+/* y + (scale * *of_x) * sums[16], the sums as tiles store them. The compiler must keep tokens in their order: all of
+ * them at once do not fit the registers. */
+INLINE vf32 tile_scaled(vf32 y, vf32 scale, const float *of_x, const int32_t *sums) {
+  const vf32 minus = _mm512_sub_ps(_mm512_set1_ps(TILE_START), _mm512_loadu_ps(sums));
+  y = _mm512_sub_ps(y, _mm512_mul_ps(_mm512_mul_ps(scale, _mm512_set1_ps(*of_x)), minus));
+  __asm__ volatile("" : "+v"(y));
+  return y;
+}
+/* y + offset * *term */
+INLINE vf32 tile_offset(vf32 y, vf32 offset, const float *term) {
+  return _mm512_add_ps(y, _mm512_mul_ps(offset, _mm512_set1_ps(*term)));
 }
 #endif
 #endif
