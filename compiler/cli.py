@@ -183,30 +183,6 @@ def chat(
 
 
 @app.command()
-def perplexity(
-    name: ModelName,
-    file: Annotated[Path, typer.Option("--file", "-f", help="A UTF-8 text.")],
-    context: Annotated[int, typer.Option("--context", "-c", min=4, help="Tokens of a window.")] = 512,
-    threads: Threads = None,
-    target: Target = "native",
-    kv: KV = "f16",
-) -> None:
-    """Perplexity on a text as llama.cpp defines it: windows of the context, the second half of each scored."""
-    from ..runtime.perplexity import perplexity as estimate
-
-    try:
-        text = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InfercError(f"cannot read {file} as UTF-8 text: {error}") from error
-    with opened(name, target, None, kv, threads) as model:
-        ids = model.tokenize(text)
-        count = len(ids) // context
-        for result in estimate(model, ids, context):
-            note(f"[{result.windows}/{count}] {result.perplexity:.4f}")
-        print(f"perplexity {result.perplexity:.4f} ± {result.error:.4f}")
-
-
-@app.command()
 def inspect(
     name: ModelName,
     tensors: Annotated[bool, typer.Option("--tensors", help="Every tensor with its type and shape.")] = False,

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from . import bench, profile, verify
+from . import bench, perplexity, profile, verify
 
-REGISTERED = (bench.register, profile.register, verify.register)
+REGISTERED = (bench.register, perplexity.register, profile.register, verify.register)
