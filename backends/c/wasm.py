@@ -12,7 +12,7 @@ from .program import Program
 from .text import runtime_text, wasm_text
 
 # Hand-written files of the package.
-FILES = ("index.js", "index.d.ts", "files.js", "helper.js", "worker.js", "demo.html")
+FILES = ("index.js", "index.d.ts", "native.js", "files.js", "helper.js", "remote.js", "worker.js", "demo.html")
 
 # What of the manifest JavaScript knows, by its name there.
 FACTS = {"name": "name", "vocabulary": "vocab_size", "context": "context", "chunk": "chunk"}

@@ -72,3 +72,19 @@ model_status model_js_eval(model_model *model, void *workspace, size_t bytes, mo
                            const int32_t *ids, int32_t id_count, int32_t rows_wanted, float *logits) {
   return model_eval(model, workspace, bytes, &(model_item){session, ids, id_count, rows_wanted, logits}, 1);
 }
+
+/* Bytes of a model_sampling and of a model_decoder; a decoder begins as zeros. */
+MODEL_API size_t model_js_sampling_bytes(void);
+size_t model_js_sampling_bytes(void) { return sizeof(model_sampling); }
+MODEL_API size_t model_js_decoder_bytes(void);
+size_t model_js_decoder_bytes(void) { return sizeof(model_decoder); }
+
+MODEL_API void model_js_sampling(model_sampling *how, double temperature, int32_t top_k, double top_p, double min_p,
+                                 double repetition_penalty, int32_t repetition_window, double seed);
+void model_js_sampling(model_sampling *how, double temperature, int32_t top_k, double top_p, double min_p,
+                       double repetition_penalty, int32_t repetition_window, double seed) {
+  *how = (model_sampling){
+      .size = sizeof *how, .repetition_penalty = repetition_penalty, .repetition_window = repetition_window,
+      .top_k = top_k, .top_p = top_p, .min_p = min_p, .temperature = temperature, .seed = (uint64_t)seed,
+  };
+}
