@@ -184,8 +184,6 @@ def multiplied(w: Writer, t: Type, value: Value, x: Tensor) -> tuple[Tensor, tup
     bits = any(p.run == 1 for p in planes)  # a plane whose byte holds neighbours: runs are seen as eights
     size = min(fmt.group, *(p.run for p in planes if p.run > 1))
     run = (size // 8, 8) if bits else (size,)
-    scale, offset = _scales(w, fmt, parts, (n, blocks))
-    grouped = scale.rank == 3
     tokens = (x.shape[0],) if x.shape[0] > 1 else ()
     full = (*tokens, n, blocks, *run)
     rows = len(tokens)  # the axis of the weight's rows
@@ -194,13 +192,6 @@ def multiplied(w: Writer, t: Type, value: Value, x: Tensor) -> tuple[Tensor, tup
         """[N, blocks, …run] over all tokens."""
         return w.broadcast(piece, full, range(rows, rows + piece.rank))
 
-    def column(numbers: Tensor, start: int) -> Tensor:
-        """The numbers of the group that a run is in, over the run."""
-        if numbers.rank == 3:
-            group = start // fmt.group
-            numbers = w.reshape(w.part(numbers, 2, group, group + 1), (n, blocks))
-        return over(numbers)
-
     def given(start: int) -> Tensor:
         """The run of x that stands against the weight's."""
         piece = w.part(w.reshape(x, (*tokens, blocks, fmt.block)), rows + 1, start, start + size)
@@ -208,7 +199,7 @@ def multiplied(w: Writer, t: Type, value: Value, x: Tensor) -> tuple[Tensor, tup
         return w.broadcast(w.reshape(piece, (*tokens, blocks, *run)), full, axes)
 
     total: Tensor | None = None
-    plain: Tensor | None = None  # the sum of x, where all runs share an offset
+    plain: Tensor | None = None  # what the offset, or the scale of the mins, is to be multiplied by
 
     def added(a: Tensor | None, b: Tensor) -> Tensor:
         return b if a is None else w.add(a, b)
@@ -217,19 +208,61 @@ def multiplied(w: Writer, t: Type, value: Value, x: Tensor) -> tuple[Tensor, tup
         q, piece = _run_of(w, fmt, parts, start, size, run), given(start)
         signed = _codes(w, fmt.codes, q) if fmt.codes else _minus_zero(w, fmt, q)
         product = w.mul(over(signed), piece)
-        if grouped:
-            product = w.mul(product, column(scale, start))
-            if offset is not None:
-                product = w.add(product, w.mul(piece, column(offset, start)))
-        elif offset is not None:
+        if fmt.scale_bits:
+            scale, least = _scale_of(w, fmt, parts, start // fmt.group)
+            product = w.mul(product, over(scale))
+            piece = piece if least is None else w.mul(piece, over(least))
+        if "m" in parts:
             plain = added(plain, piece)
         total = added(total, product)
     assert total is not None
-    if not grouped:
-        total = w.mul(total, column(scale, 0))
-        if plain is not None and offset is not None:
-            total = w.add(total, w.mul(plain, column(offset, 0)))
+    if "d" in parts:
+        d = w.convert(parts["d"], "f32")
+        total = w.mul(total, over(d if fmt.unit == 1 else w.mul(d, w.splat(fmt.unit, d))))
+    if plain is not None:
+        offset = w.mul(plain, over(w.convert(parts["m"], "f32")))
+        total = w.sub(total, offset) if fmt.mins == "subtract" else w.add(total, offset)
     return total, tuple(range(rows + 1, len(full)))
+
+
+def _scale_of(w: Writer, fmt: Format, parts: dict[str, Tensor], group: int) -> tuple[Tensor, Tensor | None]:
+    """The small scale of one group of every block, and its min if it has one, as numbers that d and dmin multiply: f32
+    [N, blocks], from the bytes that hold them and no others."""
+    scale = SCALES[fmt.scale_kind](w, _packed(w, fmt, parts, group))
+    if fmt.scale_zero:
+        scale = w.sub(scale, w.splat(fmt.scale_zero, scale))
+    least = _packed(w, fmt, parts, fmt.groups + group) if fmt.mins == "subtract" else None
+    return scale, None if least is None else w.convert(least, "f32")
+
+
+def _packed(w: Writer, fmt: Format, parts: dict[str, Tensor], index: int) -> Tensor:
+    """The packed integer `index` of a block's scales and mins, ui8 [N, blocks]."""
+
+    def field(name: str, byte: int, shift: int, bits: int, position: int) -> Tensor:
+        data = parts[name]
+        x = w.reshape(w.part(data, 2, byte, byte + 1), data.shape[:2])
+        x = w.map("shift_right_logical", x, w.splat(shift, x)) if shift else x
+        x = w.map("and", x, w.splat((1 << bits) - 1, x)) if bits < 8 else x
+        return w.map("shift_left", x, w.splat(position, x)) if position else x
+
+    fields: list[Tensor] = []
+    for name, part in zip(part_names(fmt), fmt.parts):
+        if part.kind != "scale":
+            continue
+        if part.plane is None:  # Q4_K's: the first four of scales and of mins are whole, the others in two pieces
+            which, four = divmod(index, 8)
+            if four < 4:
+                return field(name, 4 * which + four, 0, 6, 0)
+            high = field(name, 4 * which + four - 4, 6, 2, 4)
+            return w.map("or", field(name, 8 + four - 4, 4 * which, 4, 0), high)
+        plane = part.plane
+        chunk, within = divmod(index, plane.run * (8 // plane.bits))
+        step, first = divmod(within, plane.run)
+        fields.append(field(name, chunk * plane.run + first, step * plane.bits, plane.bits, plane.position))
+    total = fields[0]
+    for more in fields[1:]:
+        total = w.map("or", total, more)
+    return total
 
 
 def _run_of(w: Writer, fmt: Format, parts: dict[str, Tensor], start: int, size: int, run: tuple[int, ...]) -> Tensor:

@@ -14,7 +14,7 @@ from ...ir.types import DTYPES, Type, f32
 from .blocks import widen
 from .context import Lowering, Step, Value
 from .linear import FEW, in_groups
-from .text import Tensor, element_of
+from .text import Tensor, Writer, element_of
 
 LOWEST, TINY = (float(x) for x in (np.finfo(np.float32).min, np.finfo(np.float32).tiny))
 KEYS = 512  # keys of a block, where attention of many tokens goes block by block
@@ -184,14 +184,27 @@ def _of_own_slot(a: Attention, alone: bool) -> Tensor:
     w = a.step.writer
     (k, k_type), (v, v_type) = (_slot(a, i) if alone else a.cache(i) for i in (1, 2))
     lead = () if alone else (0,)  # the slots' axis, which is the tokens'
-    keys, values = widen(w, k_type, k), widen(w, v_type, v)
-    full = (*a.q.shape[:3], a.span, a.q.shape[3])  # token, kv head, query of it, key, width
-    products = w.mul(w.broadcast(a.q, full, (0, 1, 2, 4)), w.broadcast(keys, full, (*lead, 1, 3, 4)))
-    scores = a.scores(w.total(products, (4,)))
+    keys, values = _rows(w, k_type, k), _rows(w, v_type, v)
+    head = a.q.shape[:3]  # token, kv head, query of it; then key, and the width, in groups where the cache has blocks
+    inner = keys.shape[len(lead) + 2 :]
+    full, across = (*head, a.span, *inner), tuple(range(4, 4 + len(inner)))
+    queries = w.broadcast(w.reshape(a.q, (*head, *inner)), full, (0, 1, 2, *across))
+    scores = a.scores(w.total(w.mul(queries, w.broadcast(keys, full, (*lead, 1, 3, *across))), across))
     p, total = _weights(a, scores, a.visible(w.iota((a.span,), 0), scores.shape, 0, 3), (3,))
-    full = (*full[:4], values.shape[-1])
-    mixed = w.total(w.mul(w.broadcast(p, full, (0, 1, 2, 3)), w.broadcast(values, full, (*lead, 1, 3, 4))), (3,))
+    inner = values.shape[len(lead) + 2 :]
+    full, across = (*head, a.span, *inner), tuple(range(4, 4 + len(inner)))
+    mixed = w.mul(w.broadcast(p, full, (0, 1, 2, 3)), w.broadcast(values, full, (*lead, 1, 3, *across)))
+    mixed = w.reshape(w.total(mixed, (3,)), (*head, v_type.sizes[-1]))
     return w.div(mixed, w.broadcast(total, mixed.shape, (0, 1, 2)))
+
+
+def _rows(w: Writer, t: Type, value: Value) -> Tensor:
+    """A cache as f32 [..., rows, width], or, where it holds blocks, [..., rows, blocks, 32], each where it lies."""
+    if not t.dtype.is_block:
+        return w.convert(value[0], "f32")
+    d, q = value
+    wide = w.convert(w.bitcast(q, "i8"), "f32")
+    return w.mul(wide, w.broadcast(w.convert(d, "f32"), wide.shape, range(d.rank)))
 
 
 def _element(a: Attention, t: Type) -> str:
