@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..ir.graph import Value
+from ..ir.graph import IRError, Value
 from ..ir.ops.decompose import length
-from ..ir.types import Dim, Type, i32
+from ..ir.types import DTYPES, Dim, Type, f32, i32
+from .primitives_complex import Complex
+from .primitives_complex import apply as apply_complex
+from .primitives_random import RANDOM_PRIMITIVES
+from .primitives_special import SPECIAL_PRIMITIVES
 from .primitives_window import WINDOW_PRIMITIVES
 
 if TYPE_CHECKING:
@@ -98,18 +102,6 @@ def _pow(body: Body, params: Params, operands: list[Value], types: list[Type]) -
     return body.make("pow", x, y if y.dtype == x.dtype else body.make("convert", y, dtype=x.dtype)[0])
 
 
-def _exp2(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
-    return body.make("exp", *body.make("mul", operands[0], _filled(body, np.log(2.0), types[0])))
-
-
-def _erfc(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
-    return body.make("sub", _filled(body, 1.0, types[0]), *body.make("erf", operands[0]))
-
-
-def _tan(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
-    return body.make("div", *body.make("sin", operands[0]), *body.make("cos", operands[0]))
-
-
 def _round(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
     return body.make(
         "round", operands[0], mode="even" if params["rounding_method"].name == "TO_NEAREST_EVEN" else "away"
@@ -144,6 +136,40 @@ def _split(body: Body, params: Params, operands: list[Value], types: list[Type])
     return results
 
 
+def _stack(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
+    axis, shape = params["axis"], types[0].shape
+    rows = [body.make("reshape", v, shape=(*shape[:axis], 1, *shape[axis + 1 :]))[0] for v in operands]
+    return body.make("concatenate", *rows, axis=axis)
+
+
+def _unstack(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
+    axis, shape = params["axis"], operands[0].shape
+    count = shape[axis]
+    assert isinstance(count, int)
+    rows = _split(body, {"axis": axis, "sizes": (1,) * count}, operands, types)
+    return [r for row, t in zip(rows, types) for r in body.make("reshape", row, shape=t.shape)]
+
+
+def _tile(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
+    shape, reps = operands[0].shape, body.trace.shape(params["reps"])
+    grid = tuple(d for pair in zip(reps, shape) for d in pair)
+    spread = body.make("broadcast", operands[0], shape=grid, dims=tuple(range(1, 2 * len(shape), 2)))[0]
+    return body.make("reshape", spread, shape=types[0].shape)
+
+
+def _mulhi(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
+    """The upper half of a product twice as wide."""
+    dtype = types[0].dtype
+    bits = dtype.block_bytes * 8
+    if bits == 64:
+        raise IRError("mulhi of 64 bits has no wider product: use 32 bits")
+    wide = DTYPES[f"{dtype.name[0]}{2 * bits}"]
+    a, b = (body.make("convert", _to_shape(body, v, types[0].shape), dtype=wide)[0] for v in operands)
+    product = body.make("mul", a, b)[0]
+    upper = body.make("shift_right_arithmetic", product, _filled(body, bits, product.type))[0]
+    return body.make("convert", upper, dtype=dtype)
+
+
 def _pad(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
     low, high, interior = (body.trace.shape(column) for column in zip(*params["padding_config"])) or ((), (), ())
     return body.make("pad", *operands, low=low, high=high, interior=interior)
@@ -158,6 +184,8 @@ def _reduce(kind: str) -> Lowering:
 
 def _dot_general(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
     contracting, batch = params["dimension_numbers"]
+    if operands[0].dtype != operands[1].dtype:
+        operands = [v for x in operands for v in _convert(body, params, [x], types)]
     return body.make("dot_general", *operands, contracting=contracting, batch=batch, dtype=types[0].dtype)
 
 
@@ -192,16 +220,58 @@ def _gather(body: Body, params: Params, operands: list[Value], types: list[Type]
 
 
 def _scatter(kind: str) -> Lowering:
+    """Sums and products of half floats are f32's, rounded once at the end."""
+
     def lower(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
-        return body.make("scatter", *operands, kind=kind, **_fields(params, SCATTER_FIELDS))
+        x, indices, updates = operands
+        half = kind in ("add", "mul") and x.dtype.name in ("f16", "bf16")
+        if half:
+            x, updates = (body.make("convert", v, dtype=f32)[0] for v in (x, updates))
+        result = body.make("scatter", x, indices, updates, kind=kind, **_fields(params, SCATTER_FIELDS))
+        return body.make("convert", *result, dtype=types[0].dtype) if half else result
 
     return lower
 
 
 def _scatter_sub(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
     x, indices, updates = operands
-    negative = body.make("neg", updates)[0]
-    return body.make("scatter", x, indices, negative, kind="add", **_fields(params, SCATTER_FIELDS))
+    return _scatter("add")(body, params, [x, indices, *body.make("neg", updates)], types)
+
+
+def _fft(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Any]:
+    return apply_complex(body, "fft", params, operands, types)
+
+
+def _only_complex(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
+    """The parts of a number that is real already."""
+    assert not any(isinstance(v, Complex) for v in operands)
+    return operands
+
+
+def _bitcast(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
+    """Of equal sizes; else the low parts of an integer come first, in an axis of their own."""
+    x, dtype = operands[0], types[0].dtype
+    if x.dtype.block_bytes == dtype.block_bytes:
+        return body.make("bitcast", x, dtype=dtype)
+    wide, narrow = (DTYPES[f"u{8 * d.block_bytes}"] for d in (x.dtype, dtype))
+    bits = body.make("bitcast", x, dtype=wide)[0]
+    if wide.block_bytes > narrow.block_bytes:
+        parts = []
+        for i in range(wide.block_bytes // narrow.block_bytes):
+            amount = _filled(body, 8 * narrow.block_bytes * i, bits.type)
+            part = body.make("convert", *body.make("shift_right_logical", bits, amount), dtype=narrow)[0]
+            parts.append(body.make("reshape", part, shape=(*x.shape, 1))[0])
+        return body.make("bitcast", *body.make("concatenate", *parts, axis=x.type.rank), dtype=dtype)
+    total: Value | None = None
+    for i in range(narrow.block_bytes // wide.block_bytes):
+        rank = x.type.rank
+        start, limit = (*(0,) * (rank - 1), i), (*x.shape[:-1], i + 1)
+        piece = body.make("slice", bits, start=start, limit=limit, stride=(1,) * rank)[0]
+        piece = body.make("convert", *body.make("reshape", piece, shape=types[0].shape), dtype=narrow)[0]
+        shifted = body.make("shift_left", piece, _filled(body, 8 * wide.block_bytes * i, piece.type))[0]
+        total = shifted if total is None else body.make("or", total, shifted)[0]
+    assert total is not None
+    return body.make("bitcast", total, dtype=dtype)
 
 
 def _types(values: Sequence[Value]) -> list[Type]:
@@ -239,6 +309,7 @@ def _scan(body: Body, params: Params, operands: list[Value], types: list[Type]) 
 
 
 SAME_NAME = (
+    "tan sinh cosh asin acos atan atan2 asinh acosh atanh cbrt exp2 erfc "
     "add sub mul div max min rem neg abs sign floor ceil exp log expm1 log1p tanh logistic sqrt rsqrt sin cos erf not "
     "and or xor shift_left shift_right_logical shift_right_arithmetic is_finite clamp"
 )
@@ -247,19 +318,19 @@ PRIMITIVES: dict[str, Lowering] = {
     **{name: _elementwise("compare", direction=name) for name in "eq ne lt le gt ge".split()},
     **{f"reduce_{kind}": _reduce(kind) for kind in "sum max min prod and or xor".split()},
     **{f"scatter{end}": _scatter(kind) for kind in ("add", "mul", "min", "max") for end in (f"-{kind}", f"_{kind}")},
-    **{name: _identity for name in "copy copy_p optimization_barrier sharding_constraint stop_gradient".split()},
+    **{name: _identity for name in (
+        "copy copy_p optimization_barrier sharding_constraint stop_gradient device_put name random_clone pin unpin "
+        "layout_constraint reshard"
+    ).split()},
     "add_any": _elementwise("add"),
     "pow": _pow,
     "integer_pow": _integer_pow,
     "square": _square,
-    "exp2": _exp2,
-    "erfc": _erfc,
-    "tan": _tan,
     "round": _round,
     "select_n": _select_n,
     "convert_element_type": _convert,
     "dim_as_value": _dim_as_value,
-    "bitcast_convert_type": _simple("bitcast", dtype=lambda body, params, operands, types: types[0].dtype),
+    "bitcast_convert_type": _bitcast,
     "iota": _simple("iota", type=lambda body, params, operands, types: types[0], dim=_param("dimension")),
     "broadcast_in_dim": _simple("broadcast", shape=_shape_of_result, dims=_param("broadcast_dimensions")),
     "reshape": _simple("reshape", shape=_shape_of_result),
@@ -269,11 +340,14 @@ PRIMITIVES: dict[str, Lowering] = {
     "slice": _slice,
     "split": _split,
     "pad": _pad,
+    "stack": _stack,
+    "unstack": _unstack,
+    "tile": _tile,
+    "mulhi": _mulhi,
     "concatenate": _simple("concatenate", axis=_param("dimension")),
     "argmax": _simple("argmax", axis=lambda b, params, o, t: params["axes"][0], dtype=lambda b, p, o, t: t[0].dtype),
     "argmin": _simple("argmin", axis=lambda b, params, o, t: params["axes"][0], dtype=lambda b, p, o, t: t[0].dtype),
     "sort": _simple("sort", axis=_param("dimension"), keys=_param("num_keys")),
-    "top_k": _simple("top_k", k=_param("k")),
     "dot_general": _dot_general,
     "gather": _gather,
     "scatter": _scatter("set"),
@@ -285,4 +359,8 @@ PRIMITIVES: dict[str, Lowering] = {
     "while": _while,
     "scan": _scan,
     **WINDOW_PRIMITIVES,
+    **SPECIAL_PRIMITIVES,
+    **RANDOM_PRIMITIVES,
+    "fft": _fft,
+    **{name: _only_complex for name in ("complex", "real", "imag", "conj")},
 }

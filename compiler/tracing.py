@@ -25,13 +25,18 @@ from ..errors import InfercError
 from ..ir.graph import INPUT, Graph, IRError, Node, Origin, Value, Weight, make, make_input
 from ..ir.ops import OPS
 from ..ir.types import DTYPES, Dim, Sym, Type, f32, parse_dim, symbols
-from . import named_ops
+from . import named_ops, primitives_complex
 from .primitives import PRIMITIVES
+from .primitives_complex import Complex, is_complex
+from .primitives_random import data_of, is_key, select_keys, starts_with_zero, with_data
+from .primitives_refused import REFUSED
 
 CONSTANT_BYTES = 1024  # a larger constant becomes a weight
 # Operands, by op and index, that take block and half-float weights as they are. Elsewhere `dequantize` comes between.
 TAKES_FORMATS = {("embedding", 0), ("linear", 1), ("expert_linear", 1)}
-LIBRARY = (str(Path(jax.__file__).parent), named_ops.__file__, __file__)  # frames in these are not the user's
+# Frames in these are not the user's.
+LIBRARY = (str(Path(jax.__file__).parent), named_ops.__file__, __file__, str(Path(__file__).parent / "primitives"),
+           str(Path(__file__).parent / "frontends"))  # fmt: skip
 NAMED_DTYPES = {d.numpy or "bfloat16": d for d in DTYPES.values() if d.numpy or d.name == "bf16"}
 
 
@@ -96,6 +101,8 @@ class _Trace:
             for value, aval in zip(body.evaluate(closed, [n[0] for n in inputs], Origin()), closed.out_avals)
         ]
         captured = tuple(body.captured.values())
+        if any(isinstance(v, Complex) for v in outputs):
+            raise InfercError(f"{name} returns complex numbers: return their real and imaginary parts")
         return Graph(name, (*captured, *inputs), tuple(outputs)), captured
 
     def function(self, eqn: Any, operands: Sequence[Value]) -> tuple[Graph, tuple[Node, ...]]:
@@ -117,6 +124,11 @@ class _Trace:
         return tuple(self.dim(d) for d in shape)
 
     def type(self, aval: Any) -> Type:
+        """That of the graph: of complex numbers, of each part; of random keys, of their data."""
+        if is_key(aval.dtype):
+            aval = data_of(aval)
+        if is_complex(aval.dtype):
+            return Type(self.shape(aval.shape), DTYPES["f32" if aval.dtype == np.complex64 else "f64"])
         if str(aval.dtype) not in NAMED_DTYPES:
             raise IRError(f"the dtype {aval.dtype} is not supported")
         return Type(self.shape(aval.shape), NAMED_DTYPES[str(aval.dtype)])
@@ -143,15 +155,18 @@ class Body:
         self.captured: dict[str, Node] = {}
         self.dequantized: dict[Value, Value] = {}
         self.origin = Origin()
+        self.avals: list[Any] = []  # what JAX says of the operands of the equation at hand
 
     def evaluate(self, closed: Any, operands: Sequence[Value], outer: Origin) -> list[Value]:
         """Applies a jaxpr to values. `outer` is where it is called: it leads paths, and stands in for lost sources."""
         jaxpr = getattr(closed, "jaxpr", closed)
-        environment: dict[Any, Value] = dict(zip(jaxpr.invars, operands, strict=True))
+        environment: dict[Any, Any] = dict(zip(jaxpr.invars, operands, strict=True))
         environment |= {var: self.constant(value) for var, value in zip(jaxpr.constvars, getattr(closed, "consts", ()))}
 
-        def read(atom: Any) -> Value:
-            return self.constant(np.asarray(atom.val, atom.aval.dtype)) if hasattr(atom, "val") else environment[atom]
+        def read(atom: Any) -> Any:
+            if not hasattr(atom, "val"):
+                return environment[atom]
+            return self.constant(atom.val if is_key(atom.aval.dtype) else np.asarray(atom.val, atom.aval.dtype))
 
         for eqn in jaxpr.eqns:
             scope = (
@@ -172,25 +187,58 @@ class Body:
                 v if takes else self.as_traced(v, var.aval) for v, var, takes in zip(operands, eqn.invars, formats)
             ]
             results: Sequence[Value] = self.make(op, *plain, **attrs)
-        elif name in ("jit", "pjit") and _is_users(params["jaxpr"]):
+        elif name in ("jit", "pjit") and _is_users(params["jaxpr"]) and not self.has_complex(eqn, operands):
             graph, captured = self.trace.function(eqn, operands)
             return self.make("call", *self.capture(captured), *operands, graph=graph)
         elif name in INLINED:
             inner = next(params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call") if key in params)
             return self.evaluate(inner, operands, origin)
-        elif name in PRIMITIVES:
+        elif name in PRIMITIVES or self.has_complex(eqn, operands):
+            where = _location(eqn, full=True) or ", ".join(origin.sources)
             types = [self.trace.type(v.aval) for v in eqn.outvars]
             plain = [self.as_traced(v, var.aval) for v, var in zip(operands, eqn.invars)]
-            results = PRIMITIVES[name](self, _plain_integers(params), plain, types)
+            self.avals = [v.aval for v in eqn.invars]
+            try:
+                if self.has_complex(eqn, operands):
+                    results = primitives_complex.apply(self, name, params, plain, types)
+                elif any(is_key(v.aval.dtype) for v in eqn.outvars) and not name.startswith("random_"):
+                    results = self.moved_keys(name, params, plain, types, eqn.outvars[0].aval)
+                else:
+                    results = self.primitive(name, params, plain, types)
+            except IRError as error:
+                raise InfercError(f"{name} (used at {where}): {error}") from error
         else:
             where = _location(eqn, full=True) or ", ".join(origin.sources)
-            raise InfercError(
-                f"the JAX operation {name!r} is not supported (used at {where}); write that line with other operations"
-            )
+            why = REFUSED.get(name, "write that line with other operations")
+            raise InfercError(f"the JAX operation {name!r} is not supported (used at {where}); {why}")
         for var, value in zip(eqn.outvars, results, strict=True):
-            if value.type != (said := self.trace.type(var.aval)):
-                raise IRError(f"{op or name} at {origin}: the op infers {value.type}, JAX says {said}")
+            said = self.trace.type(var.aval)
+            for part in (value.re, value.im) if isinstance(value, Complex) else (value,):
+                if part.type != said:
+                    raise IRError(f"{op or name} at {origin}: the op infers {part.type}, JAX says {said}")
         return results
+
+    def has_complex(self, eqn: Any, operands: Sequence[Any]) -> bool:
+        """Whether an equation takes or gives complex numbers."""
+        return any(isinstance(v, Complex) for v in operands) or any(is_complex(v.aval.dtype) for v in eqn.outvars)
+
+    def primitive(self, name: str, params: Any, operands: list[Value], types: list[Type]) -> Sequence[Value]:
+        """A row of the table, applied here."""
+        return PRIMITIVES[name](self, _plain_integers(params), operands, types)
+
+    def moved_keys(self, name: str, params: Any, operands: list[Value], types: list[Type], aval: Any):
+        """A primitive that moves typed random keys, on their data."""
+        if name == "select_n":
+            return self.primitive(name, params, select_keys(self, operands, types[0].shape), types)
+        if name == "dynamic_slice":
+            return self.primitive(name, params, starts_with_zero(self, operands), types)
+        return self.primitive(name, with_data(name, params, aval), operands, types)
+
+    def inline(self, function: Callable[..., Any], operands: Sequence[Value]) -> Sequence[Value]:
+        """The results of a JAX function of the operands of the equation at hand, traced here."""
+        avals = (data_of(a) if is_key(a.dtype) else jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self.avals)
+        closed = jax.make_jaxpr(lambda *arrays: jax.tree.leaves(function(*arrays)))(*avals)
+        return self.evaluate(closed, operands, self.origin)
 
     def make(self, op: str, *operands: Value, **attrs: Any) -> tuple[Value, ...]:
         """Applies an op of the IR here."""
@@ -199,7 +247,10 @@ class Body:
         return make(OPS[op], *operands, origin=self.origin, **attrs).values
 
     def as_traced(self, value: Value, aval: Any) -> Value:
-        """A weight in the f32 that it was traced as; any other value as it is."""
+        """A weight in the f32 that it was traced as; any other value as it is. Raises IRError for complex numbers where
+        a graph ends."""
+        if isinstance(value, Complex) or is_key(aval.dtype):
+            return value
         if str(aval.dtype) == value.dtype.numpy or value.dtype.name == str(aval.dtype).replace("bfloat16", "bf16"):
             return value
         if value not in self.dequantized:
@@ -207,8 +258,10 @@ class Body:
         return self.dequantized[value]
 
     def constant(self, value: Any) -> Value:
-        """A constant node, or above CONSTANT_BYTES a weight that this graph captures."""
-        array = np.asarray(value)
+        """A constant node, or above CONSTANT_BYTES a weight that this graph captures; of complex numbers both parts."""
+        array = np.asarray(jax.random.key_data(value) if is_key(getattr(value, "dtype", np.int32)) else value)
+        if is_complex(array.dtype):
+            return Complex(*(self.constant(np.ascontiguousarray(part)) for part in (array.real, array.imag)))
         type = self.trace.type(array)
         if array.nbytes <= CONSTANT_BYTES:
             return self.make("constant", value=array.tobytes(), type=type)[0]
@@ -255,10 +308,12 @@ def _plain_integers(params: Any) -> Any:
 def _location(eqn: Any, full: bool = False) -> str:
     """The user's line that made an equation, as file:line; "" where JAX kept none."""
     traceback = eqn.source_info.traceback
-    for frame in traceback.frames if traceback else ():
-        if not frame.file_name.startswith(LIBRARY):
-            return f"{frame.file_name if full else Path(frame.file_name).name}:{frame.line_num}"
-    return ""
+    frames = [f for f in (traceback.frames if traceback else ()) if not f.file_name.startswith(LIBRARY)]
+    if full:  # the line of the user's own that it came from, before that of a library
+        frames = [f for f in frames if "site-packages" not in f.file_name] or frames
+    if not frames:
+        return ""
+    return f"{frames[0].file_name if full else Path(frames[0].file_name).name}:{frames[0].line_num}"
 
 
 def user_line(traceback: Any) -> str:

@@ -199,10 +199,11 @@ def packed_weights(module: Module, built: program.Program) -> np.ndarray:
     return data
 
 
-def compile_library(module: Module, target_name: str, *, threads: int = 1, **options: int) -> Library:
+def compile_library(module: Module, target_name: str, *, threads: int = 1, flags: tuple[str, ...] = (),
+                    **options: int) -> Library:  # fmt: skip
     built = build(module, target_name, **options)
     path = FOLDER / f"{len(list(FOLDER.iterdir()))}.so"
-    toolchain.compile_program(built, path, extra=("-Werror",))
+    toolchain.compile_program(built, path, extra=("-Werror", *flags))
     return Library(built, path, packed_weights(module, built), threads)
 
 

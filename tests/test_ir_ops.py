@@ -12,6 +12,7 @@ from inferc.ir.graph import IRError
 from inferc.ir.interpret import interpret
 from inferc.ir.ops import OPS, cache_row
 from inferc.ir.ops.common import narrow
+from inferc.ir.ops.special import FUNCTIONS
 from inferc.ir.rewrite import expand
 from inferc.ir.types import DTYPES, Type, bf16, f16, f32, i32, numpy_dtype
 from inferc.ir.verify import verify
@@ -173,6 +174,8 @@ DECOMPOSED = [
     ("patch_linear", ("f32[2, 5, 4, 3]", "f32[7, 18]"),
      dict(window=(3, 2), strides=(2, 1), low=(1, 0), high=(0, 1), dilation=(1, 1))),
     *((name, ("f32[T, 7]",), {}) for name in ("silu", "gelu_tanh", "gelu")),
+    *((name, ("f32[T, 7]",) * count, {}) for name, (count, *_) in FUNCTIONS.items()),
+    *(("fft", (f"f32[T, {n}]",) * 2, dict(inverse=inverse)) for n in (1, 8, 9) for inverse in (False, True)),
     ("softcap", ("f32[T, 7]",), dict(cap=30.0)),
     *(("gated", ("f32[T, 7]", "f32[T, 7]"), dict(activation=a)) for a in ("silu", "gelu_tanh", "gelu")),
     ("rms_norm", ("f32[T, 3, 40]", "f32[40]"), dict(eps=1e-5)),

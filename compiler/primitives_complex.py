@@ -1,0 +1,228 @@
+"""Complex numbers inside of functions: two arrays of real numbers. Functions neither take nor return them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..ir.graph import IRError, Value
+from ..ir.types import Type, boolean
+
+if TYPE_CHECKING:
+    from .tracing import Body
+
+Params = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Complex:
+    """Real and imaginary parts, of one type."""
+
+    re: Value
+    im: Value
+
+
+Any_ = Value | Complex
+
+
+def is_complex(dtype: Any) -> bool:
+    return np.dtype(dtype).kind == "c" if not hasattr(dtype, "_impl") else False
+
+
+def _parts(x: Any_) -> tuple[Value, Value]:
+    assert isinstance(x, Complex)
+    return x.re, x.im
+
+
+class _Algebra:
+    """Arithmetic of values in a body, for the formulas below; scalars are spread."""
+
+    def __init__(self, body: Body, shape: tuple[Any, ...]) -> None:
+        self.body, self.shape = body, shape
+
+    def __call__(self, op: str, *operands: Value, **attrs: Any) -> Value:
+        return self.body.make(op, *(self.spread(v) for v in operands), **attrs)[0]
+
+    def spread(self, v: Value) -> Value:
+        if v.shape == self.shape:
+            return v
+        return self.body.make("broadcast", v, shape=self.shape, dims=tuple(range(v.type.rank)))[0]
+
+
+def _product(do: _Algebra, a: Complex, b: Complex) -> Complex:
+    re = do("sub", do("mul", a.re, b.re), do("mul", a.im, b.im))
+    return Complex(re, do("add", do("mul", a.re, b.im), do("mul", a.im, b.re)))
+
+
+def _quotient(do: _Algebra, a: Complex, b: Complex) -> Complex:
+    size = do("add", do("mul", b.re, b.re), do("mul", b.im, b.im))
+    over = _product(do, a, Complex(b.re, do("neg", b.im)))
+    return Complex(do("div", over.re, size), do("div", over.im, size))
+
+
+def _exponential(do: _Algebra, x: Complex) -> Complex:
+    size = do("exp", x.re)
+    return Complex(do("mul", size, do("cos", x.im)), do("mul", size, do("sin", x.im)))
+
+
+def _size(do: _Algebra, x: Complex) -> Value:
+    return do("sqrt", do("add", do("mul", x.re, x.re), do("mul", x.im, x.im)))
+
+
+def _logarithm(do: _Algebra, x: Complex) -> Complex:
+    return Complex(do("log", _size(do, x)), do("atan2", x.im, x.re))
+
+
+def _power(do: _Algebra, x: Complex, params: Params) -> Complex:
+    count = params["y"]
+    result = x
+    for _ in range(abs(count) - 1):
+        result = _product(do, result, x)
+    if count > 0:
+        return result
+    one = do.body.constant(np.float32(1))
+    zero = do.body.constant(np.float32(0))
+    return _quotient(do, Complex(do.spread(one), do.spread(zero)), result)
+
+
+def _equal(do: _Algebra, a: Complex, b: Complex, direction: str) -> Value:
+    parts = (do("compare", p, q, direction=direction) for p, q in zip(_parts(a), _parts(b)))
+    return do("and" if direction == "eq" else "or", *parts)
+
+
+# primitive: (algebra, operands, params) → result
+FORMULAS: Mapping[str, Callable[[_Algebra, list[Any], Params], Any_]] = {
+    "complex": lambda do, x, p: Complex(do.spread(x[0]), do.spread(x[1])),
+    "real": lambda do, x, p: x[0].re,
+    "imag": lambda do, x, p: x[0].im,
+    "conj": lambda do, x, p: Complex(x[0].re, do("neg", x[0].im)),
+    "mul": lambda do, x, p: _product(do, *x),
+    "square": lambda do, x, p: _product(do, x[0], x[0]),
+    "integer_pow": lambda do, x, p: _power(do, x[0], p),
+    "div": lambda do, x, p: _quotient(do, *x),
+    "exp": lambda do, x, p: _exponential(do, *x),
+    "log": lambda do, x, p: _logarithm(do, *x),
+    "abs": lambda do, x, p: _size(do, *x),
+    "eq": lambda do, x, p: _equal(do, *x, direction="eq"),
+    "ne": lambda do, x, p: _equal(do, *x, direction="ne"),
+}
+# What is done to real and imaginary parts alike.
+BY_PARTS = frozenset(
+    "add add_any sub neg broadcast_in_dim reshape squeeze transpose rev slice split pad concatenate dynamic_slice "
+    "dynamic_update_slice gather scatter scatter-add scatter_add select_n reduce_sum cumsum copy copy_p "
+    "optimization_barrier stop_gradient reduce_window_sum".split()
+)
+OTHERS = frozenset({"convert_element_type", "dot_general", "conv_general_dilated", "fft"})
+
+
+def apply(body: Body, name: str, params: Params, operands: list[Any_], types: list[Type]) -> list[Any_]:
+    """The results of a primitive that takes or gives complex numbers; `types` are those of the parts.
+
+    Raises IRError for one that has no formula here.
+    """
+    if name in BY_PARTS:
+        halves = [[getattr(x, part) if isinstance(x, Complex) else x for x in operands] for part in ("re", "im")]
+        results = (body.primitive(name, params, half, types) for half in halves)
+        return [Complex(re, im) for re, im in zip(*results)]
+    if name == "convert_element_type":
+        return [_converted(body, operands[0], types[0])]
+    if name in ("dot_general", "conv_general_dilated"):
+        return [_bilinear(body, name, params, operands, types)]
+    if name == "fft":
+        return [_transform(body, params, operands[0])]
+    if name not in FORMULAS:
+        raise IRError(f"{name} of complex numbers is not supported: write it with real and imaginary parts")
+    made = FORMULAS[name](_Algebra(body, types[0].shape), operands, params)
+    return [made]
+
+
+def _converted(body: Body, x: Any_, type: Type) -> Any_:
+    if not isinstance(x, Complex):
+        x = Complex(x, body.make("broadcast", body.constant(np.zeros((), np.float32)), shape=x.shape, dims=())[0])
+    if type.dtype == boolean:
+        raise IRError("a complex number is no condition: compare its parts")
+    re, im = (p if p.dtype == type.dtype else body.make("convert", p, dtype=type.dtype)[0] for p in _parts(x))
+    return Complex(re, im)
+
+
+def _bilinear(body: Body, name: str, params: Params, operands: list[Any_], types: list[Type]) -> Complex:
+    (a, b), (c, d) = map(_parts, operands)
+
+    def times(x: Value, y: Value) -> Value:
+        return body.primitive(name, params, [x, y], types)[0]
+
+    return Complex(body.make("sub", times(a, c), times(b, d))[0], body.make("add", times(a, d), times(b, c))[0])
+
+
+# ---- Fourier transforms ---------------------------------------------------------------------------------------------
+
+
+def _transform(body: Body, params: Params, x: Any_) -> Any_:
+    """`fft` over the last axes: FFT, IFFT, RFFT (half of the last axis is kept), IRFFT (it is made whole first)."""
+    kind = str(getattr(params["fft_type"], "name", params["fft_type"]))
+    lengths = params["fft_lengths"]
+    if not all(isinstance(n, int) and n > 0 for n in lengths):
+        raise IRError(f"fft over axes of {lengths}: give them fixed sizes")
+    if not isinstance(x, Complex):
+        x = Complex(x, body.make("broadcast", body.constant(np.zeros((), np.float32)), shape=x.shape, dims=())[0])
+    rank = x.re.type.rank
+    real_in, real_out = kind in ("RFFT", "2"), kind in ("IRFFT", "3")
+    inverse = real_out or kind in ("IFFT", "1")
+    last = range(rank - len(lengths), rank)
+    order = list(last) if real_out else list(reversed(last))  # the halved axis first, or last
+    for axis in order:
+        if real_out and axis == rank - 1:
+            x = _whole(body, x, lengths[-1])
+        x = _along(body, x, axis, inverse)
+        if real_in and axis == rank - 1:
+            x = _columns(body, x, 0, lengths[-1] // 2 + 1)
+    return x.re if real_out else x
+
+
+def _along(body: Body, x: Complex, axis: int, inverse: bool) -> Complex:
+    rank = x.re.type.rank
+    order = [d for d in range(rank) if d != axis] + [axis]
+    back = [order.index(d) for d in range(rank)]
+
+    def moved(v: Value, permutation: list[int]) -> Value:
+        return v if axis == rank - 1 else body.make("transpose", v, permutation=tuple(permutation))[0]
+
+    re, im = body.make("fft", *(moved(p, order) for p in _parts(x)), inverse=inverse)
+    return Complex(moved(re, back), moved(im, back))
+
+
+def _columns(body: Body, x: Complex, start: int, limit: int) -> Complex:
+    shape = x.re.shape
+    none, ones = (0,) * (len(shape) - 1), (1,) * len(shape)
+    return Complex(*(body.make("slice", p, start=(*none, start), limit=(*shape[:-1], limit), stride=ones)[0]
+                     for p in _parts(x)))  # fmt: skip
+
+
+def _whole(body: Body, x: Complex, n: int) -> Complex:
+    """The spectrum of n real numbers from its first half: X[n - k] is conj X[k]."""
+    half = x.re.shape[-1]
+    assert isinstance(half, int) and half >= n // 2 + 1, prod((half, n))
+    first = _columns(body, x, 0, n // 2 + 1)
+    rest = _columns(body, x, 1, (n + 1) // 2)
+    axis = x.re.type.rank - 1
+    mirrored = [body.make("reverse", p, axes=(axis,))[0] for p in _parts(rest)]
+    mirrored[1] = body.make("neg", mirrored[1])[0]
+    # The imaginary parts of X[0] and, for even n, of X[n / 2] count as zero.
+    real = Complex(first.re, _without_ends(body, first.im, n))
+    return Complex(*(body.make("concatenate", p, m, axis=axis)[0] for p, m in zip(_parts(real), mirrored)))
+
+
+def _without_ends(body: Body, im: Value, n: int) -> Value:
+    shape = im.shape
+    count = shape[-1]
+    assert isinstance(count, int)
+    keep = np.ones(count, np.float32)
+    keep[0] = 0
+    if n % 2 == 0:
+        keep[-1] = 0
+    factor = body.make("broadcast", body.constant(keep), shape=shape, dims=(len(shape) - 1,))[0]
+    return body.make("mul", im, factor)[0]
