@@ -327,7 +327,7 @@ GOOD = {
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": "bert"}, "'bert' is not supported"),
+        ({"model": "rwkv"}, "'rwkv' is not supported"),
         ({"pre": "chatglm-bpe"}, "pre-tokenizer 'chatglm-bpe'"),
         ({"pre": None}, "pre-tokenizer None"),
         ({"tokens": []}, "tokens is missing"),

@@ -1,6 +1,7 @@
 """GGUF tokenizer metadata → the artifact's `tokenizer.json`: a `tokenizers` model and the ids around it.
 
-Two families: `gpt2` (byte-level BPE: merges and a named pre-tokenizer) and `llama` (SentencePiece BPE: scores).
+Families: `gpt2` (byte-level BPE: merges and a named pre-tokenizer), `llama` (SentencePiece BPE: scores) and `bert`
+(WordPiece).
 """
 
 from __future__ import annotations
@@ -47,6 +48,41 @@ def _words(digits: str) -> tuple[Json, ...]:
     )
 
 
+_ENDINGS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def _cased_words(endings: str, digits: str) -> tuple[Json, ...]:
+    """The split of o200k and its heirs: a word changes from capitals to small letters at most once."""
+    before, capitals, small = r"[^\r\n\p{L}\p{N}]?", r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+    words = rf"{before}{capitals}*{small}+{endings}|{before}{capitals}+{small}*{endings}"
+    return _split(f"{words}|{digits}|{_REST}"), _byte_level(use_regex=False)
+
+
+_MARKED_WORDS = (
+    _split(
+        rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}|"
+        r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    _byte_level(use_regex=False),
+)
+_EACH_DIGIT: Json = {"type": "Digits", "individual_digits": True}
+_CHINESE = _split("[一-龥ࠀ-一가-\ud7ff]+")
+_DEEPSEEK_CODER = (
+    _split(r"[\r\n]"), _split(r"\s?\p{L}+"), _split(r"\s?\p{P}+"), _CHINESE, _EACH_DIGIT, _byte_level(use_regex=False),
+)  # fmt: skip
+_DEEPSEEK_V3 = (
+    _split(r"\p{N}{1,3}"),
+    _split("[一-龥\u3040-ゟ゠-ヿ]+"),
+    _split(
+        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"
+        r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    _byte_level(use_regex=False),
+)
+_FALCON = (_split(r"[\p{P}$+<=>^~|`]+"), _byte_level(use_regex=True), _split("[0-9][0-9][0-9]"))
+
+
 @dataclass(frozen=True)
 class PreTokenizer:
     """How text is cut into words before merging, as the model's own tokenizer.json does it."""
@@ -61,13 +97,20 @@ _GPT2 = PreTokenizer((_byte_level(use_regex=True),))
 _DIGITS = PreTokenizer(({"type": "Digits", "individual_digits": True}, _byte_level(use_regex=True)))
 _LLAMA3 = PreTokenizer(_words(r"\p{N}{1,3}"), ignore_merges=True, add_bos=True)
 _QWEN2 = PreTokenizer(_words(r"\p{N}"), normalizer={"type": "NFC"})
+_QWEN35 = PreTokenizer(_MARKED_WORDS, normalizer={"type": "NFC"})
+_TEKKEN = PreTokenizer(_cased_words("", r"\p{N}"), ignore_merges=True, add_bos=True)
+_GPT4O = PreTokenizer(_cased_words(f"{_ENDINGS}?", r"\p{N}{1,3}"))
 
 # By `tokenizer.ggml.pre`. Another name belongs here once its tokenizer.json was seen to equal one of these.
 PRE_TOKENIZERS: dict[str, PreTokenizer] = {
-    "gpt-2": _GPT2, "gpt2": _GPT2, "phi-2": _GPT2,
+    "gpt-2": _GPT2, "gpt2": _GPT2, "phi-2": _GPT2, "mpt": _GPT2, "olmo": _GPT2,
     "smollm": _DIGITS, "starcoder": _DIGITS, "refact": _DIGITS, "codeshell": _DIGITS,
+    "command-r": _DIGITS,
     "llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3,
-    "qwen2": _QWEN2, "deepseek-r1-qwen": _QWEN2,
+    "qwen2": _QWEN2, "deepseek-r1-qwen": _QWEN2, "qwen35": _QWEN35,
+    "tekken": _TEKKEN, "gpt-4o": _GPT4O,
+    "deepseek-coder": PreTokenizer(_DEEPSEEK_CODER), "deepseek-v3": PreTokenizer(_DEEPSEEK_V3),
+    "falcon": PreTokenizer(_FALCON),
 }  # fmt: skip
 
 # Tokens that end a turn wherever they occur: models are published with only one of theirs named in the metadata.
@@ -141,17 +184,18 @@ def convert(metadata: Mapping[str, Any]) -> Json | None:
         "post_processor": None,
         **body,
     }  # fmt: skip
-    named = [vocabulary.id(name) for name in ("eos", "eot", "eom")]
+    end = "seperator" if model == "bert" else "eos"  # the key's own spelling
+    named = [vocabulary.id(name) for name in (end, "eot", "eom")]
     ends = [vocabulary.ids[text] for text in END_OF_TURN if vocabulary.ids.get(text) in is_special]
     template = metadata.get("tokenizer.chat_template")
-    bos = vocabulary.id("bos")
+    bos = vocabulary.id("cls" if model == "bert" else "bos")
     eos = [i for i in dict.fromkeys([*named, *ends]) if i is not None]
     return {
         "tokenizer": json.dumps(full, ensure_ascii=False),  # as text: a loader hands it on without parsing it
         "bos_id": bos,
         "eos_ids": eos,
         "add_bos": bos is not None and vocabulary.flag("add_bos_token", add_bos),
-        "add_eos": vocabulary.id("eos") is not None and vocabulary.flag("add_eos_token", False),
+        "add_eos": vocabulary.id(end) is not None and vocabulary.flag("add_eos_token", model == "bert"),
         "chat_template": template if isinstance(template, str) else None,
         "special_ids": special,
     }
@@ -259,4 +303,28 @@ def merges_from_scores(vocabulary: Vocabulary) -> list[str]:
     return merges
 
 
-FAMILIES = {"gpt2": _byte_level_bpe, "llama": _sentencepiece}
+def _wordpiece(vocabulary: Vocabulary) -> tuple[Json, bool]:
+    """BERT's, uncased. GGUF writes "▁the" for "the" and "ing" for "##ing"."""
+    ordinary = set(vocabulary.of_kind(TokenType.NORMAL, TokenType.UNUSED))
+
+    def spelled(i: int, token: str) -> str:
+        return token if i not in ordinary else token[1:] if token.startswith("▁") else "##" + token
+
+    unknown = vocabulary.id("unknown")
+    body = {
+        "normalizer": {
+            "type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None,
+            "lowercase": True,
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "model": {
+            "type": "WordPiece", "unk_token": "[UNK]" if unknown is None else vocabulary.tokens[unknown],
+            "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
+            "vocab": {spelled(i, token): i for i, token in enumerate(vocabulary.tokens)},
+        },
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": False},
+    }  # fmt: skip
+    return body, True
+
+
+FAMILIES = {"gpt2": _byte_level_bpe, "llama": _sentencepiece, "bert": _wordpiece}
