@@ -49,6 +49,7 @@ def compile(
     told (what, bytes done, bytes in all). Raises InfercError.
     """
     from .compiler import cache, driver
+    from .compiler.frontends import open_object
 
     def silent(what: str, done: int, total: int) -> None:
         pass
@@ -67,7 +68,7 @@ def compile(
         driver.compile_model(str(source), Path(output), dump_ir=folder, progress=progress, **options)
         return load(output) if options.get("emit", "inferc") == "inferc" else Path(output)
     chosen = driver.Options(dump_ir=folder, **options)
-    opened = driver.open_object(source, examples, weights, dynamic)
+    opened = open_object(source, examples, weights, dynamic)
     if output is not None:
         driver.compile_source(opened, Path(output), chosen, progress)
         return load(output)

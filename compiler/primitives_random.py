@@ -122,7 +122,7 @@ MOVES_KEYS: Mapping[str, Any] = {
         "strides": None if p["strides"] is None else (*p["strides"], 1)},
     "gather": _gathered,
     **{name: lambda p, aval, data: dict(p) for name in (
-        "reshape", "squeeze", "concatenate", "copy", "copy_p", "optimization_barrier", "scan", "while", "cond")},
+        "reshape", "squeeze", "concatenate", "copy", "copy_p", "optimization_barrier")},
 }  # fmt: skip
 
 

@@ -201,7 +201,9 @@ class Body:
             try:
                 if self.has_complex(eqn, operands):
                     results = primitives_complex.apply(self, name, params, plain, types)
-                elif any(is_key(v.aval.dtype) for v in eqn.outvars) and not name.startswith("random_"):
+                elif name not in CONTROL and not name.startswith("random_") and any(
+                    is_key(v.aval.dtype) for v in eqn.outvars
+                ):
                     results = self.moved_keys(name, params, plain, types, eqn.outvars[0].aval)
                 else:
                     results = self.primitive(name, params, plain, types)
@@ -330,6 +332,7 @@ def _is_users(closed: Any) -> bool:
     return bool(source) and LIBRARY[0] not in source
 
 
+CONTROL = frozenset(("scan", "while", "cond"))  # what they carry may be random keys: they look at types alone
 INLINED = frozenset(
     "jit pjit closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr remat remat2 checkpoint "
     "custom_vmap_call composite".split()

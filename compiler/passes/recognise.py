@@ -196,15 +196,16 @@ def _scaled(node: Node, root: Seen, inverse: Seen, y: Seen, centred: bool, eps: 
             return True
         less = None if x is None else _less_mean(p, x, last)
         if less is not None or same(p, y) and not centred:
-            found.append(less or x or p)
+            found.append(less or x or s)
             return True
         if (vector := column(p, last)) is not None:
             weights.append(vector)
             return True
+        operands = [p.at(v) for v in p.value.node.inputs]
         if p.op == "mul":
-            return all(map(collect, p.operands()))
+            return all(map(collect, operands))
         if p.op == "div":
-            return collect(p.operand(0)) and peeled(p.operand(1)) == inverse
+            return collect(operands[0]) and peeled(operands[1]) == inverse
         return number(p) == 1
 
     if not collect(root) or len(found) != 1 or not found[0].identical:
