@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ Say = Callable[[str], None]
 class Plan:
     """What to measure: models with their tests, backends in their order, threads, rounds, and rounds of tests at a
     depth, which take long. `programs` and `flags` are those of engines that are programs, by name; `skip` has (backend,
-    part of a model's name) to leave out."""
+    part of a model's name) to leave out, `dims` the sizes of functions' dimensions that have names."""
 
     models: tuple[tuple[Path, tuple[Test, ...]], ...]
     backends: tuple[str, ...]
@@ -42,6 +43,7 @@ class Plan:
     flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     skip: tuple[tuple[str, str], ...] = ()
     context: int | None = None
+    dims: Mapping[str, int] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -124,27 +126,29 @@ class Worker:
 def run(plan: Plan, say: Say) -> Results:
     """Measures a plan. What cannot be measured is a line of `left_out`; errors of our own compiler are raised."""
     results = Results()
+    stems = Counter(path.stem for path, _ in plan.models)
     with tempfile.TemporaryDirectory(prefix="inferc-bench-") as folder:
         for path, tests in plan.models:
-            _model(plan, path, tests, Path(folder), results, say)
+            name = path.stem if stems[path.stem] == 1 else path.name
+            _model(plan, name, path, tests, Path(folder), results, say)
     return results
 
 
-def _model(plan: Plan, path: Path, tests: Sequence[Test], folder: Path, results: Results, say: Say) -> None:
+def _model(plan: Plan, name: str, path: Path, tests: Sequence[Test], folder: Path, results: Results,
+           say: Say) -> None:  # fmt: skip
     source = open_source(path)
-    name = path.stem if path.suffix else path.name
     tests = [t for t in tests if bool(t.prompt or t.generate) == (source.kind == "language")] or [Test()]
     of = costs(path) if path.suffix == ".gguf" else None
     positions = max(t.depth + t.prompt + t.generate for t in tests) + 1
     batch = max(t.batch for t in tests)
-    job = Job(name, path, source.kind, 1, positions, signature=source.facts().get("signature", {}),
-              costs=of.data() if of else None)  # fmt: skip
+    signature = source.facts().get("signature", {}) | {"chosen": dict(plan.dims)}
+    job = Job(name, path, source.kind, 1, positions, signature=signature, costs=of.data() if of else None)
     backends = [b for b in plan.backends if not _left_out(plan, b, job, results)]
     artifacts = {}
     for backend in [b for b in backends if b in OURS]:
         say(f"{name}: compiling for {backend}")
         try:
-            artifacts[backend] = _compiled(plan, source, backend, positions, batch, folder, results)
+            artifacts[backend] = _compiled(plan, name, source, backend, positions, batch, folder, results)
         except InfercError as error:
             results.leave_out(name, backend, "all", str(error))
     job = replace(job, artifacts=artifacts)
@@ -181,7 +185,7 @@ def _left_out(plan: Plan, backend: str, job: Job, results: Results) -> bool:
     return bool(reason)
 
 
-def _compiled(plan: Plan, source: Source, backend: str, positions: int, batch: int, folder: Path,
+def _compiled(plan: Plan, name: str, source: Source, backend: str, positions: int, batch: int, folder: Path,
               results: Results) -> Path:  # fmt: skip
     """The artifact for one of our backends. XLA's programs are made for the positions that the tests need."""
     output = folder / f"{len(results.compiled)}-{backend}.inferc"
@@ -192,7 +196,7 @@ def _compiled(plan: Plan, source: Source, backend: str, positions: int, batch: i
     started = time.monotonic()
     driver.compile_source(source, output, driver.Options(**options))
     results.compiled.append({
-        "model": source.path.stem if source.path else source.name, "backend": backend,
+        "model": name, "backend": backend,
         "compile_seconds": time.monotonic() - started, "artifact_bytes": output.stat().st_size,
         "source_bytes": source.path.stat().st_size if source.path and source.path.is_file() else None,
     })  # fmt: skip

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import time
 import zipfile
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -47,10 +48,11 @@ class IREE(Adapter):
         self.artifact_bytes = len(code)
         config = iree.runtime.Config("local-task")
         module = iree.runtime.load_vm_flatbuffer(code, driver="local-task")
-        given = [iree.runtime.asdevicearray(config.device, x) for x in (*_weights(artifact), *inputs(job.signature))]
+        # The program's own order: arguments, then weights.
+        given = [iree.runtime.asdevicearray(config.device, x) for x in (*inputs(job.signature), *_weights(artifact))]
         self.load_seconds = time.perf_counter() - started
         self.call = lambda: np.asarray(_first(module.main(*given)))
-        self.version = iree.compiler.version.VERSION
+        self.version = version("iree-base-compiler")
 
     def facts(self) -> dict[str, Any]:
         return {"version": self.version}
@@ -78,8 +80,8 @@ def _weights(artifact: Artifact) -> list[np.ndarray]:
     made = []
     for entry in artifact.manifest["inputs"]:
         if entry.get("role") == "weight":
-            for part, offset in zip(entry["parts"], entry["offsets"]):
-                dtype, shape = np.dtype(dtype_of(part["dtype"])), tuple(part["shape"])
+            for tensor in entry["tensors"]:
+                dtype, shape = np.dtype(dtype_of(tensor["element"])), tuple(tensor["shape"])
                 size = int(np.prod(shape)) * dtype.itemsize
-                made.append(data[offset : offset + size].view(dtype).reshape(shape))
+                made.append(np.array(data[tensor["offset"] : tensor["offset"] + size]).view(dtype).reshape(shape))
     return made
