@@ -31,12 +31,22 @@ def model() -> Path:
     return write_model(Path(mkdtemp(prefix="inferc-emit-")) / "tiny.gguf", "llama", "q4_0", tokenizer="bpe")
 
 
-def made(form: str, folder: Path, **options: str) -> Path:
+def made(form: str, folder: Path, prefix: str = PREFIX, **options: str) -> Path:
     folder.mkdir(exist_ok=True)
-    output = folder / {"c": "sources", "so": "libtiny.so", "a": "libtiny.a", "exe": "tiny", "inferc": "tiny.inferc",
-                       "wasm": "package"}[form]  # fmt: skip
-    compile_model(str(model()), output, prefix=PREFIX, emit=form, chunk=16, **{"target": TARGET, **options})
+    output = folder / {"c": "sources", "so": f"lib{prefix}.so", "a": f"lib{prefix}.a", "exe": prefix,
+                       "inferc": f"{prefix}.inferc", "wasm": "package"}[form]  # fmt: skip
+    target = "wasm32" if form == "wasm" else TARGET
+    compile_model(str(model()), output, prefix=prefix, emit=form, chunk=16, **{"target": target, **options})
     return output
+
+
+@cache
+def emitted_as(prefix: str, *forms: str) -> Path:
+    """A folder with these forms under another name, made once."""
+    folder = Path(mkdtemp(prefix="inferc-emit-"))
+    for form in forms:
+        made(form, folder, prefix)
+    return folder
 
 
 @cache

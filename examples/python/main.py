@@ -7,15 +7,6 @@ from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_float, c_int
 MOST = 32  # tokens to make
 
 
-class OpenOptions(Structure):  # model_open_options; what follows may be left out
-    _fields_ = [("size", c_size_t), ("weights", c_void_p), ("weights_bytes", c_size_t), ("threads", c_int32),
-                ("pin", c_int32), ("target", c_char_p), ("parallel_for", c_void_p), ("pool", c_void_p)]  # fmt: skip
-
-
-class Info(Structure):
-    _fields_ = [("abi", c_int32), ("vocab_size", c_int32), ("context", c_int32), ("chunk", c_int32)]
-
-
 class Item(Structure):
     _fields_ = [("session", c_void_p), ("ids", POINTER(c_int32)), ("id_count", c_int32), ("rows", c_int32),
                 ("logits", POINTER(c_float))]  # fmt: skip
@@ -26,15 +17,11 @@ class Sampling(Structure):
                 ("min_p", c_double), ("temperature", c_double), ("seed", c_uint64), ("draws", c_uint64)]  # fmt: skip
 
 
-class Decoder(Structure):
-    _fields_ = [("words", c_int32 * 4)]
-
-
 lib = ctypes.CDLL(sys.argv[1])
 prompt = (sys.argv[2] if len(sys.argv) > 2 else "The capital of France is").encode()
 for name in ("session_bytes", "workspace_bytes", "tokenize_workspace_bytes"):
     getattr(lib, f"model_{name}").restype = c_size_t
-lib.model_message.restype, lib.model_describe.restype = c_char_p, POINTER(Info)
+lib.model_message.restype, lib.model_describe.restype = c_char_p, POINTER(c_int32)
 
 
 def call(name, *arguments):
@@ -49,15 +36,15 @@ def take(size):  # memory at a multiple of 64
 
 
 kept, model, session, count = [], c_void_p(), c_void_p(), c_size_t()
-call("open", byref(OpenOptions(sizeof(OpenOptions))), byref(model))
-vocabulary = lib.model_describe(model).contents.vocab_size
+call("open", (c_size_t * 7)(56), byref(model))  # model_open_options: its size, then zeros
+vocabulary = lib.model_describe(model)[1]
 ids, size = (c_int32 * (512 + MOST))(), lib.model_tokenize_workspace_bytes(model, c_size_t(len(prompt)))
 call("tokenize", model, prompt, c_size_t(len(prompt)), 0, take(size), c_size_t(size), ids, c_size_t(512), byref(count))
 total, fed = count.value, 0
 size, work = lib.model_session_bytes(total + MOST), lib.model_workspace_bytes(model, total, 1)
 call("session_init", model, take(size), c_size_t(size), byref(session))
-workspace, choosing, logits, piece = take(work), take(16 * vocabulary), (c_float * vocabulary)(), bytes(256)
-how, decoder = Sampling(sizeof(Sampling)), Decoder()
+workspace, choosing, logits = take(work), take(16 * vocabulary), (c_float * vocabulary)()
+how, decoder, piece = Sampling(sizeof(Sampling)), (c_int32 * 4)(), ctypes.create_string_buffer(256)
 while fed < count.value + MOST - 1:
     item = Item(session, ctypes.cast(byref(ids, 4 * fed), POINTER(c_int32)), total - fed, 1, logits)
     call("eval", model, workspace, c_size_t(work), byref(item), c_size_t(1))
@@ -65,9 +52,7 @@ while fed < count.value + MOST - 1:
     call("sample", logits, byref(how), ids, c_size_t(total), choosing, c_size_t(16 * vocabulary), byref(id))
     if lib.model_is_end(model, id):
         break
-    ids[total] = id.value
-    total += 1
-    piece = ctypes.create_string_buffer(256)
+    ids[total], total = id.value, total + 1
     call("detokenize", model, byref(decoder), byref(id), c_size_t(1), piece, c_size_t(256), byref(used))
     print(piece.raw[: used.value].decode(), end="", flush=True)
 print()

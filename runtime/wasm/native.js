@@ -4,6 +4,7 @@ import { read, startThread } from "./files.js";
 const ALIGNMENT = 64;
 const STACK = 1 << 20; // bytes of a helper's
 const PAGES = { initial: 512, maximum: 65535 }; // of shared memory, as the module was linked
+const TOO_SMALL = 5; // the status SIZE
 const NOT_THERE = 52; // what a function of WASI that is not there returns
 
 /** Whether memory can be shared between threads here: in browsers the page must be cross-origin isolated. */
@@ -83,19 +84,20 @@ export class Native {
     throw new Error(new TextDecoder().decode(all.slice(at, all.indexOf(0, at))));
   }
 
-  /** What a call writes that tells how much it has: `call(at, capacity, counted)` is made to count, then to write.
-   * Returns the memory of `count` items of `size` bytes. */
-  counted(size, call) {
-    const counter = this.take(4);
-    try {
-      call(0, 0, counter.at);
-      const count = this.u32(counter.at)[0];
-      const memory = this.take(size * count);
-      this.check(call(memory.at, count, counter.at));
-      return { ...memory, count };
-    } finally {
-      this.free(counter);
+  /** What `call(at, capacity, count)` writes, which is made again where `capacity` items are too few. Returns the memory
+   * of `count` items of `size` bytes. */
+  counted(size, call, capacity = 256) {
+    const [counter, memory] = [this.take(4), this.take(size * capacity)];
+    const status = call(memory.at, capacity, counter.at);
+    const count = this.u32(counter.at)[0];
+    this.free(counter);
+    if (status === TOO_SMALL && count > capacity) {
+      this.free(memory);
+      return this.counted(size, call, count);
     }
+    if (status) this.free(memory);
+    this.check(status);
+    return { ...memory, count };
   }
 
   close() {
