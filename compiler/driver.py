@@ -21,6 +21,7 @@ from ..backends.c.backend import Lowered as CLowered
 from ..backends.c.forms import link
 from ..backends.c.program import Program
 from ..backends.xla.backend import Backend as XlaBackend
+from ..backends.xla.backend import Lowered as XlaLowered
 from ..errors import InfercError
 from ..ir.graph import IRError, Module
 from ..ir.interpret import prepare_weights
@@ -262,10 +263,11 @@ def _check_emit(options: Options) -> None:
         if chosen not in known:
             raise InfercError(f"there is no {what} {chosen!r}: choose one of {', '.join(known)}")
     backend = choose_backend(options)
+    if options.emit != "inferc" and (options.emit == "pjrt") != (options.backend == "xla"):
+        right = "xla" if options.emit == "pjrt" else "c"
+        raise InfercError(f"--emit {options.emit} is a form of the backend {right}, not of {options.backend}")
     if isinstance(backend, CBackend):
         backend.check({"inferc": "so", "c": "a"}.get(options.emit, options.emit))
-    elif options.emit != "inferc":
-        raise InfercError(f"the backend {options.backend} is not embedded in programs: use the backend c")
     else:
         backend.check()
 
@@ -273,7 +275,7 @@ def _check_emit(options: Options) -> None:
 def _emit(planned: Plan, output: Path, started: float, progress: hub.Progress) -> Report:
     """Writes the plan in a form that people build into their programs, and its manifest."""
     lowered, options = planned.lowered, planned.options
-    assert isinstance(lowered, CLowered)
+    assert isinstance(lowered, (CLowered, XlaLowered))
     with emit.Publication(output, options.emit) as publication:
         with tempfile.TemporaryDirectory(prefix=".inferc-", dir=output.parent) as scratch:
             weights = Path(scratch) / "weights"

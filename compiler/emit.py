@@ -15,9 +15,9 @@ import numpy as np
 from ..errors import InfercError
 from ..runtime.artifact import FORMAT, VERSION
 
-# What --emit takes. Of "c" and "wasm" the output is a folder.
-KINDS = ("inferc", "c", "so", "a", "exe", "wasm")
-FOLDERS = ("c", "wasm")
+# What --emit takes. Of "c", "wasm" and "pjrt" the output is a folder; "pjrt" is XLA's, the others C's.
+KINDS = ("inferc", "c", "so", "a", "exe", "wasm", "pjrt")
+FOLDERS = ("c", "wasm", "pjrt")
 WEIGHTS = ("embed", "sidecar")
 _PIECE = 1 << 24
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from ...errors import InfercError
 from ...ir.graph import Module
 from ...ir.target import Target
 from ...ir.types import Type
-from . import greedy, mesh, program, target
+from . import embedding, greedy, mesh, program, target
 from .parts import split
 from .portable import VERSION, serialize
 from .program import Program, Spec
@@ -61,6 +62,12 @@ class Lowered:
             "greedy": {"most": greedy.MOST, "ends": greedy.ENDS},
             "stablehlo": VERSION,
         }
+
+    def emit(self, form: str, weights: Path, folder: Path, *, name: str, embed: bool, facts: Mapping[str, Any],
+             text: Path | None) -> str:  # fmt: skip
+        """Writes the form "pjrt" into an empty folder; the version of StableHLO that its programs are in."""
+        embedding.write(self.program, weights, folder)
+        return f"StableHLO {VERSION}"
 
     def _signature(self, spec: Spec) -> dict[str, Any]:
         return self.program.signature(spec) if spec.kind == "run" else {}
