@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ...ir.graph import Graph, Node, Value
+from ...ir.ops.common import widen
 from ...ir.rewrite import splat
 from ...ir.target import Target
 from ...ir.types import symbol
@@ -44,7 +47,8 @@ def _loop(node: Node) -> Loop:
         return loop_of(node)
     if number is None:
         raise ValueError("an array of constants stays outside")
-    return Loop(node[0], node.types[0].shape, Constant(number.item(), node.types[0].dtype))
+    dtype = node.types[0].dtype
+    return Loop(node[0], node.types[0].shape, Constant(widen(np.asarray(number), dtype).item(), dtype))
 
 
 def fused(node: Node, target: Target) -> Call:

@@ -20,7 +20,15 @@ RESERVED = frozenset(
     "false r at arena threads run weight parallel cache_region cache_page size_max size_min main memcpy T R S C".split()
 )
 # Functions of the C library that a file-level name may not replace; a local one may.
-LIBRARY = frozenset("exp log sin cos tan erf pow floor ceil round rint sqrt abs index gamma remainder".split())
+_MATH = (
+    "acos acosh asin asinh atan atan2 atanh cbrt ceil copysign cos cosh erf erfc exp exp2 expm1 fabs fdim floor fma "
+    "fmax fmin fmod frexp hypot ilogb ldexp lgamma llrint llround log log10 log1p log2 logb lrint lround modf nan "
+    "nearbyint nextafter pow remainder remquo rint round scalbn sin sinh sqrt tan tanh tgamma trunc"
+).split()
+LIBRARY = frozenset([
+    *(name + suffix for name in _MATH for suffix in ("", "f", "l")),
+    *"abs labs index gamma signal select memset memmove memcmp strlen malloc calloc free printf y0 y1 j0 j1".split(),
+])  # fmt: skip
 
 C_TYPES = {
     "f32": "float", "f64": "double", "f16": "uint16_t", "bf16": "uint16_t", "bool": "uint8_t",

@@ -116,7 +116,10 @@ def leaky_relu(x: Array, alpha: float) -> Array:
 
 
 def prelu(c: Call) -> Array:
-    x, slope = together(c.x(0), c.x(1).broadcast_to(c.x(0).shape))
+    x, slope = c.x(0), c.x(1)
+    if c.version < 7 and slope.rank == 1 and slope.shape != (1,):
+        slope = slope.expand(x.shape, (1,))  # a number per channel
+    slope = slope.broadcast_to(x.shape)
     return where(x < 0, slope * x, x)
 
 
