@@ -35,9 +35,11 @@ def show(manifest: dict[str, Any], *, tensors: bool) -> None:
     facts = Table.grid(padding=(0, 2))
     for key in ("name", "architecture", "source", "target", "machine", "context", "chunk", "vocab_size",
                 "compiler", "producer"):  # fmt: skip
-        if key in manifest:
+        if manifest.get(key):
             facts.add_row(key, _text(manifest[key]))
     console.print(facts)
+    if "signature" in manifest:
+        console.print(_signature(manifest["signature"]))
     variants = Table("variant, the best first", "CPU features that it needs")
     for variant in manifest["variants"]:
         variants.add_row(variant["target"], " ".join(variant["cpu_features"]))
@@ -60,6 +62,17 @@ def show(manifest: dict[str, Any], *, tensors: bool) -> None:
         for tensor in manifest["tensors"]:
             table.add_row(tensor["name"], tensor["type"], " × ".join(map(str, tensor["shape"])))
         console.print(table)
+
+
+def _signature(signature: dict[str, Any]) -> Table:
+    """What a function takes and gives."""
+    table = Table("array", "dtype", "shape")
+    for kind in ("inputs", "outputs"):
+        for p in signature[kind]:
+            table.add_row(f"{kind[:-1]} {p['name']}", p["dtype"], ", ".join(map(str, p["shape"])) or "one number")
+    for name, (least, most) in signature.get("dims", {}).items():
+        table.add_row(f"size {name}", "", f"{least} to {most}")
+    return table
 
 
 def _types(manifest: dict[str, Any]) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -107,8 +107,8 @@ FORMULAS: Mapping[str, Callable[[_Algebra, list[Any], Params], Any_]] = {
     "exp": lambda do, x, p: _exponential(do, *x),
     "log": lambda do, x, p: _logarithm(do, *x),
     "abs": lambda do, x, p: _size(do, *x),
-    "eq": lambda do, x, p: _equal(do, *x, direction="eq"),
-    "ne": lambda do, x, p: _equal(do, *x, direction="ne"),
+    "eq": lambda do, x, p: _equal(do, x[0], x[1], "eq"),
+    "ne": lambda do, x, p: _equal(do, x[0], x[1], "ne"),
 }
 # What is done to real and imaginary parts alike.
 BY_PARTS = frozenset(
@@ -119,7 +119,7 @@ BY_PARTS = frozenset(
 OTHERS = frozenset({"convert_element_type", "dot_general", "conv_general_dilated", "fft"})
 
 
-def apply(body: Body, name: str, params: Params, operands: list[Any_], types: list[Type]) -> list[Any_]:
+def apply(body: Body, name: str, params: Params, operands: Sequence[Any_], types: list[Type]) -> list[Any_]:
     """The results of a primitive that takes or gives complex numbers; `types` are those of the parts.
 
     Raises IRError for one that has no formula here.
@@ -136,7 +136,7 @@ def apply(body: Body, name: str, params: Params, operands: list[Any_], types: li
         return [_transform(body, params, operands[0])]
     if name not in FORMULAS:
         raise IRError(f"{name} of complex numbers is not supported: write it with real and imaginary parts")
-    made = FORMULAS[name](_Algebra(body, types[0].shape), operands, params)
+    made = FORMULAS[name](_Algebra(body, types[0].shape), list(operands), params)
     return [made]
 
 
@@ -149,7 +149,7 @@ def _converted(body: Body, x: Any_, type: Type) -> Any_:
     return Complex(re, im)
 
 
-def _bilinear(body: Body, name: str, params: Params, operands: list[Any_], types: list[Type]) -> Complex:
+def _bilinear(body: Body, name: str, params: Params, operands: Sequence[Any_], types: list[Type]) -> Complex:
     (a, b), (c, d) = map(_parts, operands)
 
     def times(x: Value, y: Value) -> Value:

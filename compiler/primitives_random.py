@@ -77,11 +77,6 @@ def _same(body: Body, params: Params, operands: list[Value], types: list[Type]) 
     return operands
 
 
-def _bits_of_another(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
-    raise IRError("rng_bit_generator and the keys \"rbg\" have bits of the platform's own: use jax.random.key(seed), "
-                  "whose bits are the same everywhere")  # fmt: skip
-
-
 def _counts(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
     """`iota_2x32_shape`: the upper and lower half of each element's place. Arrays have fewer than 2^32 elements."""
     shape = types[1].shape
@@ -99,7 +94,6 @@ RANDOM_PRIMITIVES: dict[str, Lowering] = {
     "random_seed": _seed,
     "random_wrap": _same,
     "random_unwrap": _same,
-    "rng_bit_generator": _bits_of_another,
 }
 
 

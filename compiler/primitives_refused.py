@@ -18,7 +18,7 @@ GROUPS: tuple[tuple[str, str], ...] = (
     (_REFS, "get swap addupdate new_ref ref_new freeze ref_get ref_set ref_addupdate empty2"),
     (_DEVICES, "all_gather all_to_all axis_index pmax pmin ppermute psum ragged_all_to_all all_gather_reduced "
                "reduce_scatter shard_map psum_invariant pvary pbroadcast psend precv custom_partitioning"),
-    (_GRADIENT, "select_and_gather_add select_and_scatter select_and_scatter_add igamma_grad_a custom_lin "
+    (_GRADIENT, "select_and_gather_add select_and_scatter select_and_scatter_add igamma_grad_a custom_lin linear_call "
                 "random_gamma_grad"),
     (_LINEAR_ALGEBRA, "eig eigh svd schur hessenberg householder_product geqrf qr tridiagonal tridiagonal_solve "
                       "custom_linear_solve"),
@@ -26,6 +26,7 @@ GROUPS: tuple[tuple[str, str], ...] = (
     ("it is code that only one platform has: use the plain JAX operations", "ffi_call call_exported cudnn_fusion "
      "dot_product_attention_fwd dot_product_attention_fp8_fwd scaled_matmul scaled_dot philox2x32 philox4x32 "
      "threefry4x32"),
-    ("its bits are the platform's own: use jax.random with a key", "rng_uniform"),
+    ("its bits are the platform's own: use jax.random with a key of threefry, the default", "rng_uniform "
+     "rng_bit_generator"),
 )  # fmt: skip
 REFUSED: Mapping[str, str] = {name: why for why, names in GROUPS for name in names.split()}

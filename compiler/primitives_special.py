@@ -243,7 +243,7 @@ def reduce(*operands: Array, jaxpr: Any, dimensions: Sequence[int], consts: Sequ
     kept = [d for d in range(arrays[0].ndim) if d not in dimensions]
     shape = tuple(arrays[0].shape[d] for d in kept)
     lines = [a.transpose([*dimensions, *kept]).reshape(-1, *shape) for a in arrays]
-    for _ in range(arrays[0].ndim - len(dimensions) + 1):
+    for _axis in range(arrays[0].ndim - len(dimensions) + 1):
         combine = jax.vmap(combine)
     while lines[0].shape[0] > 1:
         if lines[0].shape[0] % 2:

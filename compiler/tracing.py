@@ -186,7 +186,7 @@ class Body:
             plain = [
                 v if takes else self.as_traced(v, var.aval) for v, var, takes in zip(operands, eqn.invars, formats)
             ]
-            results: Sequence[Value] = self.make(op, *plain, **attrs)
+            results: Sequence[Any] = self.make(op, *plain, **attrs)
         elif name in ("jit", "pjit") and _is_users(params["jaxpr"]) and not self.has_complex(eqn, operands):
             graph, captured = self.trace.function(eqn, operands)
             return self.make("call", *self.capture(captured), *operands, graph=graph)
@@ -259,8 +259,12 @@ class Body:
             self.dequantized[value] = self.make("dequantize", value)[0]
         return self.dequantized[value]
 
-    def constant(self, value: Any) -> Value:
+    def constant(self, value: Any) -> Any:
         """A constant node, or above CONSTANT_BYTES a weight that this graph captures; of complex numbers both parts."""
+        if isinstance(value, jax.core.Tracer):
+            raise InfercError(
+                "a traced array was stored outside of the function, a side effect, and read again: return it instead"
+            )
         array = np.asarray(jax.random.key_data(value) if is_key(getattr(value, "dtype", np.int32)) else value)
         if is_complex(array.dtype):
             return Complex(*(self.constant(np.ascontiguousarray(part)) for part in (array.real, array.imag)))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.extend.core.primitives
 import numpy as np
 import pytest
 from hypothesis import Phase, given, seed, settings
@@ -14,6 +15,7 @@ from hypothesis import Phase, given, seed, settings
 from inferc.backends.c import target
 from inferc.compiler.pipeline import run_passes
 from inferc.compiler.primitives import PRIMITIVES
+from inferc.compiler.primitives_refused import REFUSED
 from inferc.compiler.tracing import INLINED
 from inferc.ir.graph import Graph, Module
 from inferc.ir.interpret import interpret
@@ -30,7 +32,7 @@ from .test_tracing import check, traced
 # Rows that stand for others: another spelling by version, or made only by gradients, partitioning, symbolic dimensions,
 # or that are inside of others.
 SPELLINGS = {"scatter_add", "scatter_sub", "scatter_mul", "scatter_min", "scatter_max", "copy", "copy_p", "add_any",
-             "sharding_constraint", "dim_as_value", "stop_gradient", "rng_bit_generator",
+             "sharding_constraint", "dim_as_value", "stop_gradient",
              "threefry2x32", "iota_2x32_shape", "pin", "unpin", "layout_constraint", "reshard", "random_clone", "eq_to",
              "le_to", "lt_to"}  # fmt: skip
 
@@ -47,6 +49,12 @@ def test_every_primitive_has_a_test():
         used |= set(re.findall(r"\b[a-z_0-9]+(?:-[a-z]+)?\b", str(jax.make_jaxpr(function)(*operands))))
     assert set(PRIMITIVES) - used - SPELLINGS == set()
     assert not INLINED & set(PRIMITIVES)
+
+
+def test_every_primitive_that_jax_tells_of_is_decided():
+    names = {p.name for p in vars(jax.extend.core.primitives).values() if isinstance(p, jax.extend.core.Primitive)}
+    assert len(names) > 150 and names - set(PRIMITIVES) - INLINED - set(REFUSED) - {"call", "core_call"} == set()
+    assert not set(PRIMITIVES) & set(REFUSED)
 
 
 @pytest.mark.parametrize("points", [37, 64, 100, 1000, 1009])

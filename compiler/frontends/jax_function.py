@@ -14,7 +14,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,8 @@ class Function:
         weights, rebuild = _weight_leaves(self.weights)
         taken = {a.name for a in arguments}
         inputs = [*arguments, *(Input(_free(n, taken), "weight", t, as_is=True) for n, t, _ in weights)]
-        sources = {i.name: Weight(i.name, t, lambda array=array: array)
-                   for i, (_, t, array) in zip(inputs[len(arguments) :], weights)}  # fmt: skip
+        named = zip((i.name for i in inputs[len(arguments) :]), weights)
+        sources = {n: Weight(n, t, partial(np.asarray, array)) for n, (_, t, array) in named}
         shape: list[Any] = []
 
         def flat(*values: Any) -> list[Any]:
@@ -397,8 +397,10 @@ ADVICE: tuple[tuple[type[Exception], str], ...] = (
     (jax.errors.UnexpectedTracerError,
      "a traced array was stored outside of the function, a side effect; return it instead"),
 )  # fmt: skip
-_DYNAMIC = ("InconclusiveDimensionOperation", "symbolic", "polymorphic")
-REFUSED = (*(kind for kind, _ in ADVICE), TypeError, ValueError, NotImplementedError, IndexError, AttributeError)
+_SYMBOLIC = jax.errors.InconclusiveDimensionOperation
+REFUSED: tuple[type[Exception], ...] = (
+    *(kind for kind, _ in ADVICE), _SYMBOLIC, TypeError, ValueError, NotImplementedError, IndexError, AttributeError,
+)  # fmt: skip
 
 
 def _advice(error: Exception) -> str:
@@ -409,7 +411,7 @@ def _advice(error: Exception) -> str:
         if isinstance(error, kind):
             return f"{advice}{at}"
     text = " ".join(str(error).split())
-    if any(word in f"{type(error).__name__} {text}" for word in _DYNAMIC):
+    if isinstance(error, _SYMBOLIC) or "symbolic" in text:
         return f"a dimension that is dynamic must be fixed here{at}: {_short(text)}; give it a number in the example"
     return f"the function cannot be traced{at}: {_short(text)}"
 

@@ -56,11 +56,11 @@ def _split(re: Value, im: Value, a: int, b: int) -> Parts:
     def swapped(x: Value) -> Value:
         return emit("transpose", x, permutation=swap)
 
-    parts = tuple(swapped(emit("reshape", x, shape=grid)) for x in (re, im))  # [j2, j1]
-    y_re, y_im = _times_matrix(*parts, a)  # [j2, k1]
+    x_re, x_im = (swapped(emit("reshape", x, shape=grid)) for x in (re, im))  # [j2, j1]
+    y_re, y_im = _times_matrix(x_re, x_im, a)  # [j2, k1]
     cos, sin = (emit("broadcast", t, shape=(*lead, b, a), dims=(rank, rank + 1)) for t in _turns(b, a, a * b))
-    turned = add(mul(y_re, cos), mul(y_im, sin)), sub(mul(y_im, cos), mul(y_re, sin))
-    z_re, z_im = _transform(*map(swapped, turned), b)  # [k1, k2]
+    turned_re, turned_im = add(mul(y_re, cos), mul(y_im, sin)), sub(mul(y_im, cos), mul(y_re, sin))
+    z_re, z_im = _transform(swapped(turned_re), swapped(turned_im), b)  # [k1, k2]
     return tuple(emit("reshape", swapped(z), shape=(*lead, a * b)) for z in (z_re, z_im))  # type: ignore[return-value]
 
 

@@ -1,0 +1,271 @@
+"""Functions of JAX as artifacts: examples, weights, structures, dimensions, and what is refused, with a way out."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections import namedtuple
+from ctypes import POINTER, byref, c_int32, c_void_p
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import inferc
+from inferc.compiler.cli import app
+from inferc.compiler.frontends import jax_function
+from inferc.compiler.primitives_listed import BEGIN, END, listed
+from inferc.runtime.function import Function
+
+Pair = namedtuple("Pair", "mean count")
+PARAMS = {"dense": {"kernel": np.eye(4, 3, dtype="f4"), "bias": np.arange(3, dtype="f4")}, "scale": np.float32(2)}
+
+
+def structured(params: Any, x: Any, extra: Any) -> Any:
+    y = x @ params["dense"]["kernel"] + params["dense"]["bias"]
+    shifted = y * params["scale"] + extra["shift"][0]
+    return {"rows": shifted, "sum": Pair(shifted.mean(0), x.shape[0] * 2), "none": None, "list": [y, (extra["flag"],)]}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("function") / "structured.inferc"
+    inferc.compile(structured, "float32[batch, 4]", {"shift": [1.5], "flag": "bool[]"}, weights=PARAMS,
+                   dynamic={"batch": (1, 8)}, output=path)  # fmt: skip
+    return path
+
+
+@pytest.fixture
+def function(compiled: Path) -> Any:
+    with inferc.load(compiled) as loaded:
+        yield loaded
+
+
+def test_structures_go_in_and_out(function: Function) -> None:
+    x, extra = np.random.default_rng(0).random((5, 4), np.float32), {"shift": [0.25], "flag": True}
+    expected = structured(PARAMS, jnp.asarray(x), {"shift": [jnp.float32(0.25)], "flag": jnp.asarray(True)})
+    for got in (function(x, extra), function(extra=extra, x=x)):
+        assert str(jax.tree.structure(got)) == str(jax.tree.structure(expected)) and got["sum"]._fields == Pair._fields
+        for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(ours, theirs, 1e-6, 1e-6)
+
+
+def test_the_signature_names_everything(function: Function) -> None:
+    assert [(p.name, str(p)) for p in function.inputs] == [
+        ("x", "f32[batch, 4]"), ("extra.flag", "bool[]"), ("extra.shift.0", "f32[]")]  # fmt: skip
+    assert [(p.name, str(p)) for p in function.outputs] == [
+        ("list.0", "f32[batch, 3]"), ("list.1.0", "bool[]"), ("rows", "f32[batch, 3]"), ("sum.mean", "f32[3]"),
+        ("sum.count", "i32[]")]  # fmt: skip
+    tensors = {t["name"] for t in function.artifact.manifest["tensors"]}
+    assert tensors == {"dense.kernel", "dense.bias", "scale"}
+
+
+X = np.zeros((2, 4), np.float32)
+WRONG = [
+    ((X[:, :3], {"shift": [0.0], "flag": True}), r"x must be f32\[batch, 4\] with batch = 2, not of shape \[2, 3\]"),
+    ((np.zeros((9, 4), "f4"), {"shift": [0.0], "flag": True}), "batch from 1 to 8, not 9"),
+    ((X[0], {"shift": [0.0], "flag": True}), r"x must be f32\[batch, 4\], not of shape \[4\]"),
+    ((X.astype("i4"), {"shift": [0.0], "flag": True}), "x must be float32, not int32: convert it with astype"),
+    ((X, {"shift": [0.0]}), "extra must be a dict with flag, shift, not a dict"),
+    ((X, {"shift": (0.0, 1.0), "flag": True}), "extra.shift must be a list of 1, not a tuple"),
+    ((X, {"shift": [object()], "flag": True}), "extra.shift.0 must be float32, not object"),
+    ((X,), r"structured takes \(x, extra\): no value for extra"),
+    ((X, {}, X), r"structured takes \(x, extra\): 3 values"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", WRONG, ids=[m for _, m in WRONG])
+def test_wrong_arguments_are_named(function: Function, arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(inferc.InfercError, match=message):
+        function(*arguments)
+
+
+def test_a_closed_function_says_so(compiled: Path) -> None:
+    function = inferc.load(compiled)
+    function.close()
+    with pytest.raises(inferc.InfercError, match="is closed"):
+        function(X, {"shift": [0.0], "flag": True})
+
+
+def test_the_described_interface_in_c(function: Function) -> None:
+    """Names, dtypes and sizes are in the library; shapes are computed, and checked, without data."""
+    c, model = function._engine._model.c, function._engine._model.handle
+    signature = c.describe_run().contents
+    assert (signature.inputs, signature.outputs) == (3, 5)
+    x, rows = signature.input[0], signature.output[2]
+    assert (x.name, x.dtype, [(x.axes[d].size, x.axes[d].least, x.axes[d].most) for d in range(x.rank)]) == (
+        b"x", 11, [(b"batch", 1, 8), (b"4", 4, 4)])  # fmt: skip
+    assert rows.name == b"rows" and rows.axes[0].size == b"batch"
+    library = function._engine._model._library._library
+    array = function._engine._struct
+    given, made = (array * 3)(), (array * 5)()
+    given[0].rank, given[0].dims[:] = 2, (7, 4)
+    shapes = library.model_run_shapes
+    shapes.argtypes, shapes.restype = [POINTER(array), POINTER(array)], c_int32
+    assert shapes(given, made) == 0 and list(made[2].dims) == [7, 3] and made[3].rank == 1
+    workspace = np.zeros(1 << 12, np.uint8)
+    workspace = workspace[-workspace.ctypes.data % 64 :]
+    made[2].dims[0] = 6
+    assert c.run(model, workspace.ctypes.data, workspace.size, given, made) == 1  # INVALID: not the shapes it has
+    given[0].dims[0] = 9
+    assert shapes(given, made) == 1 and c.run_bytes(model, given) == 0
+    assert ctypes.sizeof(array) == ctypes.sizeof(c_void_p) + 3 * ctypes.sizeof(c_int32) + 4 and byref(given)
+
+
+# ---- examples, dimensions, dtypes -----------------------------------------------------------------------------------
+
+
+def traced_types(*examples: Any, fn: Any = lambda x, *rest: x, **options: Any) -> list[str]:
+    source = jax_function.function(fn, *examples, **options)
+    return [str(n.types[0]) for n in source.build(0, 0).entries["run"].inputs_of("arg")]
+
+
+def test_ways_to_give_examples() -> None:
+    assert traced_types(np.zeros((2, 3))) == ["f32[2, 3]"]
+    assert traced_types(np.zeros(3, np.int64), True, 1, 2.0) == ["i32[3]", "bool[]", "i32[]", "f32[]"]
+    assert traced_types(jax.ShapeDtypeStruct((2,), jnp.bfloat16)) == ["bf16[2]"]
+    assert traced_types("float16[n, 2*n + 1, 4]", "i8[n]") == ["f16[n, 2*n + 1, 4]", "i8[n]"]
+    symbolic = jax.export.symbolic_shape("b, 5")
+    assert traced_types(jax.ShapeDtypeStruct(symbolic, jnp.float32)) == ["f32[b, 5]"]
+
+
+def test_a_dimension_that_no_shape_names_is_the_first_axis() -> None:
+    assert traced_types(X, (X, 1.0), dynamic={"batch": (1, 64)}) == ["f32[batch, 4]", "f32[batch, 4]", "f32[]"]
+    with pytest.raises(inferc.InfercError, match="batch cannot be the first axis of every argument, whose sizes are"):
+        traced_types(X, X[0], dynamic={"batch": (1, 64)})
+
+
+def test_halves_and_wide_numbers() -> None:
+    def run(x: Any, n: Any) -> Any:
+        return x * 2 + n.astype(jnp.bfloat16), n
+
+    with inferc.compile(run, "bfloat16[3]", "int32[3]") as compiled:
+        values, n = np.array([1.5, -2.0, 3.0], np.float32), np.array([1, 2, 3])
+        for x in (values, np.asarray(jnp.asarray(values, jnp.bfloat16))):
+            got, back = compiled(x, n)
+            assert got.dtype == np.float32 and got.tolist() == [4.0, -2.0, 9.0] and back.dtype == np.int32
+        with pytest.raises(inferc.InfercError, match="n must be int32: some of its values need int64"):
+            compiled(values, np.array([1, 2, 1 << 40]))
+
+
+def test_weights_keep_their_dtype_and_what_is_no_array_stays() -> None:
+    module = eqx.nn.MLP(4, 2, 8, 1, activation=jax.nn.silu, key=jax.random.key(0))
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if eqx.is_array(leaf) else leaf, module)
+    source = jax_function.function(lambda m, x: m(x.astype(jnp.bfloat16)), "float32[4]", weights=half)
+    facts = source.facts()
+    assert {t["name"]: t["type"] for t in facts["tensors"]} == {
+        f"layers.{i}.{part}": "bf16" for i in range(2) for part in ("weight", "bias")}  # fmt: skip
+    assert facts["signature"]["outputs"] == [{"name": "out", "dtype": "bf16", "shape": [2]}]
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
+
+
+def branches(x: Any) -> Any:
+    return x if x[0] > 0 else -x
+
+
+STORED = []
+
+
+def stores(x: Any) -> Any:
+    jax.lax.scan(lambda c, row: (c, STORED.append(row)), 0, x)
+    return jnp.sin(STORED[-1])
+
+
+BAD: list[tuple[Any, tuple[Any, ...], str]] = [
+    (branches, ("f32[3]",), r"branches: the value of an array decides .* jnp.where.*test_jax_function.py:\d+"),
+    (lambda x: x[x > 0], ("f32[3]",), "shape depends on the values of a boolean mask.*size="),
+    (lambda x: np.sin(x), ("f32[3]",), "given to NumPy.*use jax.numpy"),
+    (lambda x: jnp.zeros(int(x[0])), ("f32[3]",), "depends on the values of an array|decides|Python number"),
+    (stores, ("f32[3]",), "stored outside of the function, a side effect"),
+    (lambda x: jax.debug.print("{}", x), ("f32[3]",), r"side effect: take it out.*|'debug_print'"),
+    (lambda x: jnp.linalg.svd(x), ("f32[3, 3]",), r"'svd' is not supported \(used at .*test_jax_function.py:\d+\)"),
+    (lambda x: x.reshape(2, -1), ("f32[n]",), r"must be fixed here \(at .*test_jax_function.py:\d+\).*in the example"),
+    (lambda x: x + jnp.zeros(3), ("f32[4]",), "cannot be traced.*test_jax_function.py.*incompatible shapes|broadcast"),
+    (lambda x: jnp.fft.fft(x), ("f32[4]",), "returns complex numbers: return their real and imaginary parts"),
+    (lambda x: x, ("f32(3)",), "is no example: write a dtype and a shape"),
+    (lambda x: x, ("f99[3]",), "is no example"),
+    (lambda x: x, (object(),), "a object is no example of an array"),
+    (lambda x: x, ("f32[2*n]",), "no argument has an axis of exactly n"),
+    (lambda x: x, (jax.random.key(0),), "jax.random.key_data"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fn, examples, message", BAD, ids=[m for *_, m in BAD])
+def test_what_cannot_be_compiled_says_why_where_and_what_to_do(fn: Any, examples: Any, message: str) -> None:
+    with pytest.raises(inferc.InfercError, match=message):
+        jax_function.function(fn, *examples).build(0, 0)
+
+
+@pytest.mark.parametrize("bounds", [(0, 4), (5, 4), (1, 2, 3), ("a", "b")])
+def test_bad_bounds(bounds: Any) -> None:
+    with pytest.raises(inferc.InfercError, match="'n' needs a name and two bounds"):
+        jax_function.function(lambda x: x, "f32[n]", dynamic={"n": bounds})
+
+
+def test_what_is_no_function() -> None:
+    with pytest.raises(inferc.InfercError, match="a int cannot be compiled"):
+        inferc.compile(3)
+    with pytest.raises(inferc.InfercError, match="belong to functions"):
+        inferc.compile("model.gguf", "f32[3]", "f32[3]")
+
+
+# ---- the command line -----------------------------------------------------------------------------------------------
+
+FILE = '''
+import inferc
+
+def double(x: "float32[n]"):
+    return x * 2
+
+def untyped(x):
+    return x
+
+model = inferc.function(lambda w, x: x * w, "float32[n, 2]", weights=3.0 * __import__("numpy").ones(2, "f4"))
+'''
+
+
+def test_functions_in_files(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(FILE)
+    run = CliRunner().invoke
+
+    def compile_(name: str) -> Any:
+        return run(app, ["compile", f"{tmp_path}/own.py:{name}", "-o", str(tmp_path / f"{name}.inferc")])
+
+    for name, x, expected in (("double", [1.0, 2.0], [2.0, 4.0]), ("model", [[1.0, 2.0]], [[3.0, 6.0]])):
+        assert compile_(name).exit_code == 0
+        with inferc.load(tmp_path / f"{name}.inferc") as function:
+            assert function(np.array(x, np.float32)).tolist() == expected
+    refused = run(app, ["run", str(tmp_path / "double.inferc"), "-p", "hello"])
+    assert "is a function of arrays, not a language model" in str(refused.exception or refused.output)
+    for name, message in (("untyped", "the parameter x has no shape: annotate it"), ("absent", "has no 'absent'")):
+        assert message in str(compile_(name).exception)
+
+
+# ---- the page -------------------------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parent.parent / "docs" / "jax.md"
+
+
+def test_the_page_lists_what_the_tables_have() -> None:
+    assert BEGIN + listed() + END in PAGE.read_text("utf-8"), "run python -m inferc.compiler.primitives_listed"
+
+
+def test_the_programs_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python of the page, top to bottom, but for the file that the command line reads."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    assert len(blocks) == 3
+    (tmp_path / "page.py").write_text(blocks.pop())
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["model"](np.ones((2, 4), np.float32)).shape == (2, 3)
+    for name in ("norm", "scaled"):
+        assert len(jax_function.load(tmp_path / f"page.py:{name}").facts()["signature"]["inputs"]) == 1
