@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-slow emulators bench lint clean
+.PHONY: demo test test-slow fuzz soak emulators bench lint clean
 
 demo: $(VENV)/.compiler
 	$(BIN)/inferc run smollm2 -p "The capital of France is" -n 48
@@ -14,6 +14,17 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(PYTEST) -m slow $(ARGS)
+
+# The text functions under libFuzzer; what it finds lies in fuzz-corpus. Needs clang.
+FUZZ_SECONDS ?= 60
+
+fuzz: $(VENV)/.test
+	$(BIN)/python -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
+
+# 24 sessions at once for ten minutes, then the fuzzer of saved sessions for as long.
+SOAK_SECONDS ?= 600
+soak: $(VENV)/.test
+	$(BIN)/python -m pytest tests/test_soak.py --soak-seconds $(SOAK_SECONDS) $(ARGS)
 
 # What runs the tests of targets for other machines: those are skipped, with a reason, where it is missing.
 emulators:

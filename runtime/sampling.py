@@ -55,8 +55,8 @@ class Sampling:
 class Sampler:
     """Draws tokens by one `Sampling`; counts its draws.
 
-    `model_sample` of the C interface does the same in the same order and gives the same ids: all is computed in doubles,
-    sums are made one term after another, and e^x is `exp` below (docs/text.md).
+    `model_sample` of the C interface does the same in the same order and gives the same ids: all is computed in
+    doubles, sums are made one term after another, and e^x is `exp` below (docs/text.md).
     """
 
     def __init__(self, sampling: Sampling) -> None:

@@ -20,12 +20,13 @@ SIZES = (1, 7, 300)
 
 def options(how: Sampling) -> SamplingC:
     """The same choices for C, whose zero means none where Python's is a bound."""
-    top_p = how.top_p or 5e-324
-    return SamplingC(ctypes.sizeof(SamplingC), how.repetition_penalty, how.repetition_window, how.top_k, top_p, how.min_p,
-                     how.temperature, how.seed or 0, 0)  # fmt: skip
+    top_p, size = how.top_p or 5e-324, ctypes.sizeof(SamplingC)
+    return SamplingC(size, how.repetition_penalty, how.repetition_window, how.top_k, top_p, how.min_p, how.temperature,
+                     how.seed or 0, 0)  # fmt: skip
 
 
-def draw(logits: np.ndarray, how: SamplingC, previous: list[int], workspace: np.ndarray | None = None) -> tuple[int, int]:
+def draw(logits: np.ndarray, how: SamplingC, previous: list[int],
+         workspace: np.ndarray | None = None) -> tuple[int, int]:  # fmt: skip
     """(status, id)."""
     c = library(len(logits))
     workspace = aligned(16 * len(logits)) if workspace is None else workspace
