@@ -10,6 +10,7 @@ import numpy as np
 
 from inferc.backends.c import target, toolchain
 from inferc.compiler.pipeline import run_passes
+from inferc.errors import InfercError
 from inferc.ir.graph import Graph, IRError, Module, make_input, rebuild
 from inferc.ir.interpret import interpret
 from inferc.ir.types import array_dtype
@@ -51,7 +52,9 @@ def _in_c(part: Sequence[Function]) -> Iterator[tuple[str, dict[str, np.ndarray]
     try:
         module = run_passes(Module(entries, weights), target.get("native").ir)
         built = c_programs.build(module, "native")
-    except IRError as error:
+        path = c_programs.FOLDER / f"functions-{next(_NUMBERS)}.so"
+        toolchain.compile_program(built, path, extra=("-O1",))
+    except (IRError, InfercError) as error:
         if len(part) == 1:
             yield part[0].name, f"not supported: {error}"
             return
@@ -59,8 +62,6 @@ def _in_c(part: Sequence[Function]) -> Iterator[tuple[str, dict[str, np.ndarray]
         yield from _in_c(part[:half])
         yield from _in_c(part[half:])
         return
-    path = c_programs.FOLDER / f"functions-{next(_NUMBERS)}.so"
-    toolchain.compile_program(built, path, extra=("-O1",))
     library = c_programs.Library(built, path, c_programs.packed_weights(module, built), 1)
     for entry, f in zip(entries, part, strict=True):
         graph = module.entries[entry]

@@ -27,7 +27,12 @@ _MATH = (
 ).split()
 LIBRARY = frozenset([
     *(name + suffix for name in _MATH for suffix in ("", "f", "l")),
-    *"abs labs index gamma signal select memset memmove memcmp strlen malloc calloc free printf y0 y1 j0 j1".split(),
+    *(
+        "abs labs div ldiv lldiv rand srand random atoi atof exit abort system getenv qsort bsearch malloc calloc free "
+        "realloc index rindex memset memmove memcmp memchr strlen strcpy strcat strcmp strchr gamma signal select "
+        "printf scanf time clock read write open close link unlink pipe sleep pause access dup fork kill wait raise "
+        "remove rename send recv bind accept connect listen socket truncate y0 y1 yn j0 j1 jn"
+    ).split(),
 ])  # fmt: skip
 
 C_TYPES = {

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from ...ir.types import DType, boolean, f32, f64, i32
-from . import trigonometry
 from .arrays import Array, together, where
 from .onnx_import import Call, Rule, dtype_named, dtype_of_tensor
 
 SAME = {
     "Abs": "abs", "Neg": "neg", "Sign": "sign", "Floor": "floor", "Ceil": "ceil", "Sqrt": "sqrt", "Exp": "exp",
     "Log": "log", "Tanh": "tanh", "Sigmoid": "logistic", "Erf": "erf", "Sin": "sin", "Cos": "cos", "Not": "not",
-    "BitwiseNot": "not",
+    "BitwiseNot": "not", "Tan": "tan", "Asin": "asin", "Acos": "acos", "Atan": "atan", "Sinh": "sinh", "Cosh": "cosh",
+    "Asinh": "asinh", "Acosh": "acosh", "Atanh": "atanh",
 }  # fmt: skip
 PAIRS = {
     "Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "And": "and", "Or": "or", "Xor": "xor", "BitwiseAnd": "and",
@@ -253,7 +253,6 @@ def sign(c: Call) -> Array:
 
 ELEMENTWISE: Mapping[str, Rule] = {
     **{name: same(op) for name, op in SAME.items()},
-    **{name.capitalize(): elementwise(function) for name, function in trigonometry.FUNCTIONS.items()},
     **{name: pairwise(op) for name, op in PAIRS.items()},
     **{name: compared(direction) for name, direction in COMPARISONS.items()},
     "Abs": absolute, "Sign": sign,

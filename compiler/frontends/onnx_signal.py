@@ -1,4 +1,4 @@
-"""ONNX operators on signals: Fourier transforms as products with cosines and sines, and mel filters."""
+"""ONNX operators on signals: Fourier transforms, and mel filters."""
 
 from __future__ import annotations
 
@@ -10,13 +10,6 @@ import numpy as np
 from ...ir.types import f64
 from .arrays import Array, concatenate, stack
 from .onnx_import import Call, Rule, dtype_named
-from .products import dot
-
-
-def _waves(rows: int, length: int, inverse: bool) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin of 2πkn / length for rows k and length columns n; the inverse turns the other way."""
-    angle = 2 * math.pi * (np.outer(np.arange(rows), np.arange(length)) % length) / length
-    return np.cos(angle), np.sin(angle) * (1 if inverse else -1)
 
 
 def dft(c: Call) -> Array:
@@ -45,20 +38,12 @@ def transform(x: Array, axis: int, length: int, inverse: bool, onesided: bool) -
         sign = x.body.constant(np.array([1.0, -1.0]), x.dtype)
         x = concatenate([x, mirrored * sign], axis)
     x = _fitted(x, axis, length)
-    rows = length // 2 + 1 if onesided and not inverse else length
-    dtype = x.dtype
-    cos, sin = (x.body.constant(w, dtype) for w in _waves(rows, length, inverse))
-    real = x.at(-1, 0)
-    imaginary = x.at(-1, 1) if x.shape[-1] == 2 else None
-
-    def times(part: Array, wave: Array) -> Array:
-        return dot(part, wave, ((axis,), (1,))).moveaxis(-1, axis)
-
-    re, im = times(real, cos), times(real, sin)
-    if imaginary is not None:
-        re, im = re - times(imaginary, sin), im + times(imaginary, cos)
-    if inverse:
-        re, im = re / float(length), im / float(length)
+    real = x.at(-1, 0).moveaxis(axis, -1)
+    imaginary = x.at(-1, 1).moveaxis(axis, -1) if x.shape[-1] == 2 else x.body.full(real.shape, 0.0, x.dtype)
+    parts = x.body.apply_all("fft", real, imaginary, inverse=inverse)
+    if onesided and not inverse:
+        parts = tuple(p.slice(-1, 0, length // 2 + 1) for p in parts)
+    re, im = (p.moveaxis(-1, axis) for p in parts)
     return re.unsqueeze(-1) if inverse and onesided else stack([re, im], -1)
 
 
