@@ -198,14 +198,15 @@ def _scaled(node: Node, root: Seen, inverse: Seen, y: Seen, centred: bool, eps: 
         if less is not None or same(p, y) and not centred:
             found.append(less or x or s)
             return True
+        operands, before = [p.at(v) for v in p.value.node.inputs], (len(found), len(weights))
+        if p.op == "mul" and all(map(collect, operands)):
+            return True
+        if p.op == "div" and peeled(operands[1]) == inverse and collect(operands[0]):
+            return True
+        del found[before[0] :], weights[before[1] :]
         if (vector := column(p, last)) is not None:
             weights.append(vector)
             return True
-        operands = [p.at(v) for v in p.value.node.inputs]
-        if p.op == "mul":
-            return all(map(collect, operands))
-        if p.op == "div":
-            return collect(operands[0]) and peeled(operands[1]) == inverse
         return number(p) == 1
 
     if not collect(root) or len(found) != 1 or not found[0].identical:
