@@ -21,7 +21,7 @@ from inferc.backends.c import program, target, toolchain
 from inferc.backends.c.text import runtime_text
 from inferc.errors import InfercError
 from inferc.ir import ops
-from inferc.ir.graph import Graph, IRError, Module, Origin, make, make_input
+from inferc.ir.graph import Graph, IRError, Module, Origin, Weight, make, make_input
 from inferc.ir.interpret import interpret
 from inferc.ir.types import Type, f32, i32, symbol
 
@@ -411,6 +411,15 @@ def test_the_header_is_cpp(tmp_path: Path) -> None:
 
 def test_equal_modules_give_equal_sources() -> None:
     assert build(language_model(), "native").sources == build(language_model(), "native").sources
+
+
+def test_entries_named_like_words_of_the_c_compile(tmp_path: Path) -> None:
+    """Words of the target, helpers inside a kernel's text, and what is made from an entry's name (f32_at)."""
+    x, w = make_input("x", "arg", Type((2, 8), f32)), make_input("w", "weight", Type((32, 8), f32, "panel16"))
+    entries = {name: Graph(name, (x,), (emit("exp", x[0]),)) for name in ("f32_add", "prefetch", "linear_run", "exp")}
+    entries["f32"] = Graph("f32", (x, w), (emit("linear", x[0], w[0]),))
+    weights = {"w": Weight("w", w.types[0], lambda: np.empty(0, np.uint8))}
+    toolchain.compile_program(build(Module(entries, weights), "native"), tmp_path / "model.so", extra=("-Werror",))
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------

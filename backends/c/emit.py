@@ -16,6 +16,7 @@ from .text import LIBRARY, Names, aligned, c_type, constant_array, dim_c, folded
 
 SESSIONS = "S"  # a symbol that is no parameter, as CONTEXT and THREADS: the run's session count
 THREADS_NAME = str(THREADS)
+_SUFFIXES = ("_parts", "_at", "_arena", "_arena_bytes")  # of what else a graph's function needs
 ENTRY_NAMES = ("model", "workspace", "bytes", "entered")  # what an entry's public function has besides its parameters
 
 
@@ -66,10 +67,14 @@ class Emitter:
                 if entry := next((f.graph for f in line.callees if f.graph in self.entries), None):
                     raise IRError(f"{line.node.op.name} at {line.node.origin}: {entry.name} is an entry itself")
                 if line.call:
-                    self.names.taken.update(k.symbol for k in line.call.kernel.closure())
+                    for kernel in line.call.kernel.closure():
+                        self.names.taken.update((kernel.symbol, *kernel.functions))
         for graph, function in self.functions.items():
-            name = self.function_names[graph] = self.names.new(graph.name, "graph")
-            self.names.taken.update(name + suffix for suffix in ("_parts", "_at", "_arena", "_arena_bytes"))
+            name = self.names.new(graph.name, "graph")
+            while not self.names.taken.isdisjoint(also := [name + suffix for suffix in _SUFFIXES]):
+                name = self.names.new(graph.name, "graph")
+            self.function_names[graph] = name
+            self.names.taken.update(also)
             self.parts[graph] = tuple(self._parts(function))
             for node in graph.nodes():
                 if node.op.name == "constant":

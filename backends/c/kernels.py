@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ...ir.types import Dim, symbol
 
 THREADS = symbol("threads", 1, 1 << 16)  # the pool's size, for scratch that every worker needs its own part of
+
+
+_FUNCTION = re.compile(r"^(?:static|INLINE)\b[^(=;{]*?(\w+)\(", re.MULTILINE)
+
+
+def functions_of(text: str) -> list[str]:
+    """The functions that C text defines at the start of lines."""
+    return _FUNCTION.findall(text)
 
 
 @dataclass(frozen=True)
@@ -17,6 +26,11 @@ class Kernel:
     symbol: str
     source: str
     needs: tuple[Kernel, ...] = ()
+
+    @property
+    def functions(self) -> list[str]:
+        """The names that its text defines as functions."""
+        return functions_of(self.source)
 
     def closure(self) -> Iterator[Kernel]:
         """This kernel after everything it needs; a kernel may come more than once."""

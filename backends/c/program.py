@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ...ir.types import bounds, evaluate, symbol
 from . import interface
 from .emit import Emitter
 from .function import function_text
+from .kernels import functions_of
 from .lower import LOWERINGS, Lowering, lower_module
 from .memory import align, storage_bytes
 from .state import SessionLayout, session_layout, workspace
@@ -92,7 +94,8 @@ def build(module: Module, targets: Sequence[CTarget], *, prefix: str = "model", 
     variants = []
     for target in targets:
         functions = lower_module(module, target.ir, context, lowerings)
-        names = Names(("cpu_features", f"{prefix}_program_{target.name}", *LIBRARY))
+        words = [functions_of(isa_text(header)) for header in (target.header, *BASELINE_HEADERS)]
+        names = Names(("cpu_features", f"{prefix}_program_{target.name}", *LIBRARY, *chain(*words)))
         variants.append(interface.Variant(target, Emitter(functions, entries, context, offsets, layout.regions, names)))
     facts = interface.Facts(prefix, name, tuple(variants), context, chunk, weight_bytes, module.entries, layout)
     memory = _merged({v.name: _memory(facts, v) for v in variants})
