@@ -13,8 +13,9 @@ from math import prod
 from ...ir.graph import Node, Value
 from ...ir.target import Target
 from ...ir.types import Dim, boolean, f32, floordiv
+from .epilogue import named
 from .kernels import THREADS, Arg, Call, DimValue, Kernel, Literal, Operand, Result, Run, Scratch
-from .product import named, panels, tiles
+from .product import panels, tiles
 from .scalar import literal
 
 ROWS, KEYS = 24, 256

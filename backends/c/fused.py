@@ -9,7 +9,7 @@ from ...ir.ops.common import widen
 from ...ir.rewrite import splat
 from ...ir.target import Target
 from ...ir.types import symbol
-from . import product
+from . import depthwise, product
 from .kernels import Arg, Call, DimValue, Operand, Result, Run
 from .loop import loop_of
 from .loop_emit import emit
@@ -17,7 +17,7 @@ from .loop_function import kernel_name
 from .loop_model import Constant, Loop, fuse
 from .text import Names
 
-ANCHORS = {"patch_linear": product.product}
+ANCHORS = {"patch_linear": product.product, "convolution": depthwise.depthwise}
 
 
 def composed(graph: Graph) -> tuple[Loop, Node | None]:

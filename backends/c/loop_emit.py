@@ -38,9 +38,12 @@ from .scalar import HALVES, VALUE_TYPES, enclosed, expression, literal, load, ro
 from .text import C_TYPES, Names
 
 OUTER_NAMES, REDUCED_NAMES = "ijkmno", "pquvw"
-LOCALS = ("args", "g", "begin", "end", "worker", "l", "lane", "count", "total")  # what the lines name themselves
+# What the lines name themselves.
+LOCALS = ("width", "to", "half", "args", "g", "begin", "end", "worker", "l", "lane", "count", "total")
 
 TILES = (64, 32, 16)  # outputs of a dot product computed side by side: wide ones where words can be loaded
+
+COLUMNS = 16  # neighbours that are reduced side by side, at least
 
 # monoid → (identity for floats, for integers and bool as a C expression of the type's name, combining operation)
 MONOIDS = {
@@ -207,7 +210,10 @@ class _Writer:
     def lines(self) -> list[str]:
         loop, found = self.loop, self._lookups()
         tiled = self._tile_axis() if loop.monoid == "dot" and not any(found) else None
-        if tiled is not None:
+        if tiled is None and self._has_columns() and not any(found):
+            tiled = self.rank - 1
+            inside = self._columns(tiled)
+        elif tiled is not None:
             inside = self._tiles(tiled)
         else:
             target = self._target(axes(self.rank))
@@ -303,6 +309,53 @@ class _Writer:
             return lines
         one_by_one = (f"  {line}" for line in self._reduction(self._target(axes(self.rank))))
         return [*lines, f"for (; {counter} < {high}; {counter}++) {{", *one_by_one, "}"]
+
+    def _has_columns(self) -> bool:
+        """Whether a reduction of floats reads neighbours along the last output axis: then many go side by side."""
+        loop, last = self.loop, self.rank - 1
+        if loop.monoid == "dot" or not loop.monoid or not loop.result.dtype.is_float or last < 0:
+            return False
+        steps = [p.index[0].coefficient(last) for p in parts(loop.body) if isinstance(p, Read)]
+        along = {p.index[0].coefficient(last + 1 + n) for p in parts(loop.body) if isinstance(p, Read)
+                 for n in range(len(loop.reduced))}  # fmt: skip
+        guarded = any(g.index.coefficient(last) != 0 for g in parts(loop.body) if isinstance(g, Guard))
+        wide = bounds(loop.shape[last])[0] >= COLUMNS
+        return wide and 1 in steps and set(steps) <= {0, 1} and 1 not in along and not guarded
+
+    def _columns(self, n: int) -> list[str]:
+        """Reductions of neighbours along axis n, each with its sixteen accumulators, folded at the end."""
+        loop, scope, counter, (low, high) = self.loop, self.scope, self.scope.axis[n], self._range(n)
+        dtype = loop.result.dtype
+        kind, start = VALUE_TYPES[dtype.name], MONOIDS[loop.monoid][0]
+        size = loop.shape[n]
+        width = next((w for w in (64, 32) if isinstance(size, int) and size % w == 0), COLUMNS)
+        wide = f32 if loop.body.dtype.name in HALVES else loop.body.dtype
+        scope.axis.append("l")
+        along = list(axes(self.rank + len(loop.reduced)))
+        along[n] += index_of(Axis(len(along)))
+        body = move(loop.body, along)
+        every = f"for (int l = 0; l < {width}; l++)"
+
+        def combined(a: str, b: str) -> str:
+            return expression(MONOIDS[loop.monoid][2], [a, b], wide, wide)
+
+        step = combined("to[l]", scope.body(body))
+        fill = f"  for (int q = count & 15; q && q < 16; q++) {every} lane[q][l] = {combined('lane[q][l]', start)};"
+        return [
+            f"for (int64_t {counter} = {low}; {counter} < {high}; {counter} += {width}) {{",
+            f"  const int64_t width = {high} - {counter} < {width} ? {high} - {counter} : {width};",
+            f"  {kind} lane[16][{width}];",
+            f"  for (int q = 0; q < 16; q++) {every} lane[q][l] = {start};",
+            "  int count = 0;",
+            *(f"  {line}" for line in self._nest([
+                f"{kind} *const to = lane[count++ & 15];", "if (width == " + str(width) + f") {every} to[l] = {step};",
+                f"else for (int l = 0; l < width; l++) to[l] = {step};"])),
+            *([fill] if loop.monoid in ("max", "min") else []),
+            "  for (int half = 8; half; half /= 2)",
+            f"    for (int q = 0; q < half; q++) {every} lane[q][l] = {combined('lane[q][l]', 'lane[q + half][l]')};",
+            f"  for (int l = 0; l < width; l++) {self._target(along[: self.rank])} = {store('lane[0][l]', dtype)};",
+            "}",
+        ]  # fmt: skip
 
     def _lanes(self, kind: str) -> tuple[list[str], list[str], str]:
         """Sixteen accumulators, element n of the reduced sequence in lane n % 16, folded at the end."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ...ir.graph import Graph, IRError, Module, Node, Value
 from ...ir.target import Target
 from ...ir.types import Dim, substitute
-from . import attention, cache, dense_attention, embedding, fused, linear, loop, norm, product, rope
+from . import attention, cache, dense_attention, depthwise, embedding, fused, linear, loop, norm, product, rope
 from .control import Use, carried, uses_of
 from .kernels import Call
 from .memory import GraphPlan, largest, plan_graph, view_of
@@ -16,7 +16,8 @@ from .memory import GraphPlan, largest, plan_graph, view_of
 CONTEXT = "C"  # the symbol of a state's positions
 Lowering = Callable[[Node, Target], Call]
 # A later family's kernel replaces an earlier one's.
-FAMILIES = (loop, embedding, linear, norm, rope, cache, attention, product, dense_attention, fused)
+FAMILIES = (loop, embedding, linear, norm, rope, cache, attention, product, depthwise,
+            dense_attention, fused)
 LOWERINGS: Mapping[str, Lowering] = {op: rule for family in FAMILIES for op, rule in family.LOWERINGS.items()}
 
 

@@ -8,38 +8,23 @@ neighbour in memory, so that a convolution needs no copy of its windows. Each ou
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 from ...ir.graph import Node, Value
 from ...ir.target import Target
-from ...ir.types import Dim, symbol
-from .kernels import THREADS, Arg, Call, DimValue, Kernel, Operand, Result, Run, Scratch
-from .loop_emit import Scope
-from .loop_function import bracketed, dim_text, kernel_name, size_name, symbols_of, wrapped
-from .loop_model import (
-    Affine,
-    Axis,
-    Body,
-    Guard,
-    Lookup,
-    Loop,
-    Part,
-    Read,
-    axes,
-    collapse,
-    index_of,
-    parts,
-    rewrite,
-)
-from .scalar import store
-from .text import C_TYPES, Names, indented
+from ...ir.types import Dim
+from .epilogue import epilogue, named
+from .kernels import THREADS, Call, Kernel, Scratch
+from .loop_function import bracketed, dim_text, kernel_name, size_name
+from .loop_model import Loop, Read, axes
+from .text import indented
 
 GROUP = 4  # panels that a worker computes together
 BLOCK = 128  # values of k whose weights stay in the first-level cache: 32 KB of four panels
+LONGEST = BLOCK * 3 // 2  # values of k that are not worth dividing
 CHUNK = 256  # rows of a chunk at most
 SERIAL = 1 << 19  # multiplications, and 16 for each weight, that are not worth a second worker
 
@@ -248,106 +233,41 @@ def _rows(node: Node, zeros: str) -> Rows:
     return Rows(runs, run, "\n".join(lines), f"static const float {zeros}[{channels}];\n" if tests else "")
 
 
-def _inside(body: Body, anchor: Value, axis: int) -> Body:
-    """The body with reads of the product's own element as reads of the tile's sums along `axis`."""
-
-    def change(part: Part) -> Part:
-        if isinstance(part, Read) and part.source == anchor:
-            return replace(part, index=(index_of(Axis(axis)),))
-        return part
-
-    return rewrite(body, change)
-
-
 def product(node: Node, anchor: Node, finish: Loop, operands: Mapping[Value, int], target: Target) -> Call:
     """The call for `node`, which computes `finish` of the product `anchor`. `operands` says which operand of the node
     each value is that either reads."""
     x, w = anchor.inputs
-    n = anchor.types[0].shape[-1]
-    lead = anchor.types[0].shape[:-1]
-    rows = prod(lead, start=1)
-    k = w.shape[1]
+    n, k = anchor.types[0].shape[-1], w.shape[1]
+    rows = prod(anchor.types[0].shape[:-1], start=1)
     assert isinstance(n, int) and isinstance(k, int)
     sizes = tiles(target)
-
-    flat = collapse(Loop(finish.result, tuple(finish.shape[:-1]), finish.body, (n,)))
-    leading, body = flat.shape, _inside(flat.body, anchor[0], len(flat.shape) + 1)
-    others = tuple(v for v in dict.fromkeys(p.source for p in parts(body) if isinstance(p, Read)) if v != anchor[0])
-    dims = symbols_of(*lead, *x.shape, *(d for p in parts(body) if isinstance(p, Affine)
-                                         for d in (p.offset, *(c for _, c in p.terms))),
-                      *(p.limit for p in parts(body) if isinstance(p, Guard)),
-                      *(d for p in parts(body) if isinstance(p, Lookup) and p.clamp for d in p.clamp))  # fmt: skip
-    names = Names([*map(size_name, dims), *"rngxwpqluvyzbijkm", "args", "at", "row", "rows", "col", "cols", "sums",
-                   "out", "scratch", "sum", "run", "count"])  # fmt: skip
-    name_of = {v: names.new(v.node.attr("name") if v.node.op.name == "input" else "x") for v in others}
-
-    counters = [f"i{d}" for d in range(len(leading))]
-    scope = Scope([*counters, "n", "l"], {**name_of, anchor[0]: "sum"})
-    bindings = list(scope.bindings(body))
-    element = store(scope.body(body), finish.result.dtype)
-    index = Affine()
-    for position, size in zip(axes(len(leading) + 1), (*leading, n), strict=True):
-        index = index * size + position
-    inner = [*bindings, f"out[{scope.index(index)}] = {element};"]
-    unravel, left = [], "(row + m)"
-    for d in reversed(range(len(leading))):
-        unravel.append(f"const int64_t {counters[d]} = {left}" + (f" % {bracketed(leading[d])};" if d else ";"))
-        left = f"{left} / {bracketed(leading[d])}"
-    fields = "".join(f" const {C_TYPES[v.dtype.name]} *{m};" for v, m in name_of.items())
-    fields += f" {C_TYPES[finish.result.dtype.name]} *out;" + "".join(f" int64_t {size_name(s)};" for s in dims)
-    used = "\n".join([*inner, *unravel])
-    unpack = [f"const int64_t {size_name(s)} = g->{size_name(s)};" for s in dims if size_name(s) in used]
-    unpack += [f"const {C_TYPES[v.dtype.name]} *restrict {m} = g->{m};" for v, m in name_of.items()]
-    unpack += [f"{C_TYPES[finish.result.dtype.name]} *restrict out = g->out;"]
-    unpack += [] if unravel else ["(void)row, (void)m;"]
-    lines = ["for (int64_t l = 0; l < cols; l++) {", "  const int64_t n = col + l;", *(f"  {s}" for s in inner), "}"]
-
+    end = epilogue(anchor, finish, (*anchor.types[0].shape[:-1], *x.shape))
     found = _rows(anchor, "@_zeros")
-    scratch_rows = CHUNK if not isinstance(rows, int) else _chunk(rows, n, k, sizes)
-    run_block = min(found.run, BLOCK) if found.run > BLOCK * 3 // 2 else found.run
-    runs_block = max(1, BLOCK // found.run) if run_block == found.run else 1
-    if found.runs * found.run <= BLOCK * 3 // 2:
-        runs_block = found.runs
-    given = [f"const int64_t {size_name(s)} = ((const @_args *)p->args)->{size_name(s)};" for s in dims
-             if re.search(rf"\b{size_name(s)}\b", found.source)]
-    pointers = ["const float *x", "const float *w",
-                *(f"const {C_TYPES[v.dtype.name]} *{m}" for v, m in name_of.items()),
-                f"{C_TYPES[finish.result.dtype.name]} *out"]  # fmt: skip
-    signature = ", ".join(["const run *r", *(f"int32_t {size_name(s)}" for s in dims), *pointers, "void *scratch"])
-    values = ", ".join([*name_of.values(), "out", *map(size_name, dims)])
+    chunk = CHUNK if not isinstance(rows, int) else _chunk(rows, n, k, sizes)
+    whole = found.runs * found.run <= LONGEST
+    run_block = BLOCK if found.run > LONGEST else found.run
+    runs_block = found.runs if whole else 1 if found.run > LONGEST else max(1, BLOCK // found.run)
+    given = [f"const int64_t {size_name(s)} = ((const @_args *)p->args)->{size_name(s)};" for s in end.dims
+             if re.search(rf"\b{size_name(s)}\b", found.source)]  # fmt: skip
     grain = _grain(rows, n, k)
-    worker_bytes = -(-scratch_rows * (GROUP * 64 + found.runs * 8) // 64) * 64
+    worker_bytes = -(-chunk * (GROUP * 64 + found.runs * 8) // 64) * 64
     text = f"""\
 /* {x.type} by {w.type}, {anchor.op.name}{_settings(anchor)}, to {finish.result.type} */
-typedef struct {{{fields} }} @_args;
+{end.source}
 {found.before}
 static void @_rows(const product *p, int32_t row, int32_t count, const float **at) {{
 {indented(chr(10).join([*given, found.source]))}
 }}
 
-INLINE void @_row(const @_args *g, const float *restrict sum, int32_t row, int32_t m, int32_t col, int32_t cols) {{
-{indented(chr(10).join([*unpack, *unravel, *lines]))}
-}}
-
-static void @_finish(const void *args, const float *sums, int32_t row, int32_t rows, int32_t col, int32_t cols) {{
-  for (int32_t m = 0; m < rows; m++, sums += GROUP)
-    if (cols == GROUP) @_row(args, sums, row, m, col, GROUP);
-    else @_row(args, sums, row, m, col, cols);
-}}
-
-static void @({signature}) {{
-  const product p = {{x, w, {dim_text(rows)}, {n}, {found.runs}, {found.run}, {runs_block}, {run_block}, {scratch_rows},
-      @_rows, @_finish, &(@_args){{{values}}}, scratch, {worker_bytes}}};
+static void @({end.signature("void *scratch")}) {{
+  const product p = {{x, w, {dim_text(rows)}, {n}, {found.runs}, {found.run}, {runs_block}, {run_block}, {chunk},
+      @_rows, @_finish, &(@_args){{{end.values}}}, scratch, {worker_bytes}}};
   product_run(r, &p, {grain});
 }}
 """
     kernel = named(text, kernel_name("product", finish.result.type), (part(sizes),))
-    args: list[Arg] = [Run(), *(DimValue(symbol(s.name, s.lo, s.hi)) for s in dims)]
-    args += [Operand(operands[v]) for v in (x, w, *others)]
-    scratch = THREADS * worker_bytes
-    regions = 1 if grain == "1" else 0
-    in_place = ()
-    return Call(kernel, (*args, Result(), Scratch()), scratch, in_place, regions)
+    args = end.arguments(operands, x, w)
+    return Call(kernel, (*args, Scratch()), THREADS * worker_bytes, regions=int(grain == "1"))
 
 
 def _settings(node: Node) -> str:
@@ -373,12 +293,6 @@ def _grain(rows: Dim, n: int, k: int) -> str:
     if isinstance(rows, int):
         return "1" if (rows + 16) * n * k >= SERIAL else "1 << 30"
     return f"({dim_text(rows)} + 16) * (int64_t){n * k} >= {SERIAL} ? 1 : 1 << 30"
-
-
-def named(text: str, name: str, needs: tuple[Kernel, ...]) -> Kernel:
-    symbol = f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
-    source = "\n".join(wrapped(line) for line in text.replace("@", symbol).splitlines()) + "\n"
-    return Kernel(symbol, source, needs)
 
 
 def patch_linear(node: Node, target: Target) -> Call:

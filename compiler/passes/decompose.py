@@ -17,6 +17,8 @@ def run(module: Module, target: Target) -> Module:
     inside = inputs_under_control(module)
 
     def is_packed(weight: Value) -> bool:
+        if weight.type.layout:
+            return True
         node = weight.node
         return node.op.name == "input" and node.attr("role") == "weight" and node not in inside
 

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from ...ir.graph import Graph, Module, Node, Value, make, make_input, map_graphs
 from ...ir.ops import OPS
 from ...ir.ops.elementwise import ELEMENTWISE
+from ...ir.ops.fused import channels_last
 from ...ir.rewrite import splat, substitute
 from ...ir.target import Target
+from ...ir.types import f32
 
 SCALAR = {op.name for op in ELEMENTWISE} | {"silu", "gelu", "gelu_tanh", "softcap", "gated"}
 MOVES = {"transpose", "slice", "pad", "reverse"}  # each element is read at most once
@@ -48,7 +50,7 @@ def _grouped(graph: Graph) -> Graph:
             members[target].append(node)
             exact[node] = node.types[0].shape == target.types[0].shape and all(
                 exact[u] and u.op.name in SCALAR for u in users[node[0]])  # fmt: skip
-            if node.op.name in ANCHORS:
+            if node.op.name in ANCHORS or node.op.name == "convolution":
                 anchored.add(target)
         elif node.op.name in SCALAR | MOVES | {"reduce"} and _plain(node) and len(node.types) == 1:
             root[node], members[node], exact[node] = node, [node], True
@@ -57,6 +59,17 @@ def _grouped(graph: Graph) -> Graph:
 
 
 ANCHORS = ("patch_linear",)
+
+
+def _is_depthwise(node: Node) -> bool:
+    """A convolution of each channel with its own filter, channels last, of a known image."""
+    if node.op.name != "convolution" or node.types[0].rank != 4 or node.types[0].dtype != f32:
+        return False
+    x, w = node.inputs
+    known = all(isinstance(d, int) for d in (*x.shape[1:], *w.shape, *node.attr("low"), *node.attr("high")))
+    layout = {name: node.attr(name) for name in ("x_dims", "w_dims", "out_dims")} == channels_last(2)
+    alone = node.attr("groups") == x.shape[-1] == w.shape[-1] and w.shape[2] == 1
+    return known and layout and alone and node.attr("base_dilation") == (1, 1)
 
 
 def _worth(nodes: list[Node]) -> bool:
@@ -74,7 +87,7 @@ def _joinable(node: Node, users: dict[Value, list[Node]], outputs: set[Value], r
     if len(roots) != 1 or (target := next(iter(roots))) is None or len(members[target]) >= LARGEST:
         return None
     using = users[value]
-    if node.op.name in ANCHORS:
+    if node.op.name in ANCHORS or _is_depthwise(node):
         fits = target not in anchored and target.op.name in SCALAR and target.types[0].shape == node.types[0].shape
         return target if fits and all(exact[u] and u.op.name in SCALAR for u in using) else None
     if not _plain(node):
@@ -83,6 +96,8 @@ def _joinable(node: Node, users: dict[Value, list[Node]], outputs: set[Value], r
         cheap = node.op.name == "reshape" or splat(value) is not None or not _expands_computed(node)
         scalar_users = all(u.op.name in SCALAR | SPREAD for u in using)
         return target if cheap and scalar_users and node.op.name == "broadcast" else None
+    if node.op.name == "slice":
+        return target if all(u.op.name in SCALAR for u in using) else None
     if node.op.name in SCALAR:
         once = all(u.op.name in SCALAR or u.op.name in MOVES | {"reduce"} and u is target for u in using)
         if target.op.name in MOVES | {"reduce"}:

@@ -6,10 +6,11 @@ order of rounding may change, and only where a scale moves into the weight.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
-from ...ir.graph import Graph, Module, Node, Value, make, map_graphs, rebuild
+from ...ir.graph import Graph, Module, Node, Value, make, make_input, map_graphs, rebuild
 from ...ir.ops import OPS
 from ...ir.ops.decompose import constant
 from ...ir.ops.fused import channels_last
@@ -25,7 +26,8 @@ def run(module: Module, target: Target) -> Module:
     """Rewrites the graphs of functions; a language model's step has linears of its own."""
     if "patch_linear" not in target.fusions or "step" in module.entries:
         return module
-    return hoist(map_graphs(module, lambda graph: _scaled(_products(graph))))
+    packed = map_graphs(module, lambda graph: _packed_for_bodies(graph, target)) if target.weight_layout else module
+    return hoist(map_graphs(packed, lambda graph: _scaled(_products(graph))))
 
 
 def _emit(like: Node, op: str, *operands: Value, **attrs: Any) -> Value:
@@ -110,6 +112,56 @@ def _convolution(node: Node, x: Value, w: Value) -> Value | None:
     else:
         y = _emit(node, "patch_linear", last, rows, window=tuple(window), **settings)
     return _transposed(node, y, back)
+
+
+# ---- loops ----------------------------------------------------------------------------------------------------------
+
+
+def _packed_for_bodies(graph: Graph, target: Target) -> Graph:
+    """Scans whose body multiplies with a weight are given its rows, packed before the first step."""
+    fixed = fixed_values(graph)
+
+    def transform(node: Node, operands: tuple[Value, ...]) -> Node | None:
+        if node.op.name != "scan":
+            return None
+        body: Graph = node.attr("body")
+        given, changed = list(operands), dict[Node, Node]()
+        for i in range(node.attr("consts")):
+            rows = _only_rows(body, body.inputs[i]) if node.inputs[i].node in fixed else None
+            if rows is not None:
+                given[i] = _emit(node, "pack", rows(operands[i]), layout=target.weight_layout)
+                changed[body.inputs[i]] = make_input(body.inputs[i].attr("name"), "arg", given[i].type)
+        if not changed:
+            return None
+        inner = rebuild(body, lambda n, inputs: _with_rows(n, inputs, changed), changed)
+        return make(node.op, *given, origin=node.origin, **(dict(node.attrs) | {"body": inner}))
+
+    return rebuild(graph, transform)
+
+
+def _only_rows(body: Graph, weight: Node) -> Callable[[Value], Value] | None:
+    """What gives the rows of a weight that the body only multiplies with, always along the same axis."""
+    users = [n for n in body.nodes() if weight[0] in n.inputs]
+    places = {_multiplied(n, weight[0]) for n in users}
+    if len(places) != 1 or None in places or weight[0] in body.outputs or weight.types[0].rank != 2:
+        return None
+    (axis,) = places
+    return lambda value: value if axis else _emit(weight, "transpose", value, permutation=(1, 0))
+
+
+def _multiplied(node: Node, weight: Value) -> int | None:
+    """The axis of the weight that a product sums over, its other operand being summed over its last."""
+    if node.op.name != "dot_general" or node.inputs[1] != weight or node.inputs[0] == weight:
+        return None
+    (of_x, of_w), batch = node.attr("contracting"), node.attr("batch")
+    plain = not batch[0] and len(of_x) == 1 and of_x[0] == node.inputs[0].type.rank - 1
+    return of_w[0] if plain and node.types[0].dtype == f32 == weight.dtype else None
+
+
+def _with_rows(node: Node, inputs: tuple[Value, ...], changed: Mapping[Node, Node]) -> tuple[Value, ...] | None:
+    if len(node.inputs) == 2 and node.inputs[1].node in changed:
+        return (_emit(node, "patch_linear", *inputs),)
+    return None
 
 
 # ---- scales and shifts ----------------------------------------------------------------------------------------------

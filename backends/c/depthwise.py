@@ -1,0 +1,134 @@
+"""Convolutions of each channel with a filter of its own, channels last, and what follows them element by element.
+
+A worker takes rows of the result. `PLACES` neighbours of a row by up to 64 channels are computed in registers, each as
+one chain over the window's positions; where the window leaves the image it reads zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+from ...ir.graph import IRError, Node, Value
+from ...ir.ops.fused import channels_last
+from ...ir.target import Target
+from ...ir.types import f32
+from . import loop
+from .epilogue import epilogue, named
+from .kernels import Call
+from .loop_function import GRAIN, dim_text, kernel_name
+from .loop_model import Loop, Read, axes
+from .product import GROUP, PRODUCT, tiles
+
+PLACES = 4
+
+
+def is_depthwise(node: Node) -> bool:
+    """Whether the kernel takes a convolution: two spatial axes of known size, channels last, in f32."""
+    x, w = node.inputs
+    settings = {name: node.attr(name) for name in ("x_dims", "w_dims", "out_dims")}
+    groups = node.attr("groups")
+    known = all(isinstance(d, int) for d in (*x.shape[1:], *w.shape, *node.attr("low"), *node.attr("high")))
+    plain = x.type.rank == 4 and x.dtype == node.types[0].dtype == f32 and settings == channels_last(2)
+    alone = groups == x.shape[-1] == w.shape[-1] and w.shape[2] == 1 and node.attr("base_dilation") == (1, 1)
+    return plain and known and alone
+
+
+def depthwise(node: Node, anchor: Node, finish: Loop, operands: Mapping[Value, int], target: Target) -> Call:
+    """The call for `node`, which computes `finish` of the convolution `anchor`."""
+    x, w = anchor.inputs
+    if not is_depthwise(anchor):
+        raise IRError(f"the convolution of {x.type} with {w.type} is not depthwise with channels last")
+    _, height, width, channels = x.shape
+    taps_y, taps_x, _, _ = w.shape
+    batch, out_y, out_x, _ = anchor.types[0].shape
+    (stride_y, stride_x), (dilation_y, dilation_x) = anchor.attr("strides"), anchor.attr("dilation")
+    top, left = anchor.attr("low")
+    assert isinstance(width, int) and isinstance(out_x, int) and isinstance(channels, int)
+    assert isinstance(taps_x, int) and isinstance(taps_y, int)
+    end = epilogue(anchor, finish, (batch,))
+    wide = GROUP if len(tiles(target)) >= GROUP else 1  # vectors of channels that the registers hold
+    text = f"""\
+/* {x.type} with {w.type}, depthwise, strides {stride_y}x{stride_x}, to {finish.result.type} */
+{end.source}
+static const float @_zeros[{channels}];
+typedef struct {{ const float *x, *w; @_args rest; }} @_given;
+
+INLINE const float *@_at(const float *line, int32_t z) {{
+  return line && z >= 0 && z < {width} ? line + (int64_t)z * {channels} : @_zeros;
+}}
+
+/* Sums of {PLACES} places of row (b, i) from j on, for P vectors of channels from c on, the last of `last`. */
+INLINE void @_tile(const int P, const int inside, const @_given *g, int64_t b, int32_t i, int32_t j, int32_t c,
+                   int last, float *sums) {{
+  vf32 y[{PLACES}][{GROUP}];
+  UNROLL for (int m = 0; m < {PLACES}; m++)
+    UNROLL for (int v = 0; v < P; v++) y[m][v] = f32_zero();
+  for (int32_t p = 0; p < {taps_y}; p++) {{
+    const int32_t s = i * {stride_y} + p * {dilation_y} - {top};
+    const float *line = s >= 0 && s < {height} ? g->x + (b * {height} + s) * {width * channels} : NULL;
+    UNROLL for (int32_t q = 0; q < {taps_x}; q++) {{
+      const float *weights = g->w + (p * {taps_x} + q) * {channels} + c;
+      const float *at[{PLACES}];
+      UNROLL for (int m = 0; m < {PLACES}; m++) {{
+        const int32_t z = (j + m) * {stride_x} + q * {dilation_x} - {left};
+        at[m] = (inside ? line + (int64_t)z * {channels} : @_at(line, z)) + c;
+      }}
+      UNROLL for (int v = 0; v < P; v++) {{
+        const vf32 f = last < 16 ? f32_load_n(weights + v * 16, last) : f32_load(weights + v * 16);
+        UNROLL for (int m = 0; m < {PLACES}; m++)
+          y[m][v] = f32_fma(last < 16 ? f32_load_n(at[m] + v * 16, last) : f32_load(at[m] + v * 16), f, y[m][v]);
+      }}
+    }}
+  }}
+  UNROLL for (int m = 0; m < {PLACES}; m++)
+    UNROLL for (int v = 0; v < P; v++) f32_store(sums + m * GROUP + v * 16, y[m][v]);
+}}
+
+INLINE void @_places(const int inside, const @_given *g, int64_t b, int32_t i, int32_t j, float *sums) {{
+  const int32_t row = ((int32_t)b * {out_y} + i) * {out_x} + j, count = int_min({out_x} - j, {PLACES});
+  for (int32_t c = 0; c < {channels}; c += GROUP) {{
+    const int32_t some = int_min({channels} - c, GROUP);
+    int32_t v = 0;
+    for (; v + {16 * wide} <= some; v += {16 * wide}) @_tile({wide}, inside, g, b, i, j, c + v, 16, sums + v);
+    for (; v + 16 <= some; v += 16) @_tile(1, inside, g, b, i, j, c + v, 16, sums + v);
+    if (v < some) @_tile(1, inside, g, b, i, j, c + v, some - v, sums + v);
+    @_finish(&g->rest, sums, row, count, c, some);
+  }}
+}}
+
+static void @_part(const void *args, int32_t begin, int32_t end, int32_t worker) {{
+  const @_given *g = args;
+  _Alignas(64) float sums[{PLACES} * GROUP];
+  (void)worker;
+  for (int32_t n = begin; n < end; n++) {{
+    const int32_t i = n % {out_y}, first = i * {stride_y} - {top};
+    const int rows = first >= 0 && first + {(taps_y - 1) * dilation_y} < {height};
+    for (int32_t j = 0; j < {out_x}; j += {PLACES}) {{
+      const int32_t z = j * {stride_x} - {left};
+      const int inside = rows && z >= 0 && z + {(PLACES - 1) * stride_x + (taps_x - 1) * dilation_x} < {width};
+      if (inside) @_places(1, g, n / {out_y}, i, j, sums);
+      else @_places(0, g, n / {out_y}, i, j, sums);
+    }}
+  }}
+}}
+
+static void @({end.signature()}) {{
+  const @_given given = {{x, w, {{{end.values}}}}};
+  parallel(r, {dim_text(batch * out_y)}, {max(1, 4 * GRAIN // (out_x * channels * taps_y * taps_x))}, @_part, &given);
+}}
+"""
+    kernel = named(text, kernel_name("depthwise", finish.result.type), (PRODUCT,))
+    return Call(kernel, end.arguments(operands, x, w), regions=1)
+
+
+def convolution(node: Node, target: Target) -> Call:
+    """Of a depthwise convolution its own kernel, of others the general loop."""
+    if not is_depthwise(node) or prod(node.types[0].shape[1:]) == 0:
+        return loop.lower_loop(node, target)
+    shape = node.types[0].shape
+    own = Loop(node[0], shape, Read(node[0], axes(len(shape)), shape))
+    return depthwise(node, node, own, {v: i for i, v in enumerate(node.inputs)}, target)
+
+
+LOWERINGS = {"convolution": convolution}
