@@ -199,8 +199,8 @@ def coverage(wrong: Mapping[str, str]) -> str:
         "Excluded, by what the case's graph has:", "",
         *(f"- {reason}: {count}" for reason, count in reasons.items()), "",
         "Results are compared as the package does, but f16 and bf16 within two units in the last place (its bound of "
-        "1e-3", "is less than one of bf16), and Fourier transforms within 1e-6 of their largest value (a zero among sums of "
-        "hundreds", "is rounding).", "",
+        "1e-3", "is less than one of bf16), and Fourier transforms within 1e-6 of their largest value (a zero among "
+        "sums of hundreds", "is rounding).", "",
         "| operator | passed | refused | excluded |", "|---|---|---|---|",
     ]  # fmt: skip
     for operator in sorted({*passed, *failed, *excluded}):

@@ -111,9 +111,10 @@ def test_models_of_transformers(make: Callable[[], tuple[Part, tuple[Any, ...]]]
         expected = part(*inputs).numpy()
     program = torch.export.export(part, inputs)
     arrays = [x.numpy() for x in inputs]
-    with inferc.compile(program) as function:
-        got = function(*arrays)
-    assert np.abs(got - expected).max() <= BOUND * expected.std()
+    for backend in ("c", "xla"):
+        with inferc.compile(program, backend=backend) as function:
+            got = function(*arrays)
+        assert np.abs(got - expected).max() <= BOUND * expected.std(), backend
     module = torch_export.opened(program).build()
     names = [n.attr("name") for n in module.entries["run"].inputs_of("arg")]
     meant = interpret(module, dict(zip(names, arrays)), entry="run")["out0"]

@@ -54,11 +54,16 @@ def float_unary(function: Callable[[Array], Array]) -> Rule:
     return lambda c: wide(floating(c, c.self), function)
 
 
+OF_TRUTH = {"mul": "and", "add": "or", "max": "or", "min": "and"}  # what operations on numbers are on truth values
+
+
 def binary(op: str) -> Rule:
     """Both operands in the dtype of the result."""
 
     def rule(c: Call) -> Array:
         dtype = c.dtype
+        if dtype == boolean and op in OF_TRUTH:
+            return operand(c, "self", dtype)._with(OF_TRUTH[op], operand(c, "other", dtype))
         other = operand(c, "other", dtype)
         if (alpha := c.get("alpha", 1)) != 1:
             other = other * alpha
@@ -352,22 +357,45 @@ def log_sum_exp(c: Call) -> Array:
 
 
 def norm(c: Call) -> Array:
-    """‖x‖ of order p over axes."""
-    order = c.get("ord", c.get("p", 2))
-    axes, keep = axes_of(c), bool(c.get("keepdim", False))
+    axes, keep = axes_of(c) if c.self.rank else [], bool(c.get("keepdim", False))
+    return wide(c.self.astype(c.dtype), lambda x: norm_of(x, c.get("ord", c.get("p", 2)), axes, keep))
 
-    def compute(x: Array) -> Array:
-        if order == 2:
-            return (x * x).reduce("sum", axes, keep).sqrt()
-        if order == 1:
-            return x.abs().reduce("sum", axes, keep)
-        if order == 0:
-            return x.compare("ne", 0).astype(x.dtype).reduce("sum", axes, keep)
-        if math.isinf(order):
-            return x.abs().reduce("max" if order > 0 else "min", axes, keep)
-        return x.abs()._with("pow", float(order)).reduce("sum", axes, keep)._with("pow", 1 / order)
 
-    return wide(c.self.astype(c.dtype), compute)
+def norm_of(x: Array, order: float, axes: list[int], keep: bool) -> Array:
+    """‖x‖ of an order over axes."""
+    if order == 2:
+        return (x * x).reduce("sum", axes, keep).sqrt()
+    if order == 1:
+        return x.abs().reduce("sum", axes, keep)
+    if order == 0:
+        return x.compare("ne", 0).astype(x.dtype).reduce("sum", axes, keep)
+    if math.isinf(order):
+        return x.abs().reduce("max" if order > 0 else "min", axes, keep)
+    return x.abs()._with("pow", float(order)).reduce("sum", axes, keep)._with("pow", 1 / order)
+
+
+def ignoring_nan(op: str) -> Rule:
+    """The other operand where one is NaN."""
+
+    def rule(c: Call) -> Array:
+        a, b = operand(c, "self", c.dtype), operand(c, "other", c.dtype)
+        best = a._with(op, b)
+        return where(a.compare("ne", a), b, where(b.compare("ne", b), a, best))
+
+    return rule
+
+
+def copysign(c: Call) -> Array:
+    x, y = operand(c, "self", c.dtype).abs(), operand(c, "other", c.dtype)
+    negative = (y < 0) | (1 / y).compare("eq", -math.inf)  # -0 has a sign too
+    return where(negative, -x, x)
+
+
+def hypot(c: Call) -> Array:
+    a, b = operand(c, "self", c.dtype).abs(), operand(c, "other", c.dtype).abs()
+    most, least = a.maximum(b), a.minimum(b)
+    ratio = where(most.compare("eq", 0), most, least / most)
+    return most * (1 + ratio * ratio).sqrt()
 
 
 FLOATING = (
@@ -394,6 +422,7 @@ ELEMENTWISE: Mapping[str, Rule] = {
     "bitwise_left_shift": binary("shift_left"), "bitwise_right_shift": binary("shift_right_arithmetic"),
     "__lshift__": binary("shift_left"), "__rshift__": binary("shift_right_arithmetic"),
     "atan2": binary("atan2"),
+    "fmax": ignoring_nan("max"), "fmin": ignoring_nan("min"), "copysign": copysign, "hypot": hypot,
     "clamp": clamp, "clamp_min": clamp, "clamp_max": clamp, "hardtanh": hardtanh, "where": where_,
     "masked_fill": masked_fill, "elu": elu_, "gelu": gelu, "silu": silu, "softplus": softplus_,
     "relu6": lambda c: c.self.maximum(0).minimum(6),

@@ -14,6 +14,7 @@ from .onnx_elementwise import wide
 from .onnx_nn import convolution, windows
 from .onnx_sampling import combined, sample_grid, taps
 from .products import dot, is_weight, linear, matmul
+from .torch_elementwise import norm_of
 from .torch_import import Call, Rule
 
 
@@ -35,6 +36,12 @@ def linear_(c: Call) -> Array:
 
 def addmm(c: Call) -> Array:
     y = matmul(c.mat1, c.mat2) * 1
+    y = y if c.get("alpha", 1) == 1 else y * c.alpha
+    return y + (c.self if c.get("beta", 1) == 1 else c.self * c.beta)
+
+
+def addmv(c: Call) -> Array:
+    y = matmul(c.mat, c.vec)
     y = y if c.get("alpha", 1) == 1 else y * c.alpha
     return y + (c.self if c.get("beta", 1) == 1 else c.self * c.beta)
 
@@ -191,6 +198,13 @@ def _pool(c: Call, n: int) -> tuple[Array, list[int], list[int], list[int], list
     return x, kernel, strides, dilation, pads, after
 
 
+def _no_indices(c: Call) -> Array:
+    """Stands for indices that nothing reads. Raises InfercError where something does."""
+    if any(user.args[1] == 1 and user.users for user in c.node.users):
+        raise c.error("the indices of max pooling are not supported; use the values alone")
+    return c.body.full(c.shape, 0, i64)
+
+
 def max_pool(n: int, indices: bool) -> Rule:
     def rule(c: Call) -> Array | tuple[Array, ...]:
         x, kernel, strides, dilation, low, high = _pool(c, n)
@@ -198,9 +212,7 @@ def max_pool(n: int, indices: bool) -> Rule:
         y = y.reshape(*c.shape)
         if not indices:
             return y
-        if any(user.args[1] == 1 and user.users for user in c.node.users):
-            raise c.error("the indices of max pooling are not supported; use the values alone")
-        return y, c.body.full(c.shape, 0, i64)
+        return y, _no_indices(c)
 
     return rule
 
@@ -255,7 +267,7 @@ def adaptive_max(n: int) -> Rule:
                 raise c.error("adaptive pooling needs fixed sizes; export with fixed ones")
             bounds = [(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
             x = concatenate([x.slice(axis, a, b).max(axis, keepdims=True) for a, b in bounds], axis)
-        return x, c.body.full(c.shape, 0, i64)
+        return x, _no_indices(c)
 
     return rule
 
@@ -325,16 +337,13 @@ def prelu(c: Call) -> Array:
 
 def cdist(c: Call) -> Array:
     a, b = c.x1.unsqueeze(-2), c.x2.unsqueeze(-3)
-    distance = (a - b).abs()
-    if c.p == 2:
-        return (distance * distance).sum(-1).sqrt()
-    return distance.sum(-1) if c.p == 1 else distance._with("pow", float(c.p)).sum(-1)._with("pow", 1 / c.p)
+    return norm_of(a - b, c.p, [-1], False)
 
 
 NN: Mapping[str, Rule] = {
-    "linear": linear_, "addmm": addmm, "baddbmm": baddbmm, "mm": product("mat2"), "bmm": product("mat2"),
-    "matmul": product("other"), "mv": product("vec"), "dot": product("tensor"), "convolution": convolution_,
-    "layer_norm": layer_norm, "native_layer_norm": layer_norm, "rms_norm": rms_norm, "batch_norm": batch_norm,
+    "linear": linear_, "addmm": addmm, "addmv": addmv, "baddbmm": baddbmm, "mm": product("mat2"),
+    "bmm": product("mat2"), "matmul": product("other"), "mv": product("vec"), "dot": product("tensor"),
+    "convolution": convolution_, "layer_norm": layer_norm, "native_layer_norm": layer_norm, "rms_norm": rms_norm, "batch_norm": batch_norm,
     "_native_batch_norm_legit_no_training": batch_norm, "native_batch_norm": batch_norm, "group_norm": group_norm,
     "native_group_norm": group_norm, "scaled_dot_product_attention": attention,
     "max_pool1d": max_pool(1, False), "max_pool2d": max_pool(2, False), "max_pool3d": max_pool(3, False),

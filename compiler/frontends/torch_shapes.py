@@ -237,7 +237,7 @@ def pad(c: Call) -> Array:
 
 def full(c: Call) -> Array:
     name = str(c.node.target).split(".")[-2].removesuffix("_like").removeprefix("new_")
-    value = {"zeros": 0, "ones": 1, "empty": 0, "empty_strided": 0}.get(name)
+    value = {"zeros": 0, "ones": 1, "empty": 0, "empty_strided": 0, "empty_permuted": 0}.get(name)
     value = c.get("fill_value", c.get("value")) if value is None else value
     if isinstance(value, Array):
         return value.astype(c.dtype).broadcast_to(c.shape)
@@ -333,12 +333,12 @@ SHAPES: Mapping[str, Rule] = {
     **{n: nothing for n in "_assert_scalar sym_constrain_range_for_size _assert_tensor_metadata "
                            "_assert_async sym_constrain_range".split()},
     **{n: full for n in "full full_like zeros zeros_like ones ones_like empty empty_like new_full new_zeros new_ones "
-                        "new_empty fill empty_strided new_empty_strided".split()},
+                        "new_empty fill empty_strided new_empty_strided empty_permuted".split()},
     "permute": permute, "transpose": transpose, "t": matrix_transpose, "expand": expand, "cat": cat,
     "stack": stack_, "split": split, "split_with_sizes": split, "chunk": split, "unbind": unbind, "slice": slice_,
-    "select": select, "narrow": narrow, "slice_scatter": slice_scatter, "select_scatter": select_scatter,
-    "index": index, "_unsafe_index": index, "index_put": index_put, "_unsafe_index_put": index_put,
-    "index_select": index_select, "gather": gather, "scatter": scatter, "scatter_add": scatter,
+    "select": select, "narrow": narrow, "narrow_copy": narrow, "slice_scatter": slice_scatter,
+    "select_scatter": select_scatter, "index": index, "_unsafe_index": index, "index_put": index_put,
+    "_unsafe_index_put": index_put, "index_select": index_select, "gather": gather, "scatter": scatter, "scatter_add": scatter,
     "scatter_reduce": scatter, "flip": flip, "roll": roll, "repeat": repeat, "constant_pad_nd": pad, "arange": arange,
     "linspace": linspace, "eye": eye, "tril": triangle("le"), "triu": triangle("ge"), "diagonal": diagonal,
     "embedding": embedding, "scalar_tensor": scalar, "pixel_shuffle": pixel_shuffle, "unfold": unfold,
