@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -69,9 +70,9 @@ def test_local_file_is_itself(tmp_path):
     assert hub.pull(str(path)) == path
 
 
-@pytest.mark.parametrize("name", ["no-such-model", "hf:too/short", "pypi:", "ftp:x/y/z"])
+@pytest.mark.parametrize("name", ["no-such-model", "hf:short", "pypi:", "ftp:x/y/z"])
 def test_unknown_name_lists_what_is_understood(name):
-    with pytest.raises(InfercError, match="smollm2.*hf:ORG/REPO/FILE"):
+    with pytest.raises(InfercError, match=r"smollm2.*hf:ORG/REPO\[/FILE\]"):
         hub.pull(name)
 
 
@@ -151,27 +152,38 @@ def test_full_disk_leaves_nothing(index, cache):
     assert not [p for p in cache.rglob("*") if p.is_file()]
 
 
-class HubHandler(BaseHTTPRequestHandler):
-    """As much of the Hub as a download needs: metadata by HEAD, bytes by GET, a 404 with the Hub's error code."""
+CONFIG = b'{"model_type": "llama"}'
+REPOSITORY = {"m.gguf": MODEL, "config.json": CONFIG, "model.safetensors": MODEL[:999], "pytorch_model.bin": b"x"}
+COMMIT = "1" * 40
 
-    digest = hashlib.sha256(MODEL).hexdigest()
+
+class HubHandler(BaseHTTPRequestHandler):
+    """As much of the Hub as a download needs: a repository's list, metadata by HEAD, bytes by GET, its own 404."""
+
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in REPOSITORY.items()}
     requests: list[str] = []
 
     def answer(self, body: bool) -> None:
         self.requests.append(self.path)
-        if self.path != "/org/repo/resolve/main/m.gguf":
-            self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound")
-            self.send_header("X-Repo-Commit", "0" * 40)
-            self.end_headers()
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(MODEL)))
-        self.send_header("ETag", f'"{self.digest}"')
-        self.send_header("X-Repo-Commit", "0" * 40)
+        path, _, name = self.path.partition("?")[0].rpartition("/")
+        if path == "/api/models/org/repo/revision":
+            files = [{"rfilename": file} for file in REPOSITORY]
+            self.respond(json.dumps({"id": "org/repo", "sha": COMMIT, "siblings": files}).encode(), body)
+        elif path == "/api/models/org/repo/tree":
+            tree = [{"type": "file", "path": file, "size": len(data), "oid": COMMIT} for file, data in REPOSITORY.items()]
+            self.respond(json.dumps(tree).encode(), body)
+        elif path in ("/org/repo/resolve/main", f"/org/repo/resolve/{COMMIT}") and name in REPOSITORY:
+            self.respond(REPOSITORY[name], body, ETag=f'"{self.digests[name]}"')
+        else:
+            self.respond(b"", False, 404, **{"X-Error-Code": "EntryNotFound"})
+
+    def respond(self, data: bytes, body: bool, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(data)), "X-Repo-Commit": COMMIT, **headers}.items():
+            self.send_header(key, value)
         self.end_headers()
         if body:
-            self.wfile.write(MODEL)
+            self.wfile.write(data)
 
     def do_HEAD(self) -> None:
         self.answer(False)
@@ -205,9 +217,20 @@ def test_hub_file_that_is_not_there(hub_server):
 
 
 def test_hub_wrong_checksum(hub_server, monkeypatch, cache):
-    monkeypatch.setattr(HubHandler, "digest", "0" * 64)
-    with pytest.raises(InfercError, match="checksum"):
-        hub.pull("hf:org/repo/m.gguf")
+    wrong = {"m.gguf": "0" * 64, "model.safetensors": "1" * 64}
+    monkeypatch.setattr(HubHandler, "digests", HubHandler.digests | wrong)
+    for name in ("hf:org/repo/m.gguf", "hf:org/repo"):
+        with pytest.raises(InfercError, match="checksum"):
+            hub.pull(name)
+
+
+def test_hub_snapshot(hub_server, cache):
+    """A repository's folder holds what a checkpoint needs and no more."""
+    folder = hub.pull("hf:org/repo")
+    assert cache in folder.parents
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {
+        "config.json": CONFIG, "model.safetensors": MODEL[:999]
+    }  # fmt: skip
 
 
 @pytest.mark.slow  # huggingface_hub tries again for 20 s
