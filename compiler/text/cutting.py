@@ -123,11 +123,12 @@ def _literal(text: str) -> Tree:
     return ("cat", [("set", unicode.chars(c)) for c in text])
 
 
-def words_of_spaces() -> tuple[Tree, int]:
-    """Cuts before each run of SentencePiece's spaces."""
-    mark, others = ("set", unicode.chars(SPACE)), ("set", ~unicode.chars(SPACE))
-    word = ("cat", [_many(mark), ("repeat", others, 0, None, False)])
-    return ("or", [word, _many(others)]), ISOLATED
+def words_of_spaces(joined: set[str]) -> tuple[Tree, int]:
+    """Cuts before each run of SentencePiece's spaces, but for those behind characters of `joined`."""
+    mark, kept = unicode.chars(SPACE), unicode.chars(joined)
+    spaces: Tree = ("repeat", ("set", mark), 0, None, False)
+    part: Tree = ("or", [("set", ~(mark | kept)), ("cat", [("set", kept), spaces])])
+    return ("or", [("cat", [_many(("set", mark)), ("repeat", part, 0, None, False)]), _many(part)]), ISOLATED
 
 
 def sections(cutting: Cutting) -> tuple[dict[str, np.ndarray | bytes], dict[str, int], int]:

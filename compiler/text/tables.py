@@ -125,8 +125,8 @@ def _bpe(body: Json, cutting: Cutting) -> _Model:
         found["bytes"] = _slots([single.get(c, -1) if c < 128 else -1 for c in range(256)])
         found["characters"] = np.array(sorted((c, i) for c, i in single.items() if c >= 128), np.uint32)
         whole = (byte_ids != blob.EMPTY).all()
-        if whole and not cutting.splits and _words_end_at_spaces(vocabulary, merges):
-            cutting.splits.append(words_of_spaces())
+        if whole and not cutting.splits:
+            cutting.splits.append(words_of_spaces(_before_spaces(vocabulary, merges)))
     flags = BYTE_FALLBACK * body["byte_fallback"] | FUSE_UNKNOWN * body["fuse_unk"]
     longest = 0
     if body.get("ignore_merges"):
@@ -146,10 +146,11 @@ def _word(token: str, byte_level: bool) -> bytes | None:
     return bytes(table[c] for c in token) if all(c in table for c in token) else None
 
 
-def _words_end_at_spaces(vocabulary: Mapping[str, int], merges: np.ndarray) -> bool:
-    """Whether no merge makes a token with a space behind another character."""
+def _before_spaces(vocabulary: Mapping[str, int], merges: np.ndarray) -> set[str]:
+    """The characters behind which a merge's token has a space: everywhere else text may be cut before spaces."""
     made = set(merges[:, 2].tolist())
-    return not any(SPACE in token.lstrip(SPACE) for token, i in vocabulary.items() if i in made)
+    tokens = (token for token, i in vocabulary.items() if SPACE in token and i in made)
+    return {c for token in tokens for c, following in zip(token, token[1:]) if following == SPACE != c}
 
 
 def _pieces(pieces: Mapping[bytes, int]) -> Sections:
