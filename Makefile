@@ -28,9 +28,10 @@ soak: $(VENV)/.test
 
 # What runs the tests of targets for other machines: those are skipped, with a reason, where it is missing.
 emulators:
-	apt-get install -y --no-install-recommends qemu-user nodejs
+	apt-get install -y --no-install-recommends qemu-user nodejs clang cmake chromium
 
 # Models and peers of `make bench`; docs/benchmarks.md says where they come from. A peer is NAME=PATH of a llama-bench.
+comma := ,
 MODELS ?= $(error say which models: make bench MODELS="a.gguf b.gguf=pp512,tg64" PEERS="llama.cpp=PATH")
 PEERS ?=
 BENCH_THREADS ?= 2
@@ -38,9 +39,10 @@ BENCH_ROUNDS ?= 3
 BENCH_OUT ?= benchmarks/results/$(shell date -u +%Y-%m-%d)
 
 bench: $(VENV)/.bench
-	$(BIN)/python benchmarks/models.py $(MODELS) $(addprefix --peer ,$(PEERS)) --threads $(BENCH_THREADS) \
-	  --rounds $(BENCH_ROUNDS) --out $(BENCH_OUT)-models $(ARGS)
-	$(BIN)/python benchmarks/kernels.py --threads $(BENCH_THREADS) --out $(BENCH_OUT)-kernels
+	$(BIN)/inferc bench $(MODELS) --backends c $(addprefix --peer ,$(PEERS)) -t $(BENCH_THREADS) -r $(BENCH_ROUNDS) \
+	  -o md,csv,json,html --output $(BENCH_OUT)-bench $(ARGS)
+	$(BIN)/python benchmarks/start.py $(foreach m,$(MODELS),$(firstword $(subst =, ,$(m)))) --json $(BENCH_OUT)-start.json
+	$(BIN)/python benchmarks/kernels.py --threads $(subst $(comma), ,$(BENCH_THREADS)) --out $(BENCH_OUT)-kernels
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

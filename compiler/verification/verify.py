@@ -101,18 +101,28 @@ def verify(source: Source, wanted: Wanted, say: Say = lambda line: None) -> Repo
         raise InfercError(f"{source.name} is a function: only language models are verified so far")
     ids = _ids(source, wanted)
     report = Report(source.name, len(ids))
-    if wanted.tokenizer:
-        report.tokenizer = tokenizers.check(source, wanted.text)
     logits: dict[str, np.ndarray] = {}
     layers: dict[str, list[np.ndarray]] = {}
     if "reference" in wanted.backends:
         _reference(source, ids, report, logits, layers, say)
     with tempfile.TemporaryDirectory(prefix="inferc-verify-") as name:
+        if wanted.tokenizer:
+            report.tokenizer = _tokenizer(source, wanted, Path(name))
         if {"c", "interpreter"} & set(wanted.backends):
             _compiled(source, ids, wanted, Path(name), report, logits, layers, say)
         if "xla" in wanted.backends:
             _xla(source, ids, wanted, Path(name), report, logits, say)
     return report
+
+
+def _tokenizer(source: Source, wanted: Wanted, folder: Path) -> dict[str, Any]:
+    """The tokenizer's findings; beside it that of an artifact, which is in C where its tables express it."""
+    if "c" not in wanted.backends or source.tokenizer() is None:
+        return tokenizers.check(source, wanted.text)
+    path = folder / "text.inferc"
+    driver.compile_source(source, path, driver.Options(context=min(source.trained, 256), kv=wanted.kv))
+    with load(path) as model:
+        return tokenizers.check(source, wanted.text, model.tokenizer)
 
 
 def _ids(source: Source, wanted: Wanted) -> np.ndarray:
