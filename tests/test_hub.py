@@ -170,7 +170,7 @@ class HubHandler(BaseHTTPRequestHandler):
             files = [{"rfilename": file} for file in REPOSITORY]
             self.respond(json.dumps({"id": "org/repo", "sha": COMMIT, "siblings": files}).encode(), body)
         elif path == "/api/models/org/repo/tree":
-            tree = [{"type": "file", "path": file, "size": len(data), "oid": COMMIT} for file, data in REPOSITORY.items()]
+            tree = [{"type": "file", "path": f, "size": len(data), "oid": COMMIT} for f, data in REPOSITORY.items()]
             self.respond(json.dumps(tree).encode(), body)
         elif path in ("/org/repo/resolve/main", f"/org/repo/resolve/{COMMIT}") and name in REPOSITORY:
             self.respond(REPOSITORY[name], body, ETag=f'"{self.digests[name]}"')
