@@ -33,17 +33,20 @@ def show(manifest: dict[str, Any], *, tensors: bool) -> None:
     """Prints a manifest for people; with `tensors` every tensor of the model file."""
     console = Console(highlight=False, soft_wrap=True)
     facts = Table.grid(padding=(0, 2))
-    for key in ("name", "architecture", "source", "target", "machine", "context", "chunk", "vocab_size",
-                "compiler", "producer"):  # fmt: skip
+    for key in ("name", "architecture", "source", "target", "machine", "compute", "slots", "mesh", "context", "chunk",
+                "vocab_size", "compiler", "producer"):  # fmt: skip
         if manifest.get(key):
             facts.add_row(key, _text(manifest[key]))
     console.print(facts)
     if "signature" in manifest:
         console.print(_signature(manifest["signature"]))
-    variants = Table("variant, the best first", "CPU features that it needs")
-    for variant in manifest["variants"]:
-        variants.add_row(variant["target"], " ".join(variant["cpu_features"]))
-    console.print(variants)
+    if "variants" in manifest:
+        variants = Table("variant, the best first", "CPU features that it needs")
+        for variant in manifest["variants"]:
+            variants.add_row(variant["target"], " ".join(variant["cpu_features"]))
+        console.print(variants)
+    if "programs" in manifest:
+        console.print(_programs(manifest["programs"]))
     if "regions" in manifest:
         console.print("parallel regions of one token: " + _text(manifest["regions"]))
     console.print(_types(manifest))
@@ -51,10 +54,11 @@ def show(manifest: dict[str, Any], *, tensors: bool) -> None:
     for key, value in manifest["memory"].items():
         memory.add_row(key, f"{value:,}" if isinstance(value, int) else str(value))
     console.print(memory)
-    kernels = Table("kernels")
-    for kernel in manifest["kernels"]:
-        kernels.add_row(kernel)
-    console.print(kernels)
+    if manifest["kernels"]:
+        kernels = Table("kernels")
+        for kernel in manifest["kernels"]:
+            kernels.add_row(kernel)
+        console.print(kernels)
     for line in manifest["notes"]:
         console.print(line)
     if tensors:
@@ -62,6 +66,16 @@ def show(manifest: dict[str, Any], *, tensors: bool) -> None:
         for tensor in manifest["tensors"]:
             table.add_row(tensor["name"], tensor["type"], " × ".join(map(str, tensor["shape"])))
         console.print(table)
+
+
+def _programs(programs: list[dict[str, Any]]) -> Table:
+    """The programs of an XLA artifact, and what each is for."""
+    table = Table("program", "kind", "tokens", "rows wanted", "tokens are of", "positions read")
+    slots = {"one": "one slot", "each": "a slot each", "mixed": "any slots"}
+    for p in programs:
+        sizes = [str(p.get(key, "")) for key in ("T", "R")]
+        table.add_row(p["file"], p["kind"], *sizes, slots[p["form"]] if "T" in p else "", str(p["span"] or "all"))
+    return table
 
 
 def _signature(signature: dict[str, Any]) -> Table:

@@ -9,9 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from inferc import load
 from inferc.backends.xla.backend import Lowered
+from inferc.compiler.cli import app
 from inferc.compiler.driver import Plan, compile_model, plan_model
 from inferc.errors import InfercError
 from inferc.runtime import xla_call, xla_devices
@@ -21,10 +23,11 @@ from .tiny_models import CONTEXT, MODELS, VOCABULARY, WEIGHT_TYPES, write_model
 from .xla_run import run_step
 
 IDS = np.random.default_rng(7).integers(3, VOCABULARY, 27).tolist()
-CASES: dict[str, tuple[str, Any]] = {name: (name, "q4_1") for name in MODELS}
-CASES |= {"qwen2 mixed": ("qwen2", MIXED), "llama grids": ("llama", RECODED), "llama f16": ("llama", "f16")}
+CASES: dict[str, tuple[str, Any]] = {name: (name, "q4_1") for name in ("llama3", "mistral", "qwen3", "gemma3")}
+CASES |= {"qwen2 mixed": ("qwen2", MIXED), "llama grids": ("llama", RECODED)}
 SLOW = {f"llama {dtype}": ("llama", dtype) for dtype in WEIGHT_TYPES}
 SLOW |= {f"{name} mixed": (name, MIXED) for name in ("llama", "gemma3")}
+SLOW |= {name: (name, "q4_1") for name in MODELS if name not in CASES}
 
 
 def close(actual: np.ndarray, expected: np.ndarray, tolerance: float = 1e-4) -> None:
@@ -52,7 +55,7 @@ def test_logits_are_the_interpreters(name, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
-def test_logits_of_every_weight_type(name, tmp_path):
+def test_logits_of_every_architecture_and_weight_type(name, tmp_path):
     check_logits(planned(tmp_path, *SLOW[name]))
 
 
@@ -105,6 +108,20 @@ def test_an_artifact_runs_as_any_other(artifact):
             model.logits([1] * 129)
     with pytest.raises(InfercError, match="closed"):
         model.logits([1])
+
+
+def test_an_artifact_is_shown_and_run_by_commands(artifact):
+    runner = CliRunner()
+    shown = runner.invoke(app, ["inspect", str(artifact[0])], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0 and "xla/each-T2-R2-C128.vhlo" in shown.output and "a slot each" in shown.output
+    ran = runner.invoke(app, ["run", str(artifact[0]), "-p", "the", "-n", "3", "--ids"])
+    assert ran.exit_code == 0 and "first token after" in ran.output, ran.output
+
+
+def test_the_text_of_a_step(tmp_path, golden):
+    """One token of a tiny model, for people to read."""
+    plan = planned(tmp_path, "qwen2", "q8_0", chunk=1, context=16)
+    golden("xla_step.mlir", plan.lowered.program.text(plan.lowered.program.specs[0]))
 
 
 def test_batches_equal_single_sessions(artifact):

@@ -164,6 +164,8 @@ class Writer:
                                 flat.shape, element)  # fmt: skip
             return self.reshape(vector, shape)
         flat = flat.astype(numpy_dtype(dtype), copy=False)
+        if flat.size == 1 and dtype.name != "bf16":
+            return self.constant(flat[0].item(), element, shape)
         data = flat[:1] if (flat.view(np.uint8).reshape(flat.size, -1) == flat[:1].view(np.uint8)).all() else flat
         little = data.astype(data.dtype.newbyteorder("<"), copy=False)
         text = f'dense<"0x{little.tobytes().hex().upper()}"> : {tensor_type(shape, element)}'
