@@ -11,6 +11,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak-seconds", type=int, default=2, help="how long the tests of test_soak.py go on")
     parser.addoption("--update-golden", action="store_true", help="write golden files instead of comparing")
 
 

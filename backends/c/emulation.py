@@ -13,7 +13,10 @@ from .target import TARGETS, TRIPLES
 
 # V8 has relaxed SIMD by a flag at first, and a faulty dot product in its first compiler, Liftoff.
 NODE_FLAGS = "--no-warnings", "--no-liftoff", "--experimental-wasm-relaxed-simd"
-TOOLS = {"aarch64": ("qemu-aarch64", "qemu-aarch64-static"), "wasm32": ("node",)}
+TOOLS = {
+    "aarch64": ("qemu-aarch64", "qemu-aarch64-static"), "riscv64": ("qemu-riscv64", "qemu-riscv64-static"),
+    "wasm32": ("node",),
+}  # fmt: skip
 WASI = Path(__file__).with_name("wasi.mjs")
 
 

@@ -167,14 +167,14 @@ def choose(names: str, tunings: Mapping[str, Tuning] | None = None) -> tuple[CTa
     Those that `tunings` names have its block sizes instead of their defaults. Raises InfercError for a name that is
     unknown, and for targets of different machines or systems.
     """
-    wanted: dict[str, CTarget] = {}
+    found: list[CTarget] = []
     for name in (n.strip() for n in names.split(",")):
         of_host = [t for t in TARGETS.values() if not t.foreign] if name == "portable" else []
-        for found in of_host or (platform_targets(name) if name in PLATFORMS else [get(name)]):
-            wanted.setdefault(found.name, found)
-    systems = sorted({(t.machine or HOST, t.system or HOST_SYSTEM * (t.machine != "wasm32")) for t in wanted.values()})
+        found += of_host or (platform_targets(name) if name in PLATFORMS else [get(name)])
+    systems = sorted({(t.machine or HOST, t.system or HOST_SYSTEM * (t.machine != "wasm32")) for t in found})
     if len(systems) > 1:
         machines = " and ".join("-".join(filter(None, pair)) for pair in systems)
         raise InfercError(f"targets of {machines} cannot be in one library: compile it for each")
+    wanted = {t.name: t for t in found}
     tuned = {name: replace(TARGETS[name].ir, tuning=sizes) for name, sizes in (tunings or {}).items()}
     return tuple(replace(t, ir=tuned.get(t.name, t.ir)) for n in reversed(TARGETS) if (t := wanted.get(n)))

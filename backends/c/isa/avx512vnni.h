@@ -129,7 +129,7 @@ INLINE vdot dot4_s8s8(vdot d, vu8 w, vquad x) { return _mm512_dpbusd_epi32(d, w,
 INLINE vdot dot_begin(vi32 sum) { return sum; }
 INLINE vi32 dot_end(vi32 sum, vdot d) { (void)sum; return d; }
 
-#ifdef __AMX_INT8__
+#if defined(__AMX_INT8__) || defined(__AMXINT8__) /* the older name is that of clang 14 */
 /* ---- AMX: sums[token][row] = x[token][group] * quad[group / 4][row][4], all int8, for 16 tokens and 16 rows ----
  *
  * Sums are stored as the bits of TILE_START + sum, which is exact below 2^22: taking TILE_START away gives the sum as a
