@@ -264,6 +264,10 @@ def variance(c: Call) -> Array:
     return wide(c.self, compute)
 
 
+def variance_and_mean(c: Call) -> tuple[Array, Array]:
+    return variance(c), mean(c)
+
+
 def any_(c: Call) -> Array:
     return _truth(c.self).reduce("or", axes_of(c) if c.self.rank else [], bool(c.get("keepdim", False)))
 
@@ -423,6 +427,7 @@ ELEMENTWISE: Mapping[str, Rule] = {
     "__lshift__": binary("shift_left"), "__rshift__": binary("shift_right_arithmetic"),
     "atan2": binary("atan2"),
     "fmax": ignoring_nan("max"), "fmin": ignoring_nan("min"), "copysign": copysign, "hypot": hypot,
+    "ldexp": lambda c: operand(c, "self", c.dtype) * operand(c, "other", c.dtype).unary("exp2"),
     "clamp": clamp, "clamp_min": clamp, "clamp_max": clamp, "hardtanh": hardtanh, "where": where_,
     "masked_fill": masked_fill, "elu": elu_, "gelu": gelu, "silu": silu, "softplus": softplus_,
     "relu6": lambda c: c.self.maximum(0).minimum(6),
@@ -435,7 +440,8 @@ ELEMENTWISE: Mapping[str, Rule] = {
     "log_sigmoid_forward": lambda c: (wide(c.self, lambda x: -softplus(-x)), c.self),
     "_to_copy": to_copy, "copy": copy,
     "sum": reduction("sum"), "prod": reduction("prod"), "amax": reduction("max"), "amin": reduction("min"),
-    "mean": mean, "var": variance, "any": any_, "all": all_, "argmax": arg("argmax"), "argmin": arg("argmin"),
+    "mean": mean, "var": variance,
+    "var_mean": variance_and_mean, "any": any_, "all": all_, "argmax": arg("argmax"), "argmin": arg("argmin"),
     "max.dim": extreme("max"), "min.dim": extreme("min"), "max": reduction("max"), "min": reduction("min"),
     "cumsum": running("cumsum"), "cumprod": running("cumprod"), "topk": top_k, "sort": sort,
     "_softmax": softmax, "softmax": softmax, "_log_softmax": log_softmax_, "log_softmax": log_softmax_,

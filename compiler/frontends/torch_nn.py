@@ -343,7 +343,8 @@ def cdist(c: Call) -> Array:
 NN: Mapping[str, Rule] = {
     "linear": linear_, "addmm": addmm, "addmv": addmv, "baddbmm": baddbmm, "mm": product("mat2"),
     "bmm": product("mat2"), "matmul": product("other"), "mv": product("vec"), "dot": product("tensor"),
-    "convolution": convolution_, "layer_norm": layer_norm, "native_layer_norm": layer_norm, "rms_norm": rms_norm, "batch_norm": batch_norm,
+    "convolution": convolution_, "layer_norm": layer_norm, "native_layer_norm": layer_norm, "rms_norm": rms_norm,
+    "batch_norm": batch_norm,
     "_native_batch_norm_legit_no_training": batch_norm, "native_batch_norm": batch_norm, "group_norm": group_norm,
     "native_group_norm": group_norm, "scaled_dot_product_attention": attention,
     "max_pool1d": max_pool(1, False), "max_pool2d": max_pool(2, False), "max_pool3d": max_pool(3, False),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -308,6 +308,8 @@ def pixel_shuffle(c: Call) -> Array:
 
 def unfold(c: Call) -> Array:
     """Windows of an axis, in a new last axis."""
+    if not c.self.rank:
+        return c.self.broadcast_to(c.shape)
     x, axis = c.self, c.dimension % c.self.rank
     count = c.shape[axis]
     places = c.body.arange(count).unsqueeze(1) * c.step + c.body.arange(c.size).unsqueeze(0)
@@ -323,13 +325,17 @@ def repeat_interleave(c: Call) -> Array:
     return wide.reshape(*x.shape[:axis], x.shape[axis] * c.repeats, *x.shape[axis + 1 :])
 
 
+def indices_of(function: Callable[..., Any]) -> Rule:
+    return lambda c: c.body.constant(np.stack(function(c.row, c.get("offset", 0), c.col)), c.dtype)
+
+
 def nothing(c: Call) -> Any:
     return None
 
 
 SHAPES: Mapping[str, Rule] = {
     **{n: identity for n in "clone alias detach contiguous lift_fresh_copy lift_fresh dropout_ native_copy".split()},
-    **{n: view_as_result for n in "view _unsafe_view unsqueeze squeeze reshape flatten unflatten".split()},
+    **{n: view_as_result for n in "view view_copy _unsafe_view unsqueeze squeeze reshape flatten unflatten".split()},
     **{n: nothing for n in "_assert_scalar sym_constrain_range_for_size _assert_tensor_metadata "
                            "_assert_async sym_constrain_range".split()},
     **{n: full for n in "full full_like zeros zeros_like ones ones_like empty empty_like new_full new_zeros new_ones "
@@ -338,7 +344,9 @@ SHAPES: Mapping[str, Rule] = {
     "stack": stack_, "split": split, "split_with_sizes": split, "chunk": split, "unbind": unbind, "slice": slice_,
     "select": select, "narrow": narrow, "narrow_copy": narrow, "slice_scatter": slice_scatter,
     "select_scatter": select_scatter, "index": index, "_unsafe_index": index, "index_put": index_put,
-    "_unsafe_index_put": index_put, "index_select": index_select, "gather": gather, "scatter": scatter, "scatter_add": scatter,
+    "_unsafe_index_put": index_put, "index_select": index_select, "gather": gather, "scatter": scatter,
+    "scatter_add": scatter, "permute_copy": permute, "unbind_copy": unbind, "tril_indices": indices_of(np.tril_indices),
+    "triu_indices": indices_of(np.triu_indices),
     "scatter_reduce": scatter, "flip": flip, "roll": roll, "repeat": repeat, "constant_pad_nd": pad, "arange": arange,
     "linspace": linspace, "eye": eye, "tril": triangle("le"), "triu": triangle("ge"), "diagonal": diagonal,
     "embedding": embedding, "scalar_tensor": scalar, "pixel_shuffle": pixel_shuffle, "unfold": unfold,
