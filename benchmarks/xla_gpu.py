@@ -4,7 +4,7 @@
     python benchmarks/xla_gpu.py --llama-bench PATH --transformers   # the others in the same run
     python benchmarks/xla_gpu.py --platform cpu --gguf MODEL.gguf --types as-is --slots 1 --prompts 128 --beside c,jax
 
-One run measures the device first: GB/s of reading a large array, and TFLOP/s of a matrix product in bf16. Then, for
+One run measures the device first: GB/s of reading a large array, and TFLOP/s of a matrix product in the dtype that is computed in. Then, for
 each model and batch, decoding (`greedy` on the device where the batch is one, else one call for a token of each slot)
 and prompts from an empty cache. Weights are random, of the shapes in `random_gguf.SHAPES`, and made where they are
 missing. Of decoding the fraction is that of the bandwidth: weights and half the cache are read once for each step; of
@@ -49,15 +49,15 @@ def median_seconds(run: Callable[[], Any], rounds: int = ROUNDS) -> float:
 
 
 def bandwidth(device: Any, size: int) -> float:
-    """GB/s of summing `size` bytes of bf16."""
-    x = jax.device_put(jnp.ones(size // 2, jnp.bfloat16), device)
-    total = jax.jit(lambda x: jnp.sum(x, dtype=jnp.float32))
+    """GB/s of finding the highest of `size` bytes of f32."""
+    x = jax.device_put(jnp.ones(size // 4, jnp.float32), device)
+    total = jax.jit(jnp.max)
     return size / median_seconds(lambda: total(x).block_until_ready()) / 1e9
 
 
-def matmul_peak(device: Any, size: int) -> float:
-    """TFLOP/s of a product of square matrices in bf16."""
-    x = jax.device_put(jnp.ones((size, size), jnp.bfloat16), device)
+def matmul_peak(device: Any, size: int, dtype: Any) -> float:
+    """TFLOP/s of a product of square matrices."""
+    x = jax.device_put(jnp.ones((size, size), dtype), device)
     product = jax.jit(lambda x: x @ x)
     return 2 * size**3 / median_seconds(lambda: product(x).block_until_ready()) / 1e12
 
@@ -126,12 +126,12 @@ def beside_c(model: Path, folder: Path, tokens: int, prompts: Sequence[int],
 
 def beside_jax(model: Path, tokens: int, prompts: Sequence[int], context: int) -> Iterator[tuple[str, float]]:
     """Plain jax.jit of the model's own JAX function, on weights dequantised to f32, caches donated."""
-    from inferc.compiler.frontends import gguf
+    from inferc.compiler.frontends import gguf, language
 
     source = gguf.load(model)
     config = source.config.within(context)
-    architecture = gguf.ARCHITECTURES[source.architecture]
-    weights = {name: jnp.asarray(gguf.dequantized(w)) for name, w in source.weights.items()}
+    architecture = language.ARCHITECTURES[source.architecture]
+    weights = {name: jnp.asarray(language.dequantized(w)) for name, w in source.weights.items()}
 
     def step(weights: Any, ids: Any, position: Any, rows: Any, state: Any) -> Any:
         return architecture.step(config, weights, ids, jnp.zeros_like(position), position, rows, state)
@@ -227,8 +227,10 @@ def main() -> None:
     prompts, slots = ([int(n) for n in text.split(",")] for text in (options.prompts, options.slots))
     compute = options.compute or ("f32" if options.platform == "cpu" else "bf16")
     large = options.platform != "cpu"
-    rate, peak = bandwidth(devices[0], 1 << (31 if large else 28)), matmul_peak(devices[0], 8192 if large else 1024)
-    print(f"{devices[0].device_kind}, jax {jax.__version__}: {rate:.0f} GB/s, {peak:.2f} TFLOP/s in bf16", flush=True)
+    rate = bandwidth(devices[0], 1 << (31 if large else 28))
+    dtype = {"f32": jnp.float32, "f16": jnp.float16, "bf16": jnp.bfloat16}[compute]
+    peak = matmul_peak(devices[0], 8192 if large else 1024, dtype)
+    print(f"{devices[0].device_kind}, jax {jax.__version__}: {rate:.0f} GB/s, {peak:.2f} TFLOP/s in {compute}", flush=True)
     rows: list[dict[str, Any]] = []
 
     def show(model: str, engine: str, what: str, speed: float, size: float) -> None:

@@ -246,3 +246,22 @@ def test_what_cannot_be_expressed_is_named():
     repeated = op("broadcast", y, shape=(*typed("f32[R]").shape, *y.shape), dims=(1, 2))
     with pytest.raises(IRError, match="needs a value for R"):
         case(graph(repeated), {"y": np.zeros((1, 2), np.float32)})
+
+
+@pytest.mark.slow
+def test_iree_agrees():
+    """Another compiler: packed products, attention over a cache, loops, a convolution. (Its scatter writes along
+    leading axes only, so caches of several slots are not for it.)"""
+    pytest.importorskip("iree.compiler", reason="needs iree-base-compiler and iree-base-runtime")
+    from .xla_run import by_iree
+
+    chosen = {**weight_cases(), **control_cases(), **other_cases(), **cache_cases(("f32",), (5,))}
+    names = ["linear q4_0 1", "linear q4_k 1", "linear q6_k 12", "embedding mxfp4", "while 1", "scan True", "cond 9",
+             "convolution", "cache f32 1 one window 0 tokens 5 span 22"]  # fmt: skip
+    for name in names:
+        c = chosen[name]
+        for actual, expected in zip(by_iree(c), c.expected(), strict=True):
+            try:
+                near(actual, expected, 1e-3)
+            except AssertionError as error:
+                raise AssertionError(f"{name}: {error}") from error

@@ -156,13 +156,7 @@ def run_step(plan: Any, spec: Any, ids: Sequence[int]) -> np.ndarray:
     weights = [p for i in program.weights for p in _prepared(plan.module, i)]
     weights = [w.view(xla_call.dtype_of(e)) if e == "bf16" else w for w, e in zip(weights, _elements(program.weights))]
     state = [np.zeros(p.shape, xla_call.dtype_of(p.element)) for i in program.states for p in i.parts]
-    graph = program.graph
-    context = Context(spec.dims)
-    inputs = [h for n in graph.inputs for h in context.held(n.types[0])]
-    outputs = [h for v in graph.outputs for h in context.held(v.type)]
-    call = xla_call.exported(serialize(program.text(spec)), inputs, outputs, "cpu").call
-    options = xla_call.options("cpu") | {"xla_backend_optimization_level": "0"}
-    compiled = jax.jit(call).lower(*xla_call.structs(inputs)).compile(compiler_options=options)
+    compiled = compiled_step(program, spec, {"xla_backend_optimization_level": "0"})
     found = []
     for start in range(0, len(ids), tokens):
         piece = list(ids[start : start + tokens])
@@ -178,6 +172,18 @@ def run_step(plan: Any, spec: Any, ids: Sequence[int]) -> np.ndarray:
     return np.concatenate(found)
 
 
+def compiled_step(program: Any, spec: Any, options: Mapping[str, str]) -> Any:
+    """A program of a step as the runtime compiles it, its states donated, with more compiler options."""
+    graph, context = program.graph, Context(spec.dims)
+    inputs = [h for n in graph.inputs for h in context.held(n.types[0])]
+    outputs = [h for v in graph.outputs for h in context.held(v.type)]
+    states = sum(len(i.parts) for i in program.states)
+    call = xla_call.exported(serialize(program.text(spec)), inputs, outputs, "cpu").call
+    donated = tuple(range(len(inputs) - states, len(inputs)))
+    lowered = jax.jit(call, donate_argnums=donated).lower(*xla_call.structs(inputs))
+    return lowered.compile(compiler_options=xla_call.options("cpu") | dict(options))
+
+
 def _prepared(module: Any, i: Any) -> list[np.ndarray]:
     ((_, t, array),) = prepare_weights(module, {i.name})
     return split(t, array)
@@ -185,3 +191,17 @@ def _prepared(module: Any, i: Any) -> list[np.ndarray]:
 
 def _elements(inputs: Sequence[Any]) -> list[str]:
     return [p.element for i in inputs for p in i.parts]
+
+
+def by_iree(c: Case) -> list[np.ndarray]:
+    """The outputs by IREE, a compiler of its own that reads the same text."""
+    import iree.compiler
+    import iree.runtime
+
+    text, options = closed(c).replace("@main", "@run"), ["--iree-llvmcpu-target-cpu=generic"]
+    code = iree.compiler.compile_str(text, target_backends=["llvm-cpu"], input_type="stablehlo", extra_args=options)
+    config = iree.runtime.Config("local-task")
+    module = iree.runtime.load_vm_module(iree.runtime.VmModule.copy_buffer(config.vm_instance, code), config)
+    found = module["run"]()
+    arrays = [np.asarray(a) for a in (found if isinstance(found, (tuple, list)) else (found,))]
+    return c.joined([narrowed(a, *t) for a, t in zip(arrays, c.outputs)])
