@@ -4,11 +4,11 @@
     python benchmarks/xla_gpu.py --llama-bench PATH --transformers   # the others in the same run
     python benchmarks/xla_gpu.py --platform cpu --gguf MODEL.gguf --types as-is --slots 1 --prompts 128 --beside c,jax
 
-One run measures the device first: GB/s of reading a large array, and TFLOP/s of a matrix product in the dtype that is computed in. Then, for
-each model and batch, decoding (`greedy` on the device where the batch is one, else one call for a token of each slot)
-and prompts from an empty cache. Weights are random, of the shapes in `random_gguf.SHAPES`, and made where they are
-missing. Of decoding the fraction is that of the bandwidth: weights and half the cache are read once for each step; of
-prompts that of the matrix product's peak, at two operations for each weight and token.
+One run measures the device first: GB/s of reading a large array, and TFLOP/s of a matrix product in the dtype that is
+computed in. Then, for each model and batch, decoding (`greedy` on the device where the batch is one, else one call for a
+token of each slot) and prompts from an empty cache. Weights are random, of the shapes in `random_gguf.SHAPES`, and made
+where they are missing. Of decoding the fraction is that of the bandwidth: weights and half the cache are read once for
+each step; of prompts that of the matrix product's peak, at two operations for each weight and token.
 """
 
 from __future__ import annotations
@@ -230,7 +230,8 @@ def main() -> None:
     rate = bandwidth(devices[0], 1 << (31 if large else 28))
     dtype = {"f32": jnp.float32, "f16": jnp.float16, "bf16": jnp.bfloat16}[compute]
     peak = matmul_peak(devices[0], 8192 if large else 1024, dtype)
-    print(f"{devices[0].device_kind}, jax {jax.__version__}: {rate:.0f} GB/s, {peak:.2f} TFLOP/s in {compute}", flush=True)
+    limits = f"{rate:.0f} GB/s, {peak:.2f} TFLOP/s in {compute}"
+    print(f"{devices[0].device_kind}, jax {jax.__version__}: {limits}", flush=True)
     rows: list[dict[str, Any]] = []
 
     def show(model: str, engine: str, what: str, speed: float, size: float) -> None:
