@@ -99,7 +99,9 @@ def position_of_result(op: str, model: Path) -> int:
     return LOWERINGS[op](node, get("generic").ir).args.index(Result(0))
 
 
-@pytest.mark.parametrize("op, origin", [("cached_attention", "layers.1.attention"), ("linear_add", "layers.0")])
+@pytest.mark.parametrize("op, origin", [
+    ("cached_attention", "layers.1.attention"), pytest.param("linear_add", "layers.0", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_a_broken_kernel_is_located(op, origin, model):
     """One element, by one part in a million, which int8 activations may swallow; of attention in one layer alone."""
     at = position_of_result(op, model)
@@ -116,6 +118,17 @@ def test_a_broken_kernel_is_located(op, origin, model):
     assert run.parting["found"] == pytest.approx(run.parting["expected"] * 1.000001, rel=3e-7)
     assert run.parting["operands"][0]["shape"][0] == 6
     assert any(op in line for line in run.lines)
+
+
+def test_functions_are_compared_by_their_outputs(tmp_path):
+    source = "def f(x: 'float32[n, 4]', i: 'int32[n]'):\n    return x * 0.1 + i[:, None], x.sum(axis=1)\n"
+    (tmp_path / "some.py").write_text(source)
+    report = verify(open_source(tmp_path / "some.py:f"), Wanted(("reference", "interpreter", "c"), exact=True))
+    assert report.ok and [(r.name.partition("/")[0], r.against, r.difference.equal) for r in report.runs] == [
+        ("interpreter", "reference", True), ("c", "interpreter", True), ("c", "reference", True),
+    ]  # fmt: skip
+    failed = verify(open_source(tmp_path / "some.py:f"), Wanted(("reference", "interpreter"), norm=-1.0))
+    assert not failed.ok and "at most -1 is allowed" in failed.runs[0].failures[0]
 
 
 def test_what_cannot_be_verified_is_said(model):

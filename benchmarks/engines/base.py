@@ -118,26 +118,10 @@ def _status(key: str) -> int:
 
 
 def inputs(signature: Mapping[str, Any]) -> list[Any]:
-    """Arrays for a function: normal numbers, small whole ones, in the signature's order and dtypes. Dimensions that
-    have a name are as small as they may be, but not below 1, or as "chosen" says."""
-    import numpy as np
+    """Arrays for a function, as `inferc verify` takes them."""
+    from ...compiler.verification.inputs import inputs as made
 
-    from ...runtime.function import DTYPES, _size
-
-    rng = np.random.default_rng(0)
-    dims = {name: max(int(low), 1) for name, (low, _) in signature.get("dims", {}).items()}
-    dims |= signature.get("chosen", {})
-    made = []
-    for entry in signature["inputs"]:
-        shape = tuple(_size(d, dims) for d in entry["shape"])
-        if entry["dtype"] == "bool":
-            made.append(np.ones(shape, bool))
-        elif entry["dtype"].startswith(("i", "u")):
-            made.append(rng.integers(0, 2, shape).astype(DTYPES[entry["dtype"]]))
-        else:
-            dtype = np.float32 if entry["dtype"] == "bf16" else DTYPES[entry["dtype"]]
-            made.append(rng.standard_normal(shape).astype(dtype))
-    return made
+    return made(signature)
 
 
 CALL_SECONDS = 0.2  # how long the calls of one sample of a function take together, about

@@ -18,7 +18,9 @@ class TorchEager(Adapter):
 
     @staticmethod
     def missing(job: Job) -> str:
-        wanted, packages = (".gguf", ("torch", "transformers")) if job.kind == "language" else (".pt2", ("torch",))
+        language = job.kind == "language"
+        wanted = ".gguf" if language else ".pt2"
+        packages = ("torch", "transformers", "accelerate") if language else ("torch",)
         if job.path.suffix != wanted:
             return f"it reads {wanted} files here, and this is {job.path.suffix or 'a folder'}"
         absent = [p for p in packages if not importlib.util.find_spec(p)]

@@ -40,6 +40,7 @@ def verify(
     tokens: Annotated[int, typer.Option("-n", "--tokens", min=2, max=512, help="Tokens of the text.")] = 64,
     kl: Annotated[float, typer.Option(help="Most mean KL divergence allowed, in nats.", min=0)] = 0.05,
     top_1: Annotated[float, typer.Option("--top-1", help="Least agreement about the likeliest token.", min=0)] = 0.8,
+    norm: Annotated[float, typer.Option(help="Most difference of a function, of the norm.", min=0)] = 0.01,
     threads: Threads = None,
     kv: KV = "f16",
     output: Annotated[Path | None, typer.Option("--json", help="Write what was found to this file.")] = None,
@@ -57,7 +58,7 @@ def verify(
         source = open_source(hub.pull(name, progress))
     wanted = engine.Wanted(
         tuple(words(backends)), tuple(words(targets)), read_text(file) if file else TEXT, tokens, per_layer, tokenizer,
-        exact, kl, top_1, kv, threads,
+        exact, kl, norm, top_1, kv, threads,
     )  # fmt: skip
     report = engine.verify(source, wanted, note)
     show(report, exact)
@@ -97,11 +98,12 @@ def show(report: Report, exact: bool) -> None:
     table = Table("run", "against", "bits", "max abs", "max rel", "norm", "KL mean", "KL max", "top-1", box=SIMPLE)
     for run in report.runs:
         d, a = run.difference, run.agreement
-        numbers = (f"{x:.3g}" for x in (d.max_abs, d.max_rel, d.norm_rel, a.kl_mean, a.kl_max))
-        table.add_row(run.name, run.against, "equal" if d.equal else "differ", *numbers, f"{a.top_1:.1%}")
+        numbers = [f"{x:.3g}" for x in (d.max_abs, d.max_rel, d.norm_rel, *((a.kl_mean, a.kl_max) if a else ()))]
+        numbers += [f"{a.top_1:.1%}"] if a else []
+        table.add_row(run.name, run.against, "equal" if d.equal else "differ", *numbers)
     console.print(table)
     names = list(report.runs[0].difference.ulps) if report.runs else []
-    ulps = Table("logits, % by ulps apart", *names, box=SIMPLE)
+    ulps = Table("% by ulps apart", *names, box=SIMPLE)
     for run in report.runs:
         total = max(sum(run.difference.ulps.values()), 1)
         shares = (f"{100 * n / total:.3g}" for n in run.difference.ulps.values())
@@ -127,4 +129,5 @@ def show(report: Report, exact: bool) -> None:
         for failure in run.failures:
             console.print(f"{run.name}: {failure}", soft_wrap=True)
     verdict = "as it should be" if report.ok else "FAILED"
-    console.print(f"{report.model}, {report.tokens} tokens: {verdict}{', to the bit' if exact and report.ok else ''}")
+    what = f"{report.model}, {report.tokens} tokens" if report.tokens else report.model
+    console.print(f"{what}: {verdict}{', to the bit' if exact and report.ok else ''}")

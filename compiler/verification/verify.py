@@ -18,7 +18,7 @@ from ...runtime.session import physical_cores
 from ...runtime.tokenizer import Tokenizer
 from .. import driver
 from ..source import Source
-from . import compare, compiled, tokenizers
+from . import compare, compiled, functions, tokenizers
 from .parting import Watch
 from .text import TEXT
 
@@ -31,7 +31,8 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Wanted:
     """What is compared. `tokens` of `text` are evaluated; `kl` is the most that the mean divergence of any run from its
-    yardstick may be, in nats, and `top_1` the least part of positions with the same likeliest token. With `exact` C
+    yardstick may be, in nats, and `top_1` the least part of positions with the same likeliest token, `norm` the most
+    that a function's outputs may be off, of their norm. With `exact` C
     must have the interpreter's bits in every value that a kernel gives, and those of each other target."""
 
     backends: tuple[str, ...] = BACKENDS
@@ -42,6 +43,7 @@ class Wanted:
     tokenizer: bool = False
     exact: bool = False
     kl: float = 0.05
+    norm: float = 0.01
     top_1: float = 0.8
     kv: str = "f16"
     threads: int | None = None
@@ -55,7 +57,7 @@ class Run:
     name: str
     against: str
     difference: compare.Difference
-    agreement: compare.Agreement
+    agreement: compare.Agreement | None
     failures: list[str] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
     parting: dict[str, Any] | None = None
@@ -64,8 +66,8 @@ class Run:
     def data(self) -> dict[str, Any]:
         return {
             "run": self.name, "against": self.against, "ok": not self.failures, "failures": self.failures,
-            "logits": self.difference.data(), **self.agreement.data(), "layers": self.layers,
-            "first_difference": self.parting,
+            "logits": self.difference.data(), **(self.agreement.data() if self.agreement else {}),
+            "layers": self.layers, "first_difference": self.parting,
         }  # fmt: skip
 
 
@@ -98,7 +100,7 @@ def verify(source: Source, wanted: Wanted, say: Say = lambda line: None) -> Repo
     if unknown := [b for b in wanted.backends if b not in BACKENDS]:
         raise InfercError(f"there is no backend {unknown[0]!r} to verify: choose of {', '.join(BACKENDS)}")
     if source.kind != "language":
-        raise InfercError(f"{source.name} is a function: only language models are verified so far")
+        return _function(source, wanted)
     ids = _ids(source, wanted)
     report = Report(source.name, len(ids))
     logits: dict[str, np.ndarray] = {}
@@ -112,6 +114,28 @@ def verify(source: Source, wanted: Wanted, say: Say = lambda line: None) -> Repo
             _compiled(source, ids, wanted, Path(name), report, logits, layers, say)
         if "xla" in wanted.backends:
             _xla(source, ids, wanted, Path(name), report, logits, say)
+    return report
+
+
+def _function(source: Source, wanted: Wanted) -> Report:
+    """A function's outputs on random inputs. C is compared with the interpreter, all else with the reference."""
+    report = Report(source.name, 0)
+    with tempfile.TemporaryDirectory(prefix="inferc-verify-") as name:
+        targets = [t.name for t in compiled.chosen(wanted.targets)]
+        found, report.left_out = functions.outputs(source, wanted.backends, targets, Path(name))
+    for name, made in found.items():
+        exact = name.startswith("c/") and "interpreter" in found
+        for yardstick in ("interpreter", "reference") if exact else ("reference",):
+            if yardstick in found and yardstick != name:
+                run = Run(name, yardstick, functions.difference(found[yardstick], made), None)
+                off = run.difference.norm_rel
+                if not off <= wanted.norm:
+                    run.failures.append(f"it is off by {off:.3g} of the norm, at most {wanted.norm:g} is allowed")
+                if wanted.exact and yardstick == "interpreter" and not run.difference.equal:
+                    run.failures.append("its outputs have other bits than the interpreter's")
+                report.runs.append(run)
+    if not report.runs:
+        raise InfercError("nothing to compare: name two backends that can run here")
     return report
 
 
@@ -139,6 +163,7 @@ def _ids(source: Source, wanted: Wanted) -> np.ndarray:
 
 
 def _judged(run: Run, wanted: Wanted) -> Run:
+    assert run.agreement is not None
     if run.agreement.kl_mean > wanted.kl or not np.isfinite(run.agreement.kl_mean):
         run.failures.append(f"mean KL divergence is {run.agreement.kl_mean:.3g}, at most {wanted.kl:g} is allowed")
     if run.agreement.top_1 < wanted.top_1:
