@@ -5,10 +5,10 @@
     python benchmarks/xla_gpu.py --platform cpu --gguf MODEL.gguf --types as-is --slots 1 --prompts 128 --beside c,jax
 
 One run measures the device first: GB/s of reading a large array, and TFLOP/s of a matrix product in the dtype that is
-computed in. Then, for each model and batch, decoding (`greedy` on the device where the batch is one, else one call for a
-token of each slot) and prompts from an empty cache. Weights are random, of the shapes in `random_gguf.SHAPES`, and made
-where they are missing. Of decoding the fraction is that of the bandwidth: weights and half the cache are read once for
-each step; of prompts that of the matrix product's peak, at two operations for each weight and token.
+computed in. Then, for each model and batch, decoding (`greedy` on the device where the batch is one, else one call for
+a token of each slot) and prompts from an empty cache. Weights are random, of the shapes in `random_gguf.SHAPES`, and
+made where they are missing. Of decoding the fraction is that of the bandwidth: weights and half the cache are read
+once for each step; of prompts that of the matrix product's peak, at two operations for each weight and token.
 """
 
 from __future__ import annotations

@@ -53,6 +53,15 @@ def test_logits_are_the_interpreters(name, tmp_path):
     check_logits(planned(tmp_path, *CASES[name]))
 
 
+def test_siblings_of_one_weight_keep_every_bit(tmp_path):
+    """q, k and v with their biases, gate and up: one product each, but where devices share them; the same logits."""
+    joined, apart = (planned(tmp_path, "qwen2", "q4_0", mesh=mesh) for mesh in ("", "tp=2"))
+    names = {w.name for w in joined.lowered.program.weights}
+    assert "blk.0.ffn_gate.weight+blk.0.ffn_up.weight" in names and "blk.0.attn_q.weight" not in names
+    assert "blk.0.attn_q.weight" in {w.name for w in apart.lowered.program.weights}
+    assert np.array_equal(expected_logits(joined, IDS[:9]), expected_logits(apart, IDS[:9]))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 def test_logits_of_every_architecture_and_weight_type(name, tmp_path):
