@@ -36,6 +36,7 @@ from inferc.ir.types import Type, f32, i32
 
 ENGINES = ("inferc", "onnxruntime", "torch", "torch.compile")
 TOLERANCE = 1e-4
+SLEEP = 0.5  # seconds after which the threads of the engine before have stopped spinning
 Call = Callable[[], np.ndarray]
 
 
@@ -58,10 +59,10 @@ def ours(model: Model, weights: dict[str, np.ndarray], inputs: list[np.ndarray],
     given = [Input(f"x{i}", "arg", Type(x.shape, kinds[x.dtype])) for i, x in enumerate(inputs)]
     given += [Input(n, "weight", Type(a.shape, f32)) for n, a in weights.items()]
     count = len(inputs)
-    graph, made = trace(lambda *a: [function(dict(zip(names, a[count:])), *a[:count])], given, name="run")
+    graph, made = trace(lambda *a: [function(dict(zip(names, a[count:])), *a[:count])], given, name="compute")
     made |= {n: Weight(n, Type(a.shape, f32), lambda a=a: a) for n, a in weights.items()}
     chosen = target.get("native")
-    module = run_passes(Module({"run": graph}, made), chosen.ir)
+    module = run_passes(Module({"compute": graph}, made), chosen.ir)
     built = program.build(module, (chosen,), context=1, chunk=1, name="function")
     path = folder / "library.so"
     toolchain.compile_program(built, path)
@@ -69,19 +70,19 @@ def ours(model: Model, weights: dict[str, np.ndarray], inputs: list[np.ndarray],
     for name, offset, size in built.weight_order:
         data[offset : offset + size] = np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8)
     library = ctypes.CDLL(str(path))
-    library.model_run_workspace_bytes.restype = ctypes.c_size_t
+    library.model_compute_workspace_bytes.restype = ctypes.c_size_t
     handle = ctypes.c_void_p()
     options = OpenOptions(ctypes.sizeof(OpenOptions), data.ctypes.data, data.nbytes, threads)
     if status := library.model_open(ctypes.byref(options), ctypes.byref(handle)):
         raise RuntimeError(f"model_open: status {status}")
-    size = library.model_run_workspace_bytes(handle)
+    size = library.model_compute_workspace_bytes(handle)
     workspace, result = aligned(max(size, 64)), np.empty_like(want)
     arguments = [ctypes.c_void_p(a.ctypes.data) for a in (*inputs, result)]
 
     def call() -> np.ndarray:
-        status = library.model_run(handle, ctypes.c_void_p(workspace.ctypes.data), ctypes.c_size_t(size), *arguments)
+        status = library.model_compute(handle, ctypes.c_void_p(workspace.ctypes.data), ctypes.c_size_t(size), *arguments)
         if status:
-            raise RuntimeError(f"model_run: status {status}")
+            raise RuntimeError(f"model_compute: status {status}")
         return result
 
     call.kept = data, inputs  # type: ignore[attr-defined]
@@ -116,6 +117,22 @@ def peers(model: Model, weights: dict[str, np.ndarray], inputs: list[np.ndarray]
             "torch.compile": in_torch(compiled)}  # fmt: skip
 
 
+def timed(calls: dict[str, Call], rounds: int, seconds: float) -> dict[str, list[list[float]]]:
+    """The times of all calls in ms, by engine and round; engines take turns."""
+    times: dict[str, list[list[float]]] = {engine: [] for engine in calls}
+    for _ in range(rounds):
+        for engine, call in calls.items():
+            time.sleep(SLEEP)
+            call()
+            times[engine].append([])
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end or len(times[engine][-1]) < 3:
+                start = time.perf_counter()
+                call()
+                times[engine][-1].append((time.perf_counter() - start) * 1e3)
+    return times
+
+
 def measure(name: str, batch: int, threads: int, rounds: int, seconds: float, engines: list[str]) -> dict[str, Any]:
     """Times of one model in ms, by engine: all calls, and the median of each round."""
     model = MODELS[name]
@@ -131,16 +148,7 @@ def measure(name: str, batch: int, threads: int, rounds: int, seconds: float, en
         for engine, distance in apart.items():
             if not distance <= TOLERANCE:
                 raise RuntimeError(f"{name}: {engine} is {distance:.1e} of the greatest result away from JAX")
-        times: dict[str, list[list[float]]] = {engine: [] for engine in calls}
-        for _ in range(rounds):
-            for engine, call in calls.items():
-                call()
-                times[engine].append([])
-                end = time.perf_counter() + seconds
-                while time.perf_counter() < end or len(times[engine][-1]) < 3:
-                    start = time.perf_counter()
-                    call()
-                    times[engine][-1].append((time.perf_counter() - start) * 1e3)
+        times = timed(calls, rounds, seconds)
     return {"model": name, "batch": batch, "threads": threads, "apart": apart,
             "ms": {e: median(t for r in rs for t in r) for e, rs in times.items()},
             "best": {e: min(t for r in rs for t in r) for e, rs in times.items()},

@@ -41,6 +41,13 @@ def recurrent(x: Any, w: Any) -> Any:
     return lax.scan(step, jnp.zeros((2, 24), jnp.float32), x)[1]
 
 
+def attended(x: Any, heads: int) -> Any:
+    """Self-attention of a sequence with itself, [batch, rows, heads * width]."""
+    h = jnp.swapaxes(x.reshape(*x.shape[:2], heads, -1), 1, 2)
+    p = jax.nn.softmax(jnp.einsum("bhqd,bhkd->bhqk", h, h) * 0.3, axis=-1)
+    return jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", p, h), 1, 2).reshape(x.shape)
+
+
 # A function, the shapes of its argument and weights, and the ops that are left of it.
 CASES: dict[str, tuple[Any, tuple[Any, ...], tuple[tuple[int, ...], ...], dict[str, int]]] = {
     "dense": (lambda x, w, b: x + jax.nn.gelu(x @ w + b, approximate=False), (3, 7, 70), ((70, 70), (70,)),
@@ -59,6 +66,7 @@ CASES: dict[str, tuple[Any, tuple[Any, ...], tuple[tuple[int, ...], ...], dict[s
     "pool": (lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1),
                                          ((0, 0), (1, 1), (1, 1), (0, 0))), (1, 8, 9, 40), (), dict(reduce_window=1)),
     "mean": (lambda x: jnp.mean(x, (1, 2)), (2, 5, 9, 40), (), dict(reduce=1, div=1)),
+    "heads": (lambda x, w: attended(x @ w, 3), (2, 11, 24), ((24, 24),), dict(patch_linear=1, fused=1)),
     "recurrent": (recurrent, (6, 2, 24), ((24, 24),), dict(scan=1)),
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from ...ir.ops.common import widen
 from ...ir.rewrite import splat
 from ...ir.target import Target
 from ...ir.types import symbol
-from . import depthwise, product
+from . import dense_attention, depthwise, product
 from .kernels import Arg, Call, DimValue, Operand, Result, Run
 from .loop import loop_of
 from .loop_emit import emit
@@ -54,6 +54,8 @@ def _loop(node: Node) -> Loop:
 def fused(node: Node, target: Target) -> Call:
     """The call of one kernel for all that a graph computes."""
     graph: Graph = node.attr("graph")
+    if (attention := next((n for n in graph.nodes() if n.op.name == "attention"), None)) is not None:
+        return _attention(node, graph, attention, target)
     loop, anchor = composed(graph)
     operands = {n[0]: i for i, n in enumerate(graph.inputs)}
     if anchor is not None:
@@ -66,6 +68,21 @@ def fused(node: Node, target: Target) -> Call:
     args += [DimValue(symbol(s.name, s.lo, s.hi)) for s in emitted.dims]
     args += [Operand(operands[v]) for v in emitted.operands]
     return Call(emitted.kernel, (*args, Result()), regions=emitted.regions)
+
+
+def _attention(node: Node, graph: Graph, anchor: Node, target: Target) -> Call:
+    """Attention over transposed arrays, into a transposed one."""
+    operands = {n[0]: i for i, n in enumerate(graph.inputs)}
+    views: dict[Value, tuple[int, ...]] = {}
+    for value in anchor.inputs:
+        if value.node.op.name == "transpose":
+            views[value] = value.node.attr("permutation")
+            operands[value] = operands[value.node.inputs[0]]
+    out = (0, 1, 2, 3)
+    if (last := graph.outputs[0].node) is not anchor:
+        permutation = last.attr("permutation")
+        out = tuple(permutation.index(axis) for axis in range(4))
+    return dense_attention.attend(node, anchor, views, out, operands, target)
 
 
 LOWERINGS = {"fused": fused}

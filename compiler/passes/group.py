@@ -41,8 +41,11 @@ def _grouped(graph: Graph) -> Graph:
     members: dict[Node, list[Node]] = {}
     anchored: set[Node] = set()
     exact: dict[Node, bool] = {}  # whether a member's elements are where the root's are
+    views = {last: nodes for node in order if node.op.name == "attention"
+             for last, nodes in (_with_views(node, users, outputs),)}  # fmt: skip
+    taken = {n for nodes in views.values() for n in nodes}
     for node in reversed(order):
-        if node.op.name in ("input", "constant"):
+        if node.op.name in ("input", "constant") or node in taken:
             continue
         target = _joinable(node, users, outputs, root, members, anchored, exact)
         if target is not None:
@@ -55,7 +58,22 @@ def _grouped(graph: Graph) -> Graph:
         elif node.op.name in SCALAR | MOVES | {"reduce"} and _plain(node) and len(node.types) == 1:
             root[node], members[node], exact[node] = node, [node], True
     replaced = {r: (_fused(r, nodes),) for r, nodes in members.items() if len(nodes) > 1 and _worth(nodes)}
+    replaced |= {last: (_fused(last, nodes),) for last, nodes in views.items() if len(nodes) > 1}
     return substitute(graph, replaced)
+
+
+def _keeps_rows(node: Node) -> bool:
+    """Whether a transpose leaves the last of four axes in its place."""
+    return node.op.name == "transpose" and node.types[0].rank == 4 and node.attr("permutation")[3] == 3
+
+
+def _with_views(node: Node, users: dict[Value, list[Node]], outputs: set[Value]) -> tuple[Node, list[Node]]:
+    """An attention with the transposes of its operands and of its result, which it does in strides; the last of them."""
+    nodes = [node, *dict.fromkeys(v.node for v in node.inputs[:3] if _keeps_rows(v.node))]
+    using = users.get(node[0], [])
+    if node[0] not in outputs and len(using) == 1 and _keeps_rows(using[0]):
+        return using[0], [using[0], *nodes]
+    return node, nodes
 
 
 ANCHORS = ("patch_linear",)
