@@ -61,11 +61,11 @@ class JaxJit(Adapter):
             raise CannotRun("the reference has no cache between calls: prompts from an empty one only")
         import numpy as np
 
-        from ...compiler.frontends import gguf
+        from ...compiler.frontends import language
         from ...compiler.verification.reference import EXACT, with_rules
 
         if test.prompt not in self.functions:
-            function, weights = gguf.reference(self.source, test.prompt)
+            function, weights = language.reference(self.source, test.prompt)
             if self.weights is None:
                 self.weights = self.jax.device_put(weights)
             self.functions[test.prompt] = with_rules(function, EXACT)

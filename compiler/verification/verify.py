@@ -182,11 +182,11 @@ def _layer_rows(names: Sequence[str], a: Sequence[np.ndarray], b: Sequence[np.nd
 
 def _reference(source: Source, ids: np.ndarray, report: Report, logits: dict[str, np.ndarray],
                layers: dict[str, list[np.ndarray]], say: Say) -> None:  # fmt: skip
-    from ..frontends import gguf
+    from ..frontends import language
     from .reference import run
 
-    if not isinstance(source, gguf.Source):
-        report.left_out["reference"] = "only GGUF models have a reference in JAX"
+    if not isinstance(source, language.Source):
+        report.left_out["reference"] = "only models of our own architectures have a reference in JAX"
         return
     say("reference: plain JAX in f32")
     logits["reference"], layers["reference"] = run(source, ids.tolist())
