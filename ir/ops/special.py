@@ -88,7 +88,7 @@ def _power_of_two(n: Value) -> Value:
 
 
 def sinh(x: Value) -> Value:
-    """For small x by expm1, e = expm1|x|: (e + e / (e + 1)) / 2; else t = e^(|x| / 2), which does not overflow first."""
+    """For small x by e = expm1|x|: (e + e / (e + 1)) / 2; else t² / 2, t = e^(|x| / 2), which does not overflow."""
     size = _abs(x)
     e = emit("expm1", size)
     small = mul(_like(0.5, x), add(e, div(e, add(e, _like(1, x)))))
@@ -209,7 +209,8 @@ def erfc(x: Value) -> Value:
                        6.210004621745983e-1, -4.944515323274145e-1, 3.404879937665872e-1, -2.741127028184656e-1,
                        5.638259427386472e-1)  # fmt: skip
     far = _polynomial(q, -1.047766399936249e1, 1.297719955372516e1, -7.495518717768503, 2.921019019210786,
-                      -1.015265279202700, 4.218463358204948e-1, -2.820767439740514e-1, 5.641895067754075e-1)  # fmt: skip
+                      -1.015265279202700, 4.218463358204948e-1, -2.820767439740514e-1,
+                      5.641895067754075e-1)  # fmt: skip
     p = _select(_less(bounded, _like(2, x)), near, far)
     # e^(-x²) from x² in two parts: the upper half of x's bits squares without rounding.
     high = emit("bitcast", emit("and", _bits(bounded), constant(-4096, x.shape, i32)), dtype=f32)
