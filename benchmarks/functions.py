@@ -77,15 +77,16 @@ def ours(model: Model, weights: dict[str, np.ndarray], inputs: list[np.ndarray],
         raise RuntimeError(f"model_open: status {status}")
     size = library.model_compute_workspace_bytes(handle)
     workspace, result = aligned(max(size, 64)), np.empty_like(want)
-    arguments = [ctypes.c_void_p(a.ctypes.data) for a in (*inputs, result)]
+    arguments = [ctypes.c_void_p(workspace.ctypes.data), ctypes.c_size_t(size),
+                 *(ctypes.c_void_p(a.ctypes.data) for a in (*inputs, result))]  # fmt: skip
 
     def call() -> np.ndarray:
-        status = library.model_compute(handle, ctypes.c_void_p(workspace.ctypes.data), ctypes.c_size_t(size), *arguments)
+        status = library.model_compute(handle, *arguments)
         if status:
             raise RuntimeError(f"model_compute: status {status}")
         return result
 
-    call.kept = data, inputs  # type: ignore[attr-defined]
+    call.kept = data, inputs, workspace  # type: ignore[attr-defined]
     return call
 
 
