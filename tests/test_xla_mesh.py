@@ -36,8 +36,10 @@ def workers(artifact: Path, folder: Path, devices: int, processes: int = 1) -> l
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-                   "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT / '.dev'}:{ROOT}"}  # fmt: skip
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "kept"), "PYTHONPATH": f"{ROOT / '.dev'}:{ROOT}",
+    }  # fmt: skip
     outputs = [folder / f"{i}.npz" for i in range(processes)]
     running = []
     for i, output in enumerate(outputs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,14 +83,17 @@ def test_other_dtypes_stay_near(kv, compute, tolerance, tmp_path):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """Programs are compiled without optimisation, in half the time."""
-    known = xla_call.OPTIONS
+def kept(tmp_path_factory) -> Iterator[Path]:
+    """Where compiled programs are kept. They are compiled without optimisation, in half the time."""
+    known, folder = xla_call.OPTIONS, tmp_path_factory.mktemp("kept")
+    jax.config.update("jax_compilation_cache_dir", None)
+    xla_call.keep_compiled(folder)
     xla_call.OPTIONS = {"cpu": {**known["cpu"], "xla_backend_optimization_level": "0"}}
     xla_call.options.cache_clear()
-    yield
+    yield folder
     xla_call.OPTIONS = known
     xla_call.options.cache_clear()
+    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +106,7 @@ def artifact(tmp_path_factory) -> tuple[Path, Plan]:
     return folder / "model.inferc", plan_model(path, **options)
 
 
-def test_an_artifact_runs_as_any_other(artifact):
+def test_an_artifact_runs_as_any_other(artifact, kept):
     path, plan = artifact
     expected = expected_logits(plan, IDS)
     with load(path) as model:
@@ -117,6 +121,10 @@ def test_an_artifact_runs_as_any_other(artifact):
             model.logits([1] * 129)
     with pytest.raises(InfercError, match="closed"):
         model.logits([1])
+    names = {p.name for p in kept.iterdir()}
+    with load(path) as again:
+        close(again.logits(IDS[:16]), expected[:16])
+    assert names and names == {p.name for p in kept.iterdir()}, "a program was compiled that had been before"
 
 
 def test_an_artifact_is_shown_and_run_by_commands(artifact):
