@@ -68,7 +68,7 @@ def _keeps_rows(node: Node) -> bool:
 
 
 def _with_views(node: Node, users: dict[Value, list[Node]], outputs: set[Value]) -> tuple[Node, list[Node]]:
-    """An attention with the transposes of its operands and of its result, which it does in strides; the last of them."""
+    """An attention with the transposes of its operands and of its result, which it does in strides; the last node."""
     nodes = [node, *dict.fromkeys(v.node for v in node.inputs[:3] if _keeps_rows(v.node))]
     using = users.get(node[0], [])
     if node[0] not in outputs and len(using) == 1 and _keeps_rows(using[0]):
