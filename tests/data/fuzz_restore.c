@@ -1,6 +1,7 @@
 /* libFuzzer's harness for restored sessions: whatever bytes they come from, model_restore refuses them or makes a session
  * that can be evaluated, saved and rewound. Bytes are tried as they are, and with their sum made right, so that what lies
  * behind the checksum is reached. */
+#define _POSIX_C_SOURCE 200809L
 #include <stdlib.h>
 #include <string.h>
 
