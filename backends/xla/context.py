@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 
 from ...ir.graph import Graph, IRError, Node
 from ...ir.types import Dim, DType, Type, evaluate, f32
@@ -12,8 +11,6 @@ from .parts import part_types
 from .text import Shape, Tensor, Writer
 
 Value = tuple[Tensor, ...]  # the tensors that one value of the IR is held in: `parts.part_types` says which
-
-FORMS = ("one", "each", "mixed")
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,3 @@ class Step:
 
 # What lowers a node: a tensor where it has one result that is held in one, else the tensors of each result.
 Lowering = Callable[[Step], Tensor | tuple[Value, ...]]
-
-
-def elements(shape: Sequence[int]) -> int:
-    return prod(shape)
