@@ -74,7 +74,11 @@ class Program:
     @cached_property
     def _imported(self) -> Module:
         where = str(self.path or self.name)
-        program = self.program.run_decompositions(dict(decompositions()))
+        try:
+            program = self.program.run_decompositions(dict(decompositions()))
+        except (RuntimeError, AssertionError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InfercError(f"{where}: torch cannot decompose the program ({first})") from error
         known = self._symbols(program)
         importer = Importer(where, TABLE, known)
         values: dict[Any, Any] = {}
