@@ -16,12 +16,12 @@ from ...errors import InfercError
 from . import toolchain, wasm
 from .interface import prefixed
 from .program import Program
-from .target import CTarget
+from .target import HOST_SYSTEM, CTarget
 from .text import runtime_text
 from .weights import Sum
 
 # Bytes of weights that a system's programs can hold, by system; elsewhere memory is the limit.
-MOST_EMBEDDED = {"windows": 1 << 31, "macos": 1 << 31, "": 1 << 30}
+MOST_EMBEDDED = {"windows": 1 << 31, "macos": 1 << 31}
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ def emit(program: Program, form: str, weights: Path, folder: Path, *, name: str,
     """
     embed &= form != "wasm"
     toolchain.check(program.targets[0], "a" if form == "c" else form)
-    system = program.targets[0].system if program.targets[0].machine else "linux"
+    system = program.targets[0].system or HOST_SYSTEM
     most = MOST_EMBEDDED.get(system)
     if embed and most and program.weight_bytes > most:
         raise InfercError(
-            f"{program.weight_bytes / 1e9:.1f} GB of weights do not fit into a program for "
-            f"{system or program.targets[0].machine}: use --weights sidecar"
+            f"{program.weight_bytes / 1e9:.1f} GB of weights do not fit into a program for {system}: "
+            "use --weights sidecar"
         )
     total = Sum()
     with weights.open("rb") as file:
