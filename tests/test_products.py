@@ -48,6 +48,18 @@ def attended(x: Any, heads: int) -> Any:
     return jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", p, h), 1, 2).reshape(x.shape)
 
 
+def channels_first(x: Any, w: Any, scale: Any, u: Any, v: Any) -> Any:
+    """Two convolutions, a norm, a residual branch, a squeeze and a pool, as torch has them."""
+    def layer(x: Any, w: Any) -> Any:
+        return lax.conv_general_dilated(x, w, (1, 1), [(1, 1)] * 2, dimension_numbers=("NCHW", "OIHW", "NCHW"))
+
+    h = jax.nn.relu(layer(x, w) * scale[None, :, None, None])
+    h = h + jax.nn.relu(layer(h, u))
+    h = h * jax.nn.sigmoid(jnp.mean(h, (2, 3)) @ v)[:, :, None, None]
+    h = lax.reduce_window(h, -jnp.inf, lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
+    return jnp.mean(h, (2, 3))
+
+
 # A function, the shapes of its argument and weights, and the ops that are left of it.
 CASES: dict[str, tuple[Any, tuple[Any, ...], tuple[tuple[int, ...], ...], dict[str, int]]] = {
     "dense": (lambda x, w, b: x + jax.nn.gelu(x @ w + b, approximate=False), (3, 7, 70), ((70, 70), (70,)),
@@ -67,6 +79,7 @@ CASES: dict[str, tuple[Any, tuple[Any, ...], tuple[tuple[int, ...], ...], dict[s
                                          ((0, 0), (1, 1), (1, 1), (0, 0))), (1, 8, 9, 40), (), dict(reduce_window=1)),
     "mean": (lambda x: jnp.mean(x, (1, 2)), (2, 5, 9, 40), (), dict(reduce=1, div=1)),
     "heads": (lambda x, w: attended(x @ w, 3), (2, 11, 24), ((24, 24),), dict(patch_linear=1, fused=1)),
+    "channels_first": (channels_first, (2, 20, 8, 6), ((20, 20, 3, 3), (20,), (20, 20, 3, 3), (20, 20)), {}),
     "recurrent": (recurrent, (6, 2, 24), ((24, 24),), dict(scan=1)),
 }  # fmt: skip
 
@@ -117,4 +130,7 @@ def test_meaning_and_form(name: str) -> None:
     np.testing.assert_allclose(got, np.asarray(jax.jit(CASES[name][0])(x, *arrays.values())), 1e-4, 1e-4)
     ops = Counter(n.op.name for n in after.entries[name].nodes())
     left = {op: n for op, n in ops.items() if op not in ("input", "constant", "reshape", "broadcast")}
+    if name == "channels_first":
+        assert ops["transpose"] == 1 and ops["convolution"] == 0, ops
+        return
     assert left == CASES[name][3], ops

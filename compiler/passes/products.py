@@ -17,6 +17,7 @@ from ...ir.ops.fused import channels_last
 from ...ir.rewrite import count_uses
 from ...ir.target import Target
 from ...ir.types import f32
+from . import sink
 from .hoist import hoist
 
 FEW = 16  # channels: with fewer, a padded copy is cheaper than windows whose rows are apart
@@ -27,7 +28,7 @@ def run(module: Module, target: Target) -> Module:
     if "patch_linear" not in target.fusions or "step" in module.entries:
         return module
     packed = map_graphs(module, lambda graph: _packed_for_bodies(graph, target)) if target.weight_layout else module
-    return hoist(map_graphs(packed, lambda graph: _scaled(_products(graph))))
+    return hoist(map_graphs(packed, lambda graph: _scaled(sink.run(_products(graph), fixed_values))))
 
 
 def _emit(like: Node, op: str, *operands: Value, **attrs: Any) -> Value:
