@@ -20,6 +20,8 @@ from .test_xla_models import close
 from .tiny_models import write_model
 from .xla_worker import COLLECTIVES
 
+pytestmark = pytest.mark.slow  # eight forced devices, and processes of their own
+
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = 2
 
@@ -74,7 +76,6 @@ def test_tensor_parallel_replicas_equal_one_device(single, tmp_path):
     assert counts == {**dict.fromkeys(COLLECTIVES, 0), "all-reduce": 2 * LAYERS}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mesh, devices, replicas", [("tp=2", 1, 1), ("tp=2,dp=2", 2, 1)])
 def test_two_processes_equal_one_device(single, mesh, devices, replicas, tmp_path):
     """Over loopback: one model across both processes, and a replica in each."""
