@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import time
@@ -40,6 +39,7 @@ from .source import Source
 from .text.patterns import Unsupported
 from .text.tables import text_tables
 
+SOURCE_FILES = (".json", ".jinja", ".safetensors")  # what a folder's artifact is made of
 CACHES = {"c": ("f16", "q8_0"), "xla": ("f16", "bf16", "f32", "q8_0")}  # dtypes of the KV cache, by backend
 
 
@@ -355,14 +355,13 @@ def packed_weights(planned: Plan, progress: hub.Progress) -> Iterator[tuple[int,
 
 
 def _file_facts(path: Path | None) -> dict[str, Any] | None:
-    """Name, hash and size of the file that was compiled; the name alone of a folder; None for a function in memory."""
+    """Name, hash and size of the file that was compiled, or of each in a folder; None for a function in memory."""
     if path is None:
         return None
     if path.is_dir():
-        return {"file": path.name}
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"file": path.name, "sha256": digest, "bytes": path.stat().st_size}
+        files = {f.name: emit.sha256(f) for f in sorted(path.iterdir()) if f.suffix in SOURCE_FILES}
+        return {"file": path.name, "files": files}
+    return {"file": path.name, "sha256": emit.sha256(path), "bytes": path.stat().st_size}
 
 
 def describe(planned: Plan) -> dict[str, Any]:

@@ -215,7 +215,9 @@ def test_tokenizer_and_chat(tmp_path):
     with load(tmp_path / "m.inferc") as loaded:
         assert loaded.tokenize("hello hell") == tokenizer.encode("hello hell").ids
         assert loaded.tokenizer.eos_ids == (1, 2)
-        assert loaded.artifact.manifest["source"] == {"file": tmp_path.name}
+        read = loaded.artifact.manifest["source"]
+        assert read["file"] == tmp_path.name
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(read["files"])
         assert isinstance(loaded.generate("hello", max_tokens=3), str)
 
 
