@@ -1,11 +1,13 @@
-"""Golden files: text that a test compares with a file in tests/golden, and writes there under --update-golden."""
+"""What test files share: golden files, which --update-golden writes, and a C compiler that is quick."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from inferc.backends.c import toolchain
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -28,3 +30,13 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(encoding="utf-8"), f"{path} differs: run with --update-golden and read the diff"
 
     return check
+
+
+@pytest.fixture(scope="module")
+def quick_compiler() -> Iterator[tuple[str, ...]]:
+    """A module's tests compile at -O1, and are told the usual flags: optimisation changes no bits, as
+    `test_full_optimisation` says."""
+    with pytest.MonkeyPatch.context() as patch:
+        flags = toolchain.FLAGS
+        patch.setattr(toolchain, "FLAGS", (*flags, "-O1"))
+        yield flags

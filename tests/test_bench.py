@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from inferc.backends.c import toolchain
 from inferc.benchmarks import suite, tables
 from inferc.benchmarks.costs import Costs
 from inferc.benchmarks.engines import TABLE, adapter
@@ -41,11 +40,7 @@ print(json.dumps([dict(n_prompt=p, n_gen=n, samples_ts=[speed / 2, speed][: get(
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toolchain, "FLAGS", (*toolchain.FLAGS, "-O1"))
-        yield
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 @pytest.fixture(scope="module")

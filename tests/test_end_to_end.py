@@ -29,13 +29,7 @@ CASES |= {f"llama {dtype}": ("llama", dtype) for dtype in WEIGHT_TYPES}
 CASES |= {f"{name} mixed": (name, MIXED) for name in ("llama", "gemma3", "qwen2")}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """Tests compile at -O1: optimisation must not change bits, and `test_full_optimisation` says so."""
-    flags = toolchain.FLAGS
-    toolchain.FLAGS = (*flags, "-O1")
-    yield flags
-    toolchain.FLAGS = flags
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 def expected_logits(plan: Plan, ids: list[int]) -> np.ndarray:

@@ -21,6 +21,8 @@ from inferc.runtime.model import load
 from .test_end_to_end import assert_same_bits, compiled_logits, expected_logits
 from .test_transformers import IDS, MODELS, build
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 torch = pytest.importorskip("torch")
 tokenizers = pytest.importorskip("tokenizers")
 save_file = pytest.importorskip("safetensors.numpy").save_file

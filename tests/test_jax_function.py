@@ -22,6 +22,8 @@ from inferc.compiler.frontends import jax_function
 from inferc.compiler.primitives_listed import BEGIN, END, listed
 from inferc.runtime.function import Function
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 Pair = namedtuple("Pair", "mean count")
 PARAMS = {"dense": {"kernel": np.eye(4, 3, dtype="f4"), "bias": np.arange(3, dtype="f4")}, "scale": np.float32(2)}
 

@@ -13,6 +13,8 @@ import inferc
 
 from .jax_models import MODELS, Model
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 BOUND = {"convolutional_text": 2e-2}  # of the largest value: bf16 inside; others are f32's last bits after some layers
 
 

@@ -20,6 +20,8 @@ from onnx.reference import ReferenceEvaluator  # noqa: E402
 
 from inferc.compiler.frontends import onnx_model  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 RNG = np.random.default_rng(5)
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 node = helper.make_node

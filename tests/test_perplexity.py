@@ -17,6 +17,8 @@ from inferc.runtime.log_probabilities import Reader, Writer, decode, encode, row
 from inferc.runtime.perplexity import Against, log_softmax
 from tests.tiny_models import write_model
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 WORDS = "the tin hen and the inn in the den is on the rise and the rain is in on the oration "
 
 

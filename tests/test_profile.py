@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from inferc.backends.c import observe, program, toolchain
+from inferc.backends.c import observe, program
 from inferc.backends.c.target import get
 from inferc.compiler.cli import app
 from inferc.compiler.driver import compile_model
@@ -21,12 +21,7 @@ from inferc.errors import InfercError
 from inferc.ir.parse import parse_module
 from tests.tiny_models import write_model
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toolchain, "FLAGS", (*toolchain.FLAGS, "-O1"))
-        yield
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 @pytest.fixture(scope="module")

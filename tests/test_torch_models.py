@@ -18,7 +18,10 @@ transformers = pytest.importorskip("transformers")
 
 from inferc.compiler.frontends import torch_export  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("quick_compiler"),
+]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 BOUND = 1e-5  # of the largest difference, in standard deviations of the result
 

@@ -34,6 +34,8 @@ from .c_programs import (
 )
 from .tiny_models import write_model
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 IDS = np.random.default_rng(11).integers(0, VOCABULARY, 150).tolist()
 HOST = target.supported()
 BEYOND_BASELINE = re.compile(r"%[yz]mm|%xmm(1[6-9]|[23]\d)|%k[0-7]|%tmm|\t(v[a-z]|pshufb|pmadd|popcnt|blend|round)")

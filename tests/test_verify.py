@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from inferc.backends.c import toolchain
 from inferc.backends.c.kernels import Call, Kernel
 from inferc.backends.c.lower import LOWERINGS
 from inferc.compiler.cli import app
@@ -20,12 +19,7 @@ from inferc.compiler.verification.verify import Wanted, verify
 from inferc.errors import InfercError
 from tests.tiny_models import write_model
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toolchain, "FLAGS", (*toolchain.FLAGS, "-O1"))
-        yield
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 @pytest.fixture(scope="module")
