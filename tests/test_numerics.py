@@ -159,7 +159,22 @@ def test_attention_against_f64(window: int, cap: float) -> None:
     got = attention.cached_attention(q, k, v, np.ones(40, np.int32), position, 0.25, cap, window)
     assert np.allclose(got, want, atol=2e-6)
     dense = attention.attention(q.transpose(1, 0, 2)[None], k[1:], v[1:], visible[None, None], 0.25, softcap=cap)
-    assert np.array_equal(dense[0].transpose(1, 0, 2), got)
+    assert np.allclose(dense[0].transpose(1, 0, 2), want, atol=2e-6)
+
+
+def test_attention_fuses_its_steps_where_it_says_so() -> None:
+    """A block of one key: a score is a chain over the head's size, of fused steps or of separate ones, and no more."""
+    q, k = (RNG.normal(size=(50, 3, n, 16)).astype(np.float32) for n in (16, 1))
+    q, k = q[..., 0, :], np.ascontiguousarray(k)
+    visible = np.ones((50, 3, 1), np.bool_)
+    for fused in (False, True):
+        chain = np.zeros((50, 3), np.float32)
+        for d in range(16):
+            exact = q[..., d].astype(np.float64) * k[..., 0, d].astype(np.float64)
+            step = exact if fused else exact.astype(np.float32).astype(np.float64)
+            chain = (step + chain).astype(np.float32)
+        got, _, _ = attention.attend_block(q, k, np.zeros((50, 3, 1, 4), np.float32), visible, 0.5, fused=fused)
+        assert (got == chain * np.float32(0.5)).mean() > 0.999  # a fused step summed in f64 may round twice
 
 
 def test_dense_attention_masks_alike() -> None:
