@@ -55,7 +55,7 @@ class Tuning:
 
 
 _AVX2 = Tuning(Tile(1, (1, 2, 4)), Tile(2, (1, 2, 3)))
-_AVX512 = Tuning(Tile(2, (1, 2, 3, 4, 6)), Tile(2, (1, 2, 3, 4, 6)))
+_AVX512 = Tuning(Tile(2, (1, 2, 3, 4, 6)), Tile(2, (1, 2, 3, 4, 6)), ahead=4096)
 _WASM = Tuning(Tile(1, (1, 2, 4)), Tile(1, (1, 2)))
 
 DEFAULTS: Mapping[str, Tuning] = {
@@ -64,7 +64,7 @@ DEFAULTS: Mapping[str, Tuning] = {
     "avxvnni": _AVX2,
     "avx512vnni": _AVX512,
     "avx512bf16": _AVX512,
-    "amx": replace(_AVX512, streams=4),
+    "amx": replace(_AVX512, streams=4, ahead=2048),
     "neon": Tuning(Tile(1, (1, 2, 3)), Tile(1, (1, 2, 4, 6))),
     "neon_i8mm": Tuning(Tile(1, (1, 2, 4)), Tile(1, (1, 2, 4, 6))),
     "wasm128": _WASM,
