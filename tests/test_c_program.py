@@ -304,7 +304,7 @@ def test_only_the_prefix_is_seen_and_the_step_allocates_nothing(tmp_path: Path) 
     assert defined and all(name.startswith("toy_lm_") for name in defined)
     needed = {name for _, name in symbols(model, "-u")}
     assert not needed & set(ITERATION_CALLS.split()) and not any(name.startswith("toy_lm") for name in needed)
-    assert "abort" not in {name for _, name in symbols(abi, "-u")}
+    assert {name for _, name in symbols(abi, "-u")} & set(ITERATION_CALLS.split()) <= {"free"}  # model_close
     state = [name for path in (model, abi, weights) for kind, name in symbols(path) if kind in "bBdDcCsS"]
     constant = ("const", "messages", "_own_weights", "_program_")
     allowed = [n for n in state if n.partition(".")[0] in ALLOWED_DATA or any(part in n for part in constant)]
@@ -314,6 +314,43 @@ def test_only_the_prefix_is_seen_and_the_step_allocates_nothing(tmp_path: Path) 
     exported = {name.partition("@")[0] for kind, name in symbols(library, "-D", "--defined-only")}
     declared = set(re.findall(r"\b(toy_lm_\w+)\(", built.sources["toy_lm.h"]))
     assert exported == declared
+
+
+def references(path: Path) -> dict[str, set[str]]:
+    """What each function of an object calls or takes the address of, of one built with a section for each."""
+    names: dict[str, set[str]] = {}
+    lines = subprocess.run(["objdump", "-dr", str(path)], capture_output=True, text=True, check=True).stdout.splitlines()
+    for line in lines:
+        if start := re.match(r"[0-9a-f]+ <(\w+)>:$", line):
+            names[current := start[1]] = set()
+        elif used := re.search(r"\sR_\w+\s+(?:\.text\.)?(\w+)", line) or re.search(r"<(\w+)>$", line):
+            names[current].add(used[1])
+    return names
+
+
+def reached(names: dict[str, set[str]], *roots: str) -> set[str]:
+    found, left = set(), [*roots]
+    while left:
+        if (name := left.pop()) not in found:
+            found.add(name)
+            left += names.get(name, ())
+    return found
+
+
+def test_only_open_and_close_allocate_or_start_threads(tmp_path: Path) -> None:
+    """By the calls in the object's code, pointers to functions being calls: of the other functions of the interface, of
+    what they hand to threads, and of what threads run."""
+    built = build(language_model(), "native")
+    _, abi, _ = objects(built, tmp_path, compilers()[0], ("-O0", "-fno-inline", "-ffunction-sections"))
+    names = references(abi)
+    exported = set(re.findall(r"\b(model_\w+)\(", built.sources["model.h"]))
+    assert {"model_eval", "model_tokenize", "model_chat", "model_restore"} <= exported <= names.keys()
+    refused = {*ITERATION_CALLS.split(), "aligned_alloc", "pthread_create", "mmap"}
+    assert "aligned_alloc" in reached(names, "model_open") and "pthread_create" in reached(names, "model_open")
+    rest = exported - {"model_open", "model_close"}
+    assert "pool_for" in reached(names, *rest)
+    helpers = {name for name in names if name.startswith("pool_") and name not in ("pool_start", "pool_stop", "pool_pin")}
+    assert not reached(names, *rest, *helpers) & refused
 
 
 # Constant tables of pointers: relocated once by the loader, never written (.data.rel.ro).

@@ -18,7 +18,8 @@ from inferc.compiler.driver import compile_model
 
 from . import pages
 from .browser import Browser, chromium
-from .test_emit import TARGET, emitted_as, model
+from .test_emit import TARGET, emitted_as
+from .tiny_models import write_model
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 PROMPT = "Once upon a time"
@@ -34,12 +35,19 @@ def run(*command: object, cwd: Path) -> str:
 
 
 @cache
+def talker() -> Path:
+    """A tiny model with room for conversations; its answers are those of `test_emit.model`."""
+    folder = Path(mkdtemp(prefix="inferc-pages-"))
+    return write_model(folder / "tiny.gguf", "llama", "q4_0", tokenizer="bpe", metadata={"context_length": 2048})
+
+
+@cache
 def tiny(name: str, emit: str, weights: str, prefix: str, target: str) -> Path:
     """A folder with a tiny model in a form, compiled quickly."""
     folder = Path(mkdtemp(prefix="inferc-pages-"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(toolchain, "FLAGS", (*toolchain.FLAGS, "-O1"))
-        compile_model(str(model()), folder / name, prefix=prefix, emit=emit, chunk=64, weights=weights,
+        compile_model(str(talker()), folder / name, prefix=prefix, emit=emit, chunk=64, weights=weights,
                       target=TARGET if target == "native" else target)  # fmt: skip
     return folder
 

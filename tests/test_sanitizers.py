@@ -28,9 +28,9 @@ MEMORY = ("-O0", *toolchain.SANITIZERS, "-fsanitize=float-cast-overflow")
 THREADS = ("-O1", "-g", "-fsanitize=thread")
 
 
-def run(command: list[object], stdin: bytes = b"") -> bytes:
+def run(command: list[object], stdin: bytes = b"", timeout: float = 300) -> bytes:
     """What a program writes; fails with what it says on stderr where it does not end well."""
-    done = subprocess.run(list(map(str, command)), input=stdin, capture_output=True, timeout=300)
+    done = subprocess.run(list(map(str, command)), input=stdin, capture_output=True, timeout=timeout)
     assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr.decode(errors='replace')[:4000]}"
     return done.stdout
 

@@ -1,4 +1,4 @@
-"""Robustness of the C interface over time: many sessions at once, and a fuzzer on restored sessions.
+"""Robustness of the C interface over time: many sessions at once, fuzzers on restored sessions and on what is opened.
 
 `make soak` gives `SOAK_SECONDS`; in the suite the same program runs for seconds.
 """
@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from inferc.backends.c import toolchain
+from inferc.backends.c.weights import sum_of
+from inferc.compiler.text.tables import text_tables
 
 from .test_sanitizers import DATA, MEMORY, Host, make_host, run
 
@@ -58,5 +61,32 @@ def test_restored_sessions_are_fuzzed(tmp_path: Path, request: pytest.FixtureReq
     text = (host.folder / "model_program.h").read_text()
     fingerprint = int(text.partition("UINT64_C(0x")[2][:16], 16).to_bytes(8, "little")
     (seeds / "empty").write_bytes(b"infercs1" + fingerprint + bytes(24))
+    fuzz(fuzzer, seeds, request)
+
+
+def fuzz(fuzzer: Path, seeds: Path, request: pytest.FixtureRequest) -> None:
     seconds = max(10, request.config.getoption("--soak-seconds"))
-    run([fuzzer, seeds, f"-max_total_time={seconds}", "-max_len=400000", "-len_control=0", "-print_final_stats=1"])
+    run([fuzzer, seeds, f"-max_total_time={seconds}", "-max_len=400000", "-len_control=0", "-print_final_stats=1"],
+        timeout=seconds + 300)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_opening_is_fuzzed(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Weights and text tables that are cut short, too long or altered."""
+    compiler = shutil.which("clang") or pytest.skip("libFuzzer is clang's (make emulators)")
+    host = make_host(tmp_path, "llama", "q4_0", 128)
+    weights = host.weights.read_bytes()
+    host = replace(host, plan=replace(host.plan, lowered=replace(
+        host.plan.lowered, program=host.plan.program.with_weights(sum_of([weights])))))  # fmt: skip
+    host.plan.program.write(host.folder)
+    tables = text_tables(host.plan.source.tokenizer()).data
+    (tmp_path / "text").write_bytes(tables)
+    files = f'-DWEIGHTS="{host.weights}"', f'-DTEXT="{tmp_path / "text"}"'
+    checked = ("-g", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", *files)
+    fuzzer = built(host, "fuzz_open.c", compiler, "-O1", checked=checked)
+    seeds = tmp_path / "seeds"
+    seeds.mkdir()
+    for flags in range(64):
+        (seeds / str(flags)).write_bytes(bytes([flags, 40, 0, 0, 0, 1, 1, 0, 77, 1, 0, 0, 3]))
+    (seeds / "tables").write_bytes(bytes([2, 0, 0, 0, 0, 1, 1, 0]) + tables)
+    fuzz(fuzzer, seeds, request)

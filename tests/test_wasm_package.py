@@ -85,15 +85,21 @@ def test_the_demo_page_streams_text(isolated: bool, tmp_path: Path) -> None:
     server = Server(emitted("wasm"), isolated)
     try:
         with Browser(tmp_path / "profile") as browser:
-            browser.open(f"{server.url}/demo.html?threads=2")
+            browser.open(f"{server.url}/demo.html?threads=2&mode=continue")
             browser.wait("document.getElementById('go')?.disabled === false")
             ready = browser.evaluate("document.getElementById('state').textContent")
             assert ready == f"Ready: {'2 threads' if isolated else '1 thread'}, in a Web Worker."
             browser.evaluate("document.getElementById('prompt').value = 'Once upon a time'")
             browser.evaluate("document.getElementById('go').click()")
             browser.wait("document.getElementById('state').dataset.done")
-            text = browser.evaluate("document.getElementById('text').textContent")
+            text = browser.evaluate("document.querySelector('.model').textContent")
             assert text.startswith("Once upon a time" + wanted_text().removesuffix("\n")[:20])
+            assert "tokens a second" in browser.evaluate("document.getElementById('state').textContent")
+            browser.evaluate("document.getElementById('chat').click()")
+            browser.evaluate("document.getElementById('go').click()")
+            browser.wait("document.querySelector('.user') && document.getElementById('state').dataset.done")
+            assert browser.evaluate("document.querySelector('.user').textContent") == "Name three rivers."
+            assert len(browser.evaluate("document.querySelectorAll('.model')[1].textContent")) > 10
             shot = tmp_path / "shot.png"
             browser.screenshot(shot)
             assert shot.read_bytes()[:4] == b"\x89PNG" and shot.stat().st_size > 5000

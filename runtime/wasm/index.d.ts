@@ -39,15 +39,21 @@ export interface Message {
   content: string;
 }
 
+/** A flag of `Model.tokenize` for what `formatChat` gives: special tokens are parsed, no second one begins the text. */
+export const CHAT_FORMAT: number;
+
 /** Runs where it is called, which it blocks while it computes: use it in Node or inside of a Web Worker. */
 export class Model {
   static load(options?: LoadOptions & { /** Where the package's files are. */ base?: URL }): Promise<Model>;
   readonly threads: number;
   readonly facts: Facts;
   tokenize(text: string, flags?: number): number[];
+  /** Whether the package has the model's chat format, so that `chat` and `formatChat` answer. */
+  readonly hasChat: boolean;
   /** The conversation in the model's format, up to where the assistant is to answer. */
   formatChat(messages: Message[]): string;
-  /** Pieces of the text that continues the prompt. With a session, what it holds of the prompt is not evaluated again. */
+  /** Pieces of the text that continues the prompt: one for each token, empty while a character is not complete, and the
+   * rest. With a session, what it holds of the prompt is not evaluated again. */
   generate(prompt: string, options?: GenerateOptions & { session?: Session }): AsyncGenerator<string>;
   /** Pieces of the assistant's answer. */
   chat(messages: Message[], options?: GenerateOptions & { session?: Session }): AsyncGenerator<string>;
@@ -79,6 +85,8 @@ export class RemoteModel {
   static load(options?: LoadOptions): Promise<RemoteModel>;
   readonly threads: number;
   readonly facts: Facts;
+  readonly hasChat: boolean;
+  /** As of `Model`. */
   generate(prompt: string, options?: GenerateOptions): AsyncGenerator<string>;
   chat(messages: Message[], options?: GenerateOptions): AsyncGenerator<string>;
   close(): void;

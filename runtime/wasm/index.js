@@ -6,7 +6,8 @@ import { canShare, Native, processors } from "./native.js";
 
 export { RemoteModel } from "./remote.js";
 
-const CHAT_FORMAT = 8;
+/** A flag of `tokenize` for what `formatChat` gives. */
+export const CHAT_FORMAT = 8;
 const encode = (text) => new TextEncoder().encode(text);
 
 export class Model {
@@ -61,6 +62,14 @@ export class Model {
     return found;
   }
 
+  get hasChat() {
+    try {
+      return this.formatChat([{ role: "user", content: "?" }]) !== "";
+    } catch {
+      return false;
+    }
+  }
+
   session(positions = facts.context) {
     return new Session(this.#native, this.#handle, positions);
   }
@@ -90,8 +99,7 @@ export class Model {
         const id = this.#choose(logits, how, ids);
         if (this.#native.c.is_end(this.#handle, id)) break;
         ids.push(id);
-        const piece = this.#decode(decoder, [id]);
-        if (piece) yield piece;
+        yield this.#decode(decoder, [id]);
         if (made + 1 < maxTokens) logits = session.feed([id]);
       }
       const rest = this.#decode(decoder, []);

@@ -46,7 +46,7 @@ export class RemoteModel {
     let ended = false;
     const number = this.#number;
     const finished = this.#call(name, { input, options }, ({ piece }) => {
-      if (piece) pieces.push(piece);
+      if (piece !== undefined) pieces.push(piece);
       wake?.();
     });
     const stop = () => this.#worker.postMessage({ call: number, name: "stop" });

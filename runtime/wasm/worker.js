@@ -1,5 +1,5 @@
 // The other side of remote.js. Messages: {call, name, argument} in; {call, progress | piece | result | error} out.
-import { Model } from "./index.js";
+import { CHAT_FORMAT, Model } from "./index.js";
 
 let model;
 const stops = new Map();
@@ -18,13 +18,34 @@ async function stream(call, pieces) {
   }
 }
 
+// A conversation goes on in the session of the one before, so that only what is new in it is evaluated.
+let kept;
+let busy = false;
+
+async function converse(call, messages, options) {
+  if (busy) return stream(call, model.chat(messages, options));
+  const needed = model.tokenize(model.formatChat(messages), CHAT_FORMAT).length + (options.maxTokens ?? 512);
+  const most = model.facts.context;
+  if (!(kept?.capacity >= Math.min(needed, most))) {
+    kept?.free();
+    kept = undefined;
+    kept = model.session(Math.min(2 * needed, most));
+  }
+  busy = true;
+  try {
+    await stream(call, model.chat(messages, { ...options, session: kept }));
+  } finally {
+    busy = false;
+  }
+}
+
 const commands = {
   async load(call, { threads }) {
     model = await Model.load({ threads, onProgress: (...progress) => postMessage({ call, progress }) });
-    return { facts: model.facts, threads: model.threads };
+    return { facts: model.facts, threads: model.threads, hasChat: model.hasChat };
   },
   generate: (call, { input, options }) => stream(call, model.generate(input, { ...options, signal: signal(call) })),
-  chat: (call, { input, options }) => stream(call, model.chat(input, { ...options, signal: signal(call) })),
+  chat: (call, { input, options }) => converse(call, input, { ...options, signal: signal(call) }),
 };
 
 function signal(call) {

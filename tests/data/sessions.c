@@ -1,6 +1,7 @@
 /* Takes a language model through every part of its interface: sessions WEIGHTS THREADS TOKENS.
  *
- * All memory is heap of exactly the size that is asked for. One text of TOKENS tokens is evaluated in full chunks, and
+ * All memory is heap of exactly the size that is asked for. One text of TOKENS tokens is evaluated in full chunks; then
+ * the host sets another floating-point state, which must give the same bits and still be set after each call; and
  * all other ways to evaluate it must give its logits to the bit; these are written to stdout. An expectation that does
  * not hold is named on stderr by its line, and the exit code is 1. */
 #include <limits.h>
@@ -9,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "floating.h"
 #include "model.h"
 
 enum { V = MODEL_VOCAB_SIZE, CHUNK = MODEL_MAX_TOKENS };
@@ -27,6 +29,20 @@ static void *take(size_t bytes) {
   return memory;
 }
 
+/* Upward rounding, denormals flushed, and what of the state are only flags that operations raise. */
+#if defined(__x86_64__)
+enum { HOSTILE = 0xDFC0, RAISED = 0x3F };
+#elif defined(__aarch64__)
+enum { HOSTILE = 1 << 24 | 1 << 22, RAISED = 0 };
+#elif defined(__riscv)
+enum { HOSTILE = 3 << 5, RAISED = 0x1F };
+#else
+enum { HOSTILE = 0, RAISED = 0 };
+#endif
+static floating_state host_state = FLOATING_PLAIN;
+
+static int state_is_kept(void) { return ((floating_get() ^ host_state) & ~(floating_state)RAISED) == 0; }
+
 static model_status evaluate(model_model *model, const model_item *items, size_t count) {
   int32_t tokens = 0, rows = 0;
   for (size_t i = 0; i < count; i++) tokens += items[i].id_count, rows += items[i].rows_wanted;
@@ -34,6 +50,7 @@ static model_status evaluate(model_model *model, const model_item *items, size_t
   EXPECT(bytes > 0);
   void *workspace = take(bytes);
   const model_status status = model_eval(model, workspace, bytes, items, count);
+  EXPECT(state_is_kept());
   free(workspace);
   return status;
 }
@@ -259,6 +276,20 @@ static void refuse_to_open(char *weights, size_t size) {
   EXPECT(strlen(model_message((model_status)-1)) > 0 && strlen(model_message(MODEL_EVICTED)) > 0);
 }
 
+/* Draws a token from each row, as the host's state is; for rows of which none is drawn, the status. */
+static void draw(const float *logits, int32_t rows, int32_t *out) {
+  void *workspace = take(MODEL_SAMPLE_BYTES);
+  for (int32_t i = 0; i < rows; i++) {
+    model_sampling how = {.size = sizeof how, .temperature = 0.8, .top_p = 0.9, .top_k = V / 2, .seed = (uint64_t)i};
+    int32_t id = -1;
+    const float *row = logits + (size_t)i * V;
+    const model_status status = model_sample(row, &how, NULL, 0, workspace, MODEL_SAMPLE_BYTES, &id);
+    EXPECT(state_is_kept());
+    out[i] = status ? -(int32_t)status : id;
+  }
+  free(workspace);
+}
+
 int main(int argc, char **argv) {
   EXPECT(argc == 4);
   const size_t size = model_describe(NULL)->weights_bytes;
@@ -281,6 +312,11 @@ int main(int argc, char **argv) {
   float *logits = take((size_t)count * V * sizeof(float));
   model_session *whole = session_of(model, count), *pieces = session_of(model, count);
   feed(model, whole, ids, count, CHUNK, logits, 1);
+  int32_t *drawn[2] = {take((size_t)count * sizeof *ids), take((size_t)count * sizeof *ids)};
+  draw(logits, count, drawn[0]);
+  floating_set(host_state = HOSTILE);
+  draw(logits, count, drawn[1]);
+  EXPECT(memcmp(drawn[0], drawn[1], (size_t)count * sizeof *ids) == 0);
   feed(model, pieces, ids, count, 7, logits, 0);
   share(model, ids, count < 60 ? count : 60, logits);
   keep(model, whole, ids, logits);
@@ -288,6 +324,11 @@ int main(int argc, char **argv) {
   refuse(model, ids);
   fwrite(logits, sizeof(float), (size_t)count * V, stdout);
   model_close(model);
-  free(whole), free(pieces), free(logits), free(ids), free(weights);
+  EXPECT(model_open(&options, &model) == MODEL_OK && state_is_kept()); /* helpers do not inherit it */
+  free(pieces);
+  pieces = session_of(model, count);
+  feed(model, pieces, ids, count < 40 ? count : 40, CHUNK, logits, 0);
+  model_close(model);
+  free(whole), free(pieces), free(logits), free(ids), free(weights), free(drawn[0]), free(drawn[1]);
   return 0;
 }
