@@ -70,15 +70,16 @@ class Publication:
                   for path in files}  # fmt: skip
         whole = {"format": FORMAT, "version": VERSION, **manifest, "files": hashes}
         text = json.dumps(whole, ensure_ascii=False, indent=1)
+        manifest_file = self.folder / "manifest.json"
+        manifest_file.write_text(text + "\n", "utf-8")
         if self.kind in FOLDERS:
-            (self.folder / "manifest.json").write_text(text + "\n", "utf-8")
             if self.output.exists():
                 shutil.rmtree(self.output)
             self.folder.rename(self.output)
             return
         for path in files:
             path.replace(self.output.parent / path.relative_to(self.folder))
-        manifest_path(self.output, self.kind).write_text(text + "\n", "utf-8")
+        manifest_file.replace(manifest_path(self.output, self.kind))
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

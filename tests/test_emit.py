@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -14,7 +15,7 @@ import pytest
 
 from inferc.backends.c import toolchain
 from inferc.backends.c.target import supported
-from inferc.compiler import checking
+from inferc.compiler import checking, hub
 from inferc.compiler.driver import compile_model
 from inferc.errors import InfercError
 
@@ -100,10 +101,10 @@ def test_artifacts_are_checked() -> None:
     assert "members have their hashes" in lines[0] and "3 golden prompts" in lines[1]
 
 
-@pytest.mark.parametrize("form", ["inferc", "so", *(pytest.param(form, marks=SLOW) for form in ("c", "a", "exe"))])
+@pytest.mark.parametrize("form", ["inferc", "so", *(pytest.param(form, marks=SLOW) for form in ("c", "a", "exe", "wasm"))])
 def test_equal_inputs_give_equal_bytes(form: str, tmp_path: Path) -> None:
     first, again = emitted(form), made(form, tmp_path / "elsewhere")
-    if form == "c":
+    if form in ("c", "wasm"):
         names = sorted(p.name for p in first.iterdir())
         assert names == sorted(p.name for p in again.iterdir())
         assert all((first / n).read_bytes() == (again / n).read_bytes() for n in names)
@@ -146,12 +147,18 @@ def test_libraries_show_the_header_and_need_the_c_library_alone(weights: str) ->
     assert symbols(path, "-D", "--defined-only") == declared
     assert all(name.startswith("tiny_") for name in symbols(emitted("a", weights), "-g", "--defined-only"))
     needed = re.findall(r"NEEDED.*\[(.*)\]", run("readelf", "-d", path))
-    assert {name.split(".")[0] for name in needed} <= {"libc", "libm", "libpthread", "ld-linux-x86-64"}
+    assert {name.split(".")[0] for name in needed} <= SYSTEM
+    program = emitted("exe", weights)
+    assert {name.split(".")[0] for name in re.findall(r"NEEDED.*\[(.*)\]", run("readelf", "-d", program))} <= SYSTEM
+
+
+SYSTEM = {"libc", "libm", "libpthread", "ld-linux-x86-64"}
 
 
 def test_two_models_are_linked_into_one_program(tmp_path: Path) -> None:
+    other = write_model(tmp_path / "other.gguf", "gemma3", "q8_0")
     for prefix in ("one", "two"):
-        compile_model(str(model()), tmp_path / f"lib{prefix}.a", prefix=prefix, emit="a", chunk=16,
+        compile_model(str(model() if prefix == "one" else other), tmp_path / f"lib{prefix}.a", prefix=prefix, emit="a", chunk=16,
                       target="native" if prefix == "one" else TARGET)  # fmt: skip
     (tmp_path / "main.c").write_text(
         '#include <stdio.h>\n#include <string.h>\n#include "one.h"\n#include "two.h"\n'
@@ -160,14 +167,27 @@ def test_two_models_are_linked_into_one_program(tmp_path: Path) -> None:
         "  one_model *one; two_model *two;\n"
         "  if (one_open(&a, &one) || two_open(&b, &two)) return 1;\n"
         "  size_t x, y;\n"
-        "  printf(\"%d %s %s\\n\", one_weights(&x) != two_weights(&y) && x == y,\n"
+        "  printf(\"%d %s %s\\n\", one_weights(&x) != two_weights(&y) && x != y,\n"
         "         one_describe(one)->target, two_describe(two)->target);\n"
         "  one_close(one), two_close(two);\n  return 0;\n}\n"
     )
     run(*toolchain.find_compiler(), "-std=c11", "-Wall", "-Wextra", "-pedantic", "-Werror", "main.c", "libone.a",
         "libtwo.a", "-o", "main", *toolchain.LIBRARIES, cwd=tmp_path)  # fmt: skip
-    same, first, second = run(tmp_path / "main").split()
-    assert same == "1" and first and second
+    differ, first, second = run(tmp_path / "main").split()
+    assert differ == "1" and first and second
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_the_sources_have_no_warning(compiler: str, tmp_path: Path) -> None:
+    """All of them, the program's too."""
+    if not shutil.which(compiler):
+        pytest.skip(f"no {compiler} here")
+    folder = tmp_path / "sources"
+    shutil.copytree(emitted("c"), folder)
+    flags = [f"{f}" for f in toolchain.FLAGS if f != "-O3"] + ["-O1", *toolchain.WARNINGS, "-Werror"]
+    for unit, own in checking.manifest_of(folder)["units"].items():
+        run(compiler, *flags, *own, "-c", unit, "-o", "unit.o", cwd=folder)
+    run(compiler, *flags, "-c", "tiny_main.c", "-o", "unit.o", cwd=folder)
 
 
 def test_the_sources_build_as_their_page_says(tmp_path: Path) -> None:
@@ -204,6 +224,74 @@ def test_a_sidecar_lies_beside_and_is_refused_when_it_is_wrong(tmp_path: Path) -
     weights.unlink()
     failed = subprocess.run([program, "--ids", IDS], capture_output=True, text=True)
     assert failed.returncode == 1 and "cannot read the weights" in failed.stderr
+
+
+def test_files_that_are_no_weights_are_refused_by_the_program(tmp_path: Path) -> None:
+    program, empty = emitted("exe", "sidecar"), tmp_path / "empty"
+    empty.touch()
+    for wrong in (empty, tmp_path, tmp_path / "none"):
+        failed = subprocess.run([program, "--ids", IDS, "--weights", wrong], capture_output=True, text=True)
+        assert failed.returncode == 1 and failed.stderr.startswith("error: cannot read the weights")
+
+
+def said(program: Path, *options: str, stdin: str = "") -> str:
+    done = subprocess.run([program, *options], input=stdin.encode(), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode(errors="replace")
+
+
+def test_the_program_continues_a_text() -> None:
+    program = emitted("exe")
+    text = said(program, "-p", "Once upon a time", "-n", "12")
+    assert len(text) > 5 and said(program, "-n", "12", stdin="Once upon a time") == text
+    begun = said(program, "-p", "Once upon a time", "-n", "6", "-t", "3")
+    assert text.startswith(begun.removesuffix("\n").rstrip("\ufffd"))
+
+
+def test_the_program_draws_as_it_is_told() -> None:
+    program = emitted("exe")
+    options = {"--temp": "1", "--top-k": "20", "--top-p": "0.9", "--min-p": "0.02", "--repetition-penalty": "1.3"}
+    words = [word for pair in options.items() for word in pair]
+    first, again, other = (said(program, "--ids", IDS, "-n", "12", *words, "--seed", seed) for seed in "112")
+    assert first == again != other
+    assert said(program, "--ids", IDS, "-n", "8", *words, "--top-k", "1", "--repetition-penalty", "1") == wanted()
+
+
+def test_the_program_talks() -> None:
+    """An answer for each line; the second depends on what was said before, and a system message changes it."""
+    program = emitted("exe")
+    both = said(program, "--chat", "-n", "8", stdin="Hello\nAnd\n")
+    first, alone = (said(program, "--chat", "-n", "8", stdin=f"{line}\n") for line in ("Hello", "And"))
+    assert both.startswith(first) and both.removeprefix(first) not in ("", alone)
+    assert said(program, "--chat", "-n", "8", "--system", "Be kind", stdin="Hello\n") != first
+
+
+def test_the_programs_errors_are_one_line() -> None:
+    program = emitted("exe")
+    cases = {("--bad",): "unknown option", ("-p",): "needs a value", ("--temp", "hot"): "takes a number",
+             ("-p", ""): "the prompt is empty", ("--ids", "1 x"): "--ids takes numbers",
+             ("--ids", "999999"): "outside of the vocabulary", ("-p", "a", "--target", "z80"): "no variant z80",
+             ("-p", "a " * 500): "the text is too long"}  # fmt: skip
+    for options, message in cases.items():
+        failed = subprocess.run([program, *options], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        assert failed.returncode == 1 and message in failed.stderr, (options, failed.stderr)
+        assert failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1
+    with open("/dev/full", "w") as full:
+        failed = subprocess.run([program, "--ids", IDS], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert failed.returncode == 1 and failed.stderr == "error: cannot write the text\n"
+
+
+@pytest.mark.slow
+def test_a_real_model_starts_at_once(tmp_path: Path) -> None:
+    """SmolLM2's program, of one file, is ready in less than 50 ms; the least of ten, since the machine does more."""
+    compile_model(str(hub.pull("smollm2", lambda *_: None)), tmp_path / "model", emit="exe")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.json"]
+    times = []
+    for _ in range(10):
+        begin = time.perf_counter()
+        said(tmp_path / "model", "-p", "Hello", "-n", "0")
+        times.append(time.perf_counter() - begin)
+    assert min(times) < 0.05
 
 
 def test_nothing_is_overwritten_or_left_behind(tmp_path: Path) -> None:

@@ -9,9 +9,16 @@ import sysconfig
 import tarfile
 import tomllib
 import zipfile
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+from inferc.compiler.driver import compile_model
+
+from .tiny_models import write_model
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("compiler", "ir", "backends", "runtime")
@@ -42,8 +49,28 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
     return result.stdout
 
 
-def fresh_python(folder: Path) -> Path:
-    """An environment without inferc that sees this environment's other packages, so that nothing is downloaded."""
+def requirements(name: str) -> set[str]:
+    """A distribution's name and those of all that it needs here, without extras, as in file names."""
+    found, left = set(), [name]
+    while left:
+        if (name := left.pop().replace("-", "_").lower()) in found:
+            continue
+        found.add(name)
+        for line in metadata.requires(name) or []:
+            requirement = Requirement(line)
+            if not requirement.marker or requirement.marker.evaluate({"extra": ""}):
+                left.append(requirement.name)
+    return found
+
+
+def files_of(names: Iterable[str]) -> set[str]:
+    """What distributions have in the folder of packages, by its first part."""
+    return {file.parts[0] for name in names for file in metadata.files(name) or []} - {"..", "__pycache__"}
+
+
+def fresh_python(folder: Path, only: set[str] | None = None) -> Path:
+    """An environment without inferc that sees this environment's other packages (or `only` some, by what they have in
+    the folder of packages), so that nothing is downloaded."""
     run(sys.executable, "-m", "venv", "--without-pip", folder)
     python = folder / "bin" / "python"
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
@@ -51,6 +78,8 @@ def fresh_python(folder: Path) -> Path:
     links = site.parent / "others"
     links.mkdir()
     for entry in packages.iterdir():
+        if only is not None and entry.name not in only:
+            continue
         if "inferc" not in entry.name and not entry.name.endswith(".pth"):
             (links / entry.name).symlink_to(entry)
     (site / "others.pth").write_text(f"{links}\n")
@@ -82,6 +111,29 @@ def test_wheel(tree, tmp_path):
     install(python, wheel)
     found, file = imported(python, tmp_path)
     assert found == declared_version() and tmp_path in file.parents
+
+
+@pytest.mark.slow
+def test_the_runtime_alone(tree, tmp_path):
+    """With what `pip install inferc` brings and no more: no jax, no compiler. What was compiled elsewhere loads."""
+    compile_model(str(write_model(tmp_path / "tiny.gguf", "llama", "q4_0", tokenizer="bpe")), tmp_path / "m.inferc",
+                  target="generic", chunk=16)  # fmt: skip
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, tree)
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    needed = set().union(*(requirements(Requirement(line).name) for line in declared))
+    python = fresh_python(tmp_path / "env", files_of(needed))
+    install(python, next(tmp_path.glob("*.whl")))
+    code = (
+        "import importlib.util, inferc\n"
+        "for name in ('jax', 'jaxlib', 'gguf', 'tokenizers', 'torch'): assert not importlib.util.find_spec(name), name\n"
+        "with inferc.load('m.inferc') as model:\n"
+        "    text = model.generate('Once upon a time', max_tokens=12)\n"
+        "    assert text and ''.join(model.generate('Once upon a time', max_tokens=12, stream=True)) == text\n"
+        "    assert model.chat('Hello', max_tokens=4)\n"
+    )
+    run(python, "-c", code, cwd=tmp_path)
+    printed = run(python, "-m", "inferc.compiler", "run", "m.inferc", "-p", "Once upon a time", "-n", "12", cwd=tmp_path)
+    assert printed.startswith("Once upon a time")
 
 
 @pytest.mark.slow

@@ -369,5 +369,6 @@ int main(int count, char **words) {
     if (s.room > s.count) free(generate(&s).text);
   }
   model_close(s.model);
+  if (fflush(stdout) || ferror(stdout)) fail("cannot write the text");
   return 0;
 }
