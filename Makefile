@@ -21,14 +21,15 @@ FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
 
-# 24 sessions at once for ten minutes, then the fuzzer of saved sessions for as long.
+# 24 sessions at once for ten minutes, then the fuzzers of saved sessions and of what is opened, each for as long.
 SOAK_SECONDS ?= 600
 soak: $(VENV)/.test
 	$(BIN)/python -m pytest tests/test_soak.py --soak-seconds $(SOAK_SECONDS) $(ARGS)
 
-# What runs the tests of targets for other machines: those are skipped, with a reason, where it is missing.
+# What runs the tests of targets for other machines, of fuzzers and of other languages: those are skipped, with a reason,
+# where it is missing.
 emulators:
-	apt-get install -y --no-install-recommends qemu-user nodejs clang cmake chromium
+	apt-get install -y --no-install-recommends qemu-user nodejs npm clang libclang-rt-dev cmake chromium golang-go rustc cargo
 
 # Models and peers of `make bench`; docs/benchmarks.md says where they come from. A peer is NAME=PATH of a llama-bench.
 comma := ,

@@ -2,9 +2,9 @@
 
     python benchmarks/embedded.py MODEL [--llama PROGRAM] [--rounds 15]
 
-MODEL is a GGUF file or a short name. Every form is compiled, with the program of `examples/c` for the libraries and a few
-lines for Node. Times are wall time from exec to exit, of programs in turns, files in memory: "start" opens the model and
-makes no token, "first token" makes one after a short prompt. Prints a markdown table: least ms, the median in brackets.
+MODEL is a GGUF file or a short name. Every form is compiled, with the program of `examples/c` for the libraries and a
+few lines for Node. Times are wall time from exec to exit, of programs in turns, files in memory: "start" opens the model
+and makes no token, "first token" one after a short prompt. Prints a markdown table: least ms, the median in brackets.
 
 PROGRAM is `embedded_llama.cpp` beside this file, built with a llama.cpp that docs/bench.md says how to get:
 
@@ -130,7 +130,8 @@ def main() -> None:
         rows = forms(Path(model), Path(folder))
         if options.llama:
             rows.append(llama(options.llama.resolve(), Path(model)))
-        commands = {(row.name, what): c for row in rows for what, c in (("start", row.start), ("first", row.first)) if c}
+        commands = {(row.name, what): command for row in rows
+                    for what, command in (("start", row.start), ("first", row.first)) if command}  # fmt: skip
         times: dict[tuple[str, str], list[float]] = {key: [] for key in commands}
         for number in range(options.rounds + 1):
             for key, command in commands.items():
@@ -144,7 +145,7 @@ def main() -> None:
                  for what in ("start", "first")]  # fmt: skip
         print(f"| {row.name} | {row.size} | {' | '.join(shown)} |")
     lines = code_lines(EXAMPLE), code_lines(HERE / "embedded_llama.cpp")
-    print(f"\nHost code: {lines[0]} lines of C, {lines[1]} of C++ with llama.cpp. {THREADS} threads, prompt {PROMPT!r}.")
+    print(f"\nHost code: {lines[0]} lines of C, {lines[1]} of C++ with llama.cpp. {THREADS} threads, {PROMPT!r}.")
 
 
 if __name__ == "__main__":
