@@ -7,7 +7,7 @@ import json
 import platform
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,20 +84,23 @@ def _replayed(manifest: Mapping[str, Any], ask: Ask) -> str:
 
 
 def _emitted(path: Path, manifest: Mapping[str, Any], folder: Path) -> list[dict[str, Any]] | str:
-    """The answers of an emitted form. Of an executable only the ids that follow one prompt."""
+    """The answers of an emitted form. Of an executable only the ids that follow one prompt, of a package the hashes."""
+    from . import driver
+
     kind, prefix = manifest["emit"], manifest["prefix"]
     here = manifest["machine"] == machine() and manifest["system"] == platform.system().lower()
-    if not here or kind == "wasm":
+    command = driver.asking(path, manifest)
+    if not here and not command:
         place = f"{manifest['machine']}-{manifest['system']}".rstrip("-")
         return f"golden logits were not asked for: this computer does not run {place}"
+    if kind == "wasm":
+        return json.loads(_printed(path, command))
     if kind == "exe":
-        return [_run(path, entry) if "next" in entry else {} for entry in manifest["golden"]]
+        return [_following(path, command, entry) if "next" in entry else {} for entry in manifest["golden"]]
     library, weights = path, path.parent / f"{prefix}.weights"
     if kind in ("a", "c"):
-        from .driver import rebuilt
-
         library = folder / "library"
-        rebuilt(path, manifest, library)
+        driver.rebuilt(path, manifest, library)
     if kind == "c":
         weights = path / f"{prefix}.weights"
     outside = manifest["weights"]["place"] == "sidecar"
@@ -105,9 +108,13 @@ def _emitted(path: Path, manifest: Mapping[str, Any], folder: Path) -> list[dict
     return golden.ask(golden.parts(path, manifest, golden.mapped(library), given))
 
 
-def _run(path: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
-    command = [str(path.resolve()), "--ids", " ".join(map(str, entry["ids"])), "-n", str(len(entry["next"]))]
+def _following(path: Path, command: Sequence[str], entry: Mapping[str, Any]) -> dict[str, Any]:
+    options = "--ids", " ".join(map(str, entry["ids"])), "-n", str(len(entry["next"]))
+    return {"next": [int(word) for word in _printed(path, [*command, *options]).split()]}
+
+
+def _printed(path: Path, command: Sequence[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise InfercError(f"{path} does not run: {done.stderr.strip() or f'exit code {done.returncode}'}")
-    return {"next": [int(word) for word in done.stdout.split()]}
+    return done.stdout

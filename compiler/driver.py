@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import tempfile
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ import numpy as np
 from .. import __version__
 from ..backends.c.backend import Backend as CBackend
 from ..backends.c.backend import Lowered as CLowered
+from ..backends.c.emulation import emulator, replay
 from ..backends.c.forms import link
 from ..backends.c.program import Program
 from ..backends.xla.backend import Backend as XlaBackend
@@ -27,7 +29,7 @@ from ..ir.interpret import prepare_weights
 from ..ir.target import Target
 from ..ir.text import print_module
 from ..ir.types import DTYPES, Type
-from ..runtime.artifact import ArtifactWriter
+from ..runtime.artifact import ArtifactWriter, machine
 from ..runtime.text import MEMBER, TEMPLATE_MEMBER
 from . import emit, hub
 from . import golden as golden_logits
@@ -338,6 +340,18 @@ def _golden(planned: Plan, manifest: Mapping[str, Any], folder: Path, library: n
         planned.lowered.for_host(folder / "library")
         library = golden_logits.mapped(folder / "library")
     return golden_logits.ask(golden_logits.parts(planned.source.path or folder, manifest, library, weights))
+
+
+def asking(path: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """The command that runs an artifact that is a program or a package, with an emulator where it is for another
+    machine; empty where this computer runs it in no way."""
+    kind, system = manifest["emit"], manifest["system"]
+    if kind == "wasm":
+        return replay(path)
+    here = manifest["machine"] == machine()
+    if kind != "exe" or system != platform.system().lower() or not (here or emulator(manifest["machine"])):
+        return []
+    return [*(() if here else emulator(manifest["machine"])), str(path.resolve())]
 
 
 def rebuilt(path: Path, manifest: Mapping[str, Any], output: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from inferc.backends.c.emulation import missing
+from inferc.backends.c.emulation import missing, replay
+from inferc.compiler import checking
+from inferc.errors import InfercError
 
 from .browser import Browser, Server, chromium
 from .test_emit import IDS, emitted, wanted
@@ -76,6 +79,22 @@ def test_node_gives_the_same_bits_with_one_thread_and_several(tmp_path: Path) ->
     assert one["damaged"].startswith("the saved session is truncated, altered or of another model")
     assert one["text"] == wanted_text().removesuffix("\n")
     assert one["drawn"][0] == one["drawn"][1] != one["drawn"][2]
+
+
+def test_a_package_is_checked(tmp_path: Path) -> None:
+    """Hashes, and the golden prompts in Node; weights that were altered are refused."""
+    package = tmp_path / "package"
+    shutil.copytree(emitted("wasm"), package)
+    golden = json.loads((package / "manifest.json").read_text())["golden"]
+    assert checking.verify(package)[1] == f"{len(golden)} golden prompts have the same answers"
+    weights = package / "tiny.weights"
+    data = bytearray(weights.read_bytes())
+    data[1000] ^= 4
+    weights.write_bytes(data)
+    with pytest.raises(InfercError, match="tiny.weights is not what was compiled"):
+        checking.verify(package)
+    done = subprocess.run(replay(package), capture_output=True, text=True)
+    assert done.returncode and "the weights are not those" in done.stderr
 
 
 @pytest.mark.skipif(not chromium(), reason="no chromium here (make emulators)")

@@ -18,6 +18,7 @@ TOOLS = {
     "wasm32": ("node",),
 }  # fmt: skip
 WASI = Path(__file__).with_name("wasi.mjs")
+REPLAY = Path(__file__).with_name("replay.mjs")
 
 
 @cache
@@ -28,6 +29,12 @@ def emulator(machine: str, script: Path = WASI) -> tuple[str, ...]:
         return (found,) if found else ()
     flags = [f for f in NODE_FLAGS if not subprocess.run([found, f, "--eval", ""], capture_output=True).returncode]
     return found, *flags, str(script)
+
+
+def replay(package: Path) -> list[str]:
+    """The command that answers the golden prompts of a WebAssembly package; empty where there is no Node."""
+    node = shutil.which("node")
+    return [node, str(REPLAY), str(package.resolve())] if node else []
 
 
 @cache
