@@ -3,7 +3,7 @@
     python benchmarks/embedded.py MODEL [--llama PROGRAM] [--rounds 15]
 
 MODEL is a GGUF file or a short name. Every form is compiled, with the program of `examples/c` for the libraries and a
-few lines for Node. Times are wall time from exec to exit, of programs in turns, files in memory: "start" opens the model
+few lines for Node. Times are wall time from exec to exit of programs in turns, files in memory: "start" opens the model
 and makes no token, "first token" one after a short prompt. Prints a markdown table: least ms, the median in brackets.
 
 PROGRAM is `embedded_llama.cpp` beside this file, built with a llama.cpp that docs/bench.md says how to get:

@@ -19,7 +19,7 @@ from inferc.compiler import cli
 PAGES = Path(__file__).resolve().parent.parent / "docs" / "embed"
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.M | re.S)
 
-# What `inferc compile smollm2` of a page makes: from the output's name, --emit, --weights, --name and --target a folder.
+# What `inferc compile smollm2` of a page writes, in a folder: by output name, --emit, --weights, --name and --target.
 Make = Callable[[str, str, str, str, str], Path]
 
 

@@ -319,8 +319,8 @@ def test_only_the_prefix_is_seen_and_the_step_allocates_nothing(tmp_path: Path) 
 def references(path: Path) -> dict[str, set[str]]:
     """What each function of an object calls or takes the address of, of one built with a section for each."""
     names: dict[str, set[str]] = {}
-    lines = subprocess.run(["objdump", "-dr", str(path)], capture_output=True, text=True, check=True).stdout.splitlines()
-    for line in lines:
+    done = subprocess.run(["objdump", "-dr", str(path)], capture_output=True, text=True, check=True)
+    for line in done.stdout.splitlines():
         if start := re.match(r"[0-9a-f]+ <(\w+)>:$", line):
             names[current := start[1]] = set()
         elif used := re.search(r"\sR_\w+\s+(?:\.text\.)?(\w+)", line) or re.search(r"<(\w+)>$", line):
@@ -349,7 +349,7 @@ def test_only_open_and_close_allocate_or_start_threads(tmp_path: Path) -> None:
     assert "aligned_alloc" in reached(names, "model_open") and "pthread_create" in reached(names, "model_open")
     rest = exported - {"model_open", "model_close"}
     assert "pool_for" in reached(names, *rest)
-    helpers = {name for name in names if name.startswith("pool_") and name not in ("pool_start", "pool_stop", "pool_pin")}
+    helpers = {n for n in names if n.startswith("pool_") and n not in ("pool_start", "pool_stop", "pool_pin")}
     assert not reached(names, *rest, *helpers) & refused
 
 

@@ -101,7 +101,10 @@ def test_artifacts_are_checked() -> None:
     assert "members have their hashes" in lines[0] and "3 golden prompts" in lines[1]
 
 
-@pytest.mark.parametrize("form", ["inferc", "so", *(pytest.param(form, marks=SLOW) for form in ("c", "a", "exe", "wasm"))])
+TWICE = ["inferc", "so", *(pytest.param(form, marks=SLOW) for form in ("c", "a", "exe", "wasm"))]
+
+
+@pytest.mark.parametrize("form", TWICE)
 def test_equal_inputs_give_equal_bytes(form: str, tmp_path: Path) -> None:
     first, again = emitted(form), made(form, tmp_path / "elsewhere")
     if form in ("c", "wasm"):
@@ -158,8 +161,8 @@ SYSTEM = {"libc", "libm", "libpthread", "ld-linux-x86-64"}
 def test_two_models_are_linked_into_one_program(tmp_path: Path) -> None:
     other = write_model(tmp_path / "other.gguf", "gemma3", "q8_0")
     for prefix in ("one", "two"):
-        compile_model(str(model() if prefix == "one" else other), tmp_path / f"lib{prefix}.a", prefix=prefix, emit="a", chunk=16,
-                      target="native" if prefix == "one" else TARGET)  # fmt: skip
+        source, target = (model(), "native") if prefix == "one" else (other, TARGET)
+        compile_model(str(source), tmp_path / f"lib{prefix}.a", prefix=prefix, emit="a", chunk=16, target=target)
     (tmp_path / "main.c").write_text(
         '#include <stdio.h>\n#include <string.h>\n#include "one.h"\n#include "two.h"\n'
         "int main(void) {\n"

@@ -125,15 +125,15 @@ def test_the_runtime_alone(tree, tmp_path):
     install(python, next(tmp_path.glob("*.whl")))
     code = (
         "import importlib.util, inferc\n"
-        "for name in ('jax', 'jaxlib', 'gguf', 'tokenizers', 'torch'): assert not importlib.util.find_spec(name), name\n"
+        "assert not any(map(importlib.util.find_spec, ('jax', 'jaxlib', 'gguf', 'tokenizers', 'torch')))\n"
         "with inferc.load('m.inferc') as model:\n"
         "    text = model.generate('Once upon a time', max_tokens=12)\n"
         "    assert text and ''.join(model.generate('Once upon a time', max_tokens=12, stream=True)) == text\n"
         "    assert model.chat('Hello', max_tokens=4)\n"
     )
     run(python, "-c", code, cwd=tmp_path)
-    printed = run(python, "-m", "inferc.compiler", "run", "m.inferc", "-p", "Once upon a time", "-n", "12", cwd=tmp_path)
-    assert printed.startswith("Once upon a time")
+    command = "-m", "inferc.compiler", "run", "m.inferc", "-p", "Once upon a time", "-n", "12"
+    assert run(python, *command, cwd=tmp_path).startswith("Once upon a time")
 
 
 @pytest.mark.slow

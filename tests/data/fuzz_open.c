@@ -1,5 +1,5 @@
-/* libFuzzer's harness for what model_open is given: weights and text tables that are cut short, too long or altered, and
- * options of older and newer programs. Altered weights are refused; where they are not checked, or only the tables are
+/* libFuzzer's harness for what model_open is given: weights and text tables that are cut short, too long or altered,
+ * and options of older and newer programs. Altered weights are refused; where they are not checked, or only the tables are
  * altered, the model that opens can be used. WEIGHTS and TEXT are the files that belong to the model. */
 #define _POSIX_C_SOURCE 200809L
 #include <stdio.h>
@@ -96,7 +96,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     }
   }
   model_open_options options = {
-      .size = data[5] % 3 ? sizeof options : data[5], .weights = w.data, .weights_bytes = w.size, .threads = data[6] % 3,
+      .size = data[5] % 3 ? sizeof options : data[5],
+      .weights = w.data, .weights_bytes = w.size, .threads = data[6] % 3,
       .unchecked = flags & UNCHECKED, .text = t.size ? t.data : NULL, .text_bytes = t.size,
   };
   model_model *model = NULL;
