@@ -215,6 +215,16 @@ def test_open_checks_weights_threads_and_cpu() -> None:
     assert library.c.model_message(99) == b"no such status"
 
 
+def test_every_status_has_a_line_of_text() -> None:
+    _, library = toy()
+    statuses = re.search(r"typedef enum model_status {(.*?)}", library.built.sources["model.h"], re.S)[1]
+    names = re.findall(r"^  (MODEL_\w+)", statuses, re.M)
+    texts = [library.c.model_message(status).decode() for status in range(len(names))]
+    assert names[0] == "MODEL_OK" and len(names) > 10 and len(set(texts)) == len(names)
+    assert all(text and "\n" not in text and text != "no such status" for text in texts)
+    assert {library.c.model_message(status) for status in (-1, len(names))} == {b"no such status"}
+
+
 def replace_c(library: Library, c: ctypes.CDLL) -> Library:
     """The library with another's functions, not opened."""
     bare = object.__new__(Library)
