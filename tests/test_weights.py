@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
+import subprocess
 from ctypes import c_void_p
 from pathlib import Path
 
@@ -70,3 +72,18 @@ def test_weights_are_built_in(large: bool, tmp_path: Path) -> None:
     ids = list(range(20))
     assert np.array_equal(library.session(20).feed(ids, 20), plain.session(20).feed(ids, 20))
     library.close()
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_files_of_another_size_are_not_built_in(compiler: str, tmp_path: Path) -> None:
+    """By either compiler's assembler, where a source's weights file is not the one that it was written with."""
+    if not shutil.which(compiler):
+        pytest.skip(f"no {compiler} here")
+    built = toy()[1].built
+    (tmp_path / "model.weights").write_bytes(bytes(1000))
+    for size in (999, 1000, 1001):
+        built.write(tmp_path)
+        (tmp_path / "model_weights.c").write_text(weights.unit("model", size, 1, embed=True))
+        command = [compiler, *toolchain.FLAGS, *toolchain.WARNINGS, "-Werror", "-c", "model_weights.c", "-o", "unit.o"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode == 0) == (size == 1000), done.stderr

@@ -34,7 +34,7 @@ export async function readInto(url, size, target, onProgress) {
 export async function startThread(url) {
   if (typeof Worker === "function") return new Worker(url, { type: "module" });
   const threads = await import("node:worker_threads");
-  const worker = new threads.Worker(url);
+  const worker = new threads.Worker(url, { execArgv: [] }); // what the program was started with may not suit it
   worker.unref();
   return worker;
 }
