@@ -32,8 +32,8 @@ FORMATS = """\
 #else
 #define LARGE ""
 #endif
-/* An error of .org or .if here: the file has not the bytes that the model was compiled with. Where it is longer the first
- * .org goes backwards, where it is shorter the second. */
+/* An error of .org or .if here: the file has not the bytes that the model was compiled with. Where it is longer the
+ * first .org goes backwards, where it is shorter the second. */
 #if defined(__wasm__)
 #define END(what, bytes) ".if . - " NAME(what) " - " bytes "\\n.error \\"not " bytes " bytes\\"\\n.endif\\n.text\\n"
 #else
