@@ -287,11 +287,20 @@ def _stream(fmt: Format, tuning: Tuning) -> str:
     per, split, panels = fmt.block // 32, 32 // fmt.group, each("P", "p")
     start = "i32_zero()" if fmt.mins else "i32_splat(terms[g])"
     dot, most = "dot4_s8s8" if fmt.signed else "dot4_u7s8", tuning.streams
-    more = f"y[p] = f32_add(y[p], f32_mul({dtype}_offset(w + p * panel_bytes, g), f32_splat(term)));"
+    names = ["scale", "offset"] if fmt.mins else ["scale"]
+    of_group = {name: f"{dtype}_{name}(w + p * panel_bytes, g)" for name in names}
+    first = ""
+    if fmt.groups > 1:
+        first = f"""
+    float {", ".join(f"{name}s[{fmt.groups}][{most}][16]" for name in names)};
+    {each(fmt.groups, "g")} {panels} {{
+      {(chr(10) + "      ").join(f"f32_store({name}s[g][p], {value});" for name, value in of_group.items())}
+    }}"""
+        of_group = {name: f"f32_load({name}s[g][p])" for name in names}
     offset = f"""
         float term;
         memcpy(&term, &terms[g], sizeof term);
-        {panels} {more}""" if fmt.mins else ""
+        {panels} y[p] = f32_add(y[p], f32_mul({of_group["offset"]}, f32_splat(term)));""" if fmt.mins else ""
     return f"""\
 /* One token and P panels side by side, straight from the packed bytes: the sums of {dtype}_tile. */
 INLINE void {dtype}_stream(const int P, const linear_job *job, int32_t panel, float *acc) {{
@@ -303,8 +312,9 @@ INLINE void {dtype}_stream(const int P, const linear_job *job, int32_t panel, fl
   const int32_t *terms = job->terms;
   vf32 y[{most}];
   {panels} y[p] = f32_zero();
-  for (int32_t b = 0; b < job->k / {fmt.block}; b++, w += {size}, terms += {fmt.groups}) {{
-    {each(per, "h")} {{ /* 32 values */
+  for (int32_t b = 0; b < job->k / {fmt.block}; b++, w += {size}, terms += {fmt.groups}) {{{first}
+    /* 32 values at a time, by the same few loads: their strides are what hardware foresees. */
+    for (int h = 0; h < {per}; h++, x += 32, scale++) {{
       const uint8_t *line = w + {_lines(fmt)} + h * {fmt.bits * 64};
       {panels} prefetch(w + p * panel_bytes + {tuning.ahead} + h * {size // per}, {size // per});
       {each(split, "s")} {{
@@ -322,11 +332,10 @@ INLINE void {dtype}_stream(const int P, const linear_job *job, int32_t panel, fl
           {panels} sum[p] = dot_end(sum[p], dot[p]);
         }}
         {panels} {{
-          const vf32 d = f32_mul({dtype}_scale(w + p * panel_bytes, g), f32_splat(*scale));
+          const vf32 d = f32_mul({of_group["scale"]}, f32_splat(*scale));
           y[p] = f32_add(y[p], f32_mul(d, f32_from_i32(sum[p])));
         }}{offset}
       }}
-      x += 32, scale++;
     }}
   }}
   {panels} f32_store(acc + p / 2 * linear_floats(1) + p % 2 * 16, y[p]);
