@@ -1,4 +1,4 @@
-"""The README's figures are those of the committed results, and what it links to is there."""
+"""The README's figures are those of the committed results, what it links to is there, and how the results are made."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
-from inferc.benchmarks import readme
+from inferc.benchmarks import compare, readme
+from inferc.benchmarks.tests import Test as Case
+from inferc.compiler.cli import app
 
 README = readme.ROOT / "README.md"
 
@@ -46,3 +49,19 @@ def test_links_lead_somewhere():
 def test_an_unknown_mark_is_refused():
     with pytest.raises(ValueError, match="no mark for bench"):
         readme.rewritten("# nothing\n", {"bench": "some.json"})
+
+
+def test_the_comparison_asks_for_what_there_is(tmp_path):
+    """Every model is made from one before it, every test is one, and what is there is not made again."""
+    files = [model.file for model in compare.MODELS]
+    for i, model in enumerate(compare.MODELS):
+        assert not model.of or model.of in files[:i]
+        assert all(map(Case.parse, model.tests.split(",")))
+        (tmp_path / model.file).touch()
+        assert compare.made(model, tmp_path, Path("/nowhere")) == tmp_path / model.file
+    peers = {"llama.cpp": Path("/bin/sh"), "ik_llama.cpp": Path("/bin/sh")}
+    words = compare.command(tmp_path, peers, tmp_path / "out", ["-t", "1"])
+    named = dict(zip(words, words[1:]))
+    assert words[0] == "bench" and named["--backends"] == "c,llama.cpp,ik_llama.cpp" and words[-2:] == ["-t", "1"]
+    options = {name for p in get_command(app).commands["bench"].params for name in p.opts}
+    assert {word for word in words if word.startswith("-")} <= options
