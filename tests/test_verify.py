@@ -14,6 +14,7 @@ from inferc.backends.c.emulation import missing
 from inferc.backends.c.kernels import Call, Kernel, Result
 from inferc.backends.c.lower import LOWERINGS
 from inferc.backends.c.target import get, named
+from inferc.backends.xla import lower as xla_lower
 from inferc.compiler import driver
 from inferc.compiler.cli import app
 from inferc.compiler.commands.options import sizes
@@ -133,14 +134,29 @@ def test_a_broken_kernel_of_a_function_is_located(tmp_path):
     sound = verify(some, whole)
     assert sound.ok and sound.runs[0].parting is None and sound.runs[0].difference.equal
     module = driver.plan(some, driver.Options(target="generic")).module
-    op = next(n.op.name for n in module.entries["run"].nodes() if n.op.name in LOWERINGS and n.type.shape == (3, 5))
-    node = next(n for n in module.entries["run"].nodes() if n.op.name == op)
-    at = LOWERINGS[op](node, get("generic").ir).args.index(Result(0))
+    node = next(n for n in module.entries["run"].nodes() if n.op.name in LOWERINGS and n.types[0].shape == (3, 5))
+    at, op = LOWERINGS[node.op.name](node, get("generic").ir).args.index(Result(0)), node.op.name
     run = verify(some, replace(whole, lowerings=broken(op, f"((float *)a{at})[7] *= 1.000001f;"))).runs[0]
     assert run.failures and run.parting is not None
     assert (run.parting["op"], run.parting["index"], run.parting["differing"]) == (op, (1, 2), 1)
     assert run.parting["found"] == pytest.approx(run.parting["expected"] * 1.000001, rel=3e-7)
     assert run.parting["operands"][0]["shape"] == [3, 4] and "std" in run.parting["operands"][0]
+
+
+def test_an_op_that_xla_computes_wrongly_is_located(model, tmp_path, monkeypatch):
+    """In a language model's layer, and in a function."""
+    sound = verify(open_source(model), Wanted(("reference", "xla"), tokens=6, per_layer=True))
+    assert sound.ok and sound.runs[0].parting is None
+    assert [row["layer"] for row in sound.runs[0].layers] == ["layers.0", "layers.1"]
+    assert all(row["norm_rel"] < 1e-3 for row in sound.runs[0].layers)
+    right = xla_lower.LOWERINGS["exp"]
+    monkeypatch.setitem(xla_lower.LOWERINGS, "exp", lambda step: step.writer.mul(right(step), right(step)))
+    run = verify(open_source(model), Wanted(("reference", "xla"), tokens=6, kl=1e-5)).runs[0]
+    assert run.failures and run.parting["op"] == "exp" and run.parting["layer"] == "layers.0"
+    assert run.parting["found"] == pytest.approx(run.parting["expected"] ** 2, rel=1e-4)
+    (tmp_path / "some.py").write_text("import jax.numpy as jnp\n\ndef f(x: 'float32[4]'):\n    return jnp.exp(x) + 1\n")
+    run = verify(open_source(tmp_path / "some.py:f"), Wanted(("reference", "xla"))).runs[0]
+    assert run.failures and run.parting["op"] == "exp" and run.parting["operands"][0]["shape"] == [4]
 
 
 def test_targets_are_named_by_platform_too():

@@ -58,6 +58,19 @@ def layers_of(step: Graph) -> list[Layer]:
     return found
 
 
+def step_inputs(planned: Plan, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """Arguments and empty states with which a step evaluates a text at once, as the interpreter holds them."""
+    states = {}
+    for node in planned.module.entries["step"].inputs_of("state"):
+        stored = node.types[0]
+        row = stored.dtype.block_bytes if stored.dtype.is_block else 1
+        shape = [evaluate(d, {"S": 1, "C": planned.context}) for d in stored.shape]
+        shape[-1] = shape[-1] // stored.dtype.block * row if stored.dtype.is_block else shape[-1]
+        states[node.attr("name")] = np.zeros(shape, array_dtype(stored))
+    order = np.arange(len(ids), dtype=np.int32)
+    return {"tokens": ids, "sequence": np.zeros_like(order), "position": order, "rows": order, **states}
+
+
 def chosen(names: Sequence[str]) -> list[CTarget]:
     """Targets by the names of targets and platforms, each once; "all" is every one that this host runs, natively or
     emulated. Raises InfercError."""
@@ -137,16 +150,7 @@ class LanguageGroup(Group):
 
     def interpret(self, ids: np.ndarray, observer: Observer | None = None) -> np.ndarray:
         """The interpreter's logits f32[len(ids), vocabulary] of a text from empty caches."""
-        step, count = self.module.entries["step"], len(ids)
-        states = {}
-        for node in step.inputs_of("state"):
-            stored = node.types[0]
-            row = stored.dtype.block_bytes if stored.dtype.is_block else 1
-            shape = [evaluate(d, {"S": 1, "C": self.planned.context}) for d in stored.shape]
-            shape[-1] = shape[-1] // stored.dtype.block * row if stored.dtype.is_block else shape[-1]
-            states[node.attr("name")] = np.zeros(shape, array_dtype(stored))
-        order = np.arange(count, dtype=np.int32)
-        inputs = {"tokens": ids, "sequence": np.zeros_like(order), "position": order, "rows": order, **states}
+        inputs = step_inputs(self.planned, ids)
         return interpret(self.module, inputs, observer=observer)["logits"]
 
     def run(self, target: CTarget, ids: np.ndarray, *, threads: int, step: int) -> np.ndarray:

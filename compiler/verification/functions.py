@@ -22,6 +22,7 @@ from .parting import Watch
 from .report import Report, Run, Say, Wanted
 
 Arrays = list[np.ndarray]
+XLA = driver.Options(backend="xla", platforms="cpu")
 
 
 class Case:
@@ -48,7 +49,7 @@ class Case:
     def xla(self, folder: Path) -> Arrays:
         """What the artifact of the XLA backend gives. Raises InfercError where there is none."""
         path = folder / "xla.inferc"
-        driver.compile_source(self.source, path, driver.Options(backend="xla", platforms="cpu"))
+        driver.compile_source(self.source, path, XLA)
         with Function(path) as function:
             made = function.run_flat(self.plain)
         return [_bits(np.asarray(x)) if e["dtype"] == "bf16" else np.asarray(x)
@@ -95,7 +96,9 @@ def verify(source: Source, wanted: Wanted, say: Say) -> Report:
                 report.left_out["xla"] = str(error)
             else:
                 for yardstick in [name for name in found if name != "xla"][:1]:
-                    report.runs.append(_against(case, "xla", yardstick, found, wanted))
+                    report.runs.append(run := _against(case, "xla", yardstick, found, wanted))
+                    if run.failures:
+                        _locate_xla(case, run, say)
     if not report.runs:
         raise InfercError("nothing to compare: name two backends that can run here")
     return report
@@ -150,3 +153,12 @@ def _locate(case: Case, group: compiled.FunctionGroup, target: CTarget, threads:
     watch = Watch({run.name: group.observe(target, case.given, threads=threads)}, [])
     case.interpreted(group.module, watch.observe)
     run.located(watch)
+
+
+def _locate_xla(case: Case, run: Run, say: Say) -> None:
+    """Finds the first op of XLA's graph whose result is off."""
+    from . import xla
+
+    say("xla: every value beside the interpreter's")
+    given = {entry["name"]: x for entry, x in zip(case.signature["inputs"], case.given)}
+    run.found(xla.watched(driver.plan(case.source, XLA).module, "run", given, {}).parting)

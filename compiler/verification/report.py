@@ -8,7 +8,7 @@ from typing import Any
 
 from ...backends.c.lower import LOWERINGS, Lowering
 from . import compare
-from .parting import Watch
+from .parting import Parting, Watch
 from .text import TEXT
 
 BACKENDS = ("reference", "interpreter", "c", "xla")
@@ -55,10 +55,14 @@ class Run:
 
     def located(self, watch: Watch) -> None:
         """Notes the first op that differs, of what was watched under the run's name."""
-        if parting := watch.partings.get(self.name):
-            self.parting, self.lines = parting.data(), parting.lines()
-        elif not self.difference.equal:
+        self.found(watch.partings.get(self.name))
+        if not self.parting and not self.difference.equal:
             self.lines = ["no op's result differs: what differs is outside of the kernels, or only without an observer"]
+
+    def found(self, parting: Parting | None) -> None:
+        """Notes a first op that differs."""
+        if parting:
+            self.parting, self.lines = parting.data(), parting.lines()
 
     def data(self) -> dict[str, Any]:
         return {

@@ -47,7 +47,7 @@ def verify(source: Source, wanted: Wanted, say: Say = lambda line: None) -> Repo
         if {"c", "interpreter"} & set(wanted.backends):
             _compiled(source, ids, wanted, targets, Path(name), report, logits, layers, say)
         if "xla" in wanted.backends:
-            _xla(source, ids, wanted, Path(name), report, logits, say)
+            _xla(source, ids, wanted, Path(name), report, logits, layers, say)
     return report
 
 
@@ -181,15 +181,28 @@ def _singles(group: compiled.LanguageGroup, target: CTarget, ids: np.ndarray, wh
 
 
 def _xla(source: Source, ids: np.ndarray, wanted: Wanted, folder: Path, report: Report,
-         logits: dict[str, np.ndarray], say: Say) -> None:  # fmt: skip
+         logits: dict[str, np.ndarray], layers: Mapping[str, Sequence[np.ndarray]], say: Say) -> None:  # fmt: skip
     if "xla" not in driver.BACKENDS:
         report.left_out["xla"] = "this inferc has no such backend"
         return
     say("xla: compiling")
     path = folder / "xla.inferc"
     context = min(source.trained, max(len(ids), 256))
-    driver.compile_source(source, path, driver.Options(backend="xla", context=context, chunk=len(ids), kv=wanted.kv))
+    options = driver.Options(backend="xla", context=context, chunk=len(ids), kv=wanted.kv)
+    driver.compile_source(source, path, options)
     with load(path) as model:
         logits["xla"] = model.logits(ids.tolist())
-    if yardstick := next((name for name in logits if name != "xla"), ""):
-        report.runs.append(_against("xla", yardstick, logits, wanted))
+    yardstick = next((name for name in logits if name != "xla"), "")
+    if not yardstick:
+        return
+    report.runs.append(run := _against("xla", yardstick, logits, wanted))
+    if wanted.per_layer or run.failures:
+        from . import xla
+
+        say("xla: every value beside the interpreter's")
+        planned, count = driver.plan(source, options), len(ids)
+        dims = {"T": count, "R": count, "S": 1, "C": planned.context}
+        seen = xla.watched(planned.module, "step", compiled.step_inputs(planned, ids), dims)
+        if yardstick in layers:
+            run.layers = _layer_rows(list(seen.layers), layers[yardstick], list(seen.layers.values()))
+        run.found(seen.parting)
