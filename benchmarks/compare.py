@@ -1,4 +1,4 @@
-"""The full comparison with llama.cpp and ik_llama.cpp, in one command: brings and makes the models, measures, writes the
+"""The comparison with llama.cpp and ik_llama.cpp in one command: brings and makes the models, measures them, writes the
 README's figures.
 
     python benchmarks/compare.py --models DIR --llama-cpp DIR [--ik-llama-cpp DIR] [more options of inferc bench]
@@ -74,8 +74,8 @@ def command(folder: Path, peers: dict[str, Path], output: Path, more: Sequence[s
     words = ["bench", *(f"{folder / m.file}={m.tests}" for m in MODELS), "--backends", ",".join(["c", *peers])]
     for name, program in peers.items():
         words += ["--peer", f"{name}={program}"]
-    return [*words, "--skip", "ik_llama.cpp:Q4_1", "-r", "3", "--depth-rounds", "1", "-o", "md,csv,json,html", "--output",
-            str(output), *more]  # fmt: skip
+    words += ["--skip", "ik_llama.cpp:Q4_1", "-r", "3", "--depth-rounds", "1"]
+    return [*words, "-o", "md,csv,json,html", "--output", str(output), *more]
 
 
 def main() -> None:

@@ -50,13 +50,14 @@ def bench(results: Mapping[str, Any], name: str) -> str:
     peers = [b for b in backends if b != "c"]
     folder, rounds = "benchmarks/results", results["rounds"]
     about = (
-        f"{threads} thread{'s' * (threads > 1)} on {machine['cores']} cores of {machine['cpu']}, {machine['date']}, engines "
-        f"interleaved in one run of `inferc bench`, medians of {rounds} round{'s' * (rounds > 1)} ([tables and "
-        f"command]({folder}/{name}.md), [page]({folder}/{name}.html), [JSON]({folder}/{name}.json), [how each figure is "
-        "measured](docs/bench.md)). Tokens per second:"
+        f"{threads} thread{'s' * (threads > 1)} on {machine['cores']} cores of {machine['cpu']}, {machine['date']}, "
+        f"engines interleaved in one run of `inferc bench`, medians of {rounds} round{'s' * (rounds > 1)} "
+        f"([tables and command]({folder}/{name}.md), [page]({folder}/{name}.html), [JSON]({folder}/{name}.json), "
+        "[how each figure is measured](docs/bench.md)). Tokens per second:"
     )
+    ratios = [f"× {p}" for p in peers]
     speeds = _table(
-        ["model", "prompt", *(f"× {p}" for p in peers), "of peak", "generation", *(f"× {p}" for p in peers), "of bandwidth"],
+        ["model", "prompt", *ratios, "of peak", "generation", *ratios, "of bandwidth"],
         [line for model in models for line in _speeds([r for r in rows if r["model"] == model], model, peers)],
     )
     costs = _table(
@@ -116,13 +117,14 @@ def quality(results: Sequence[Mapping[str, Any]], name: str) -> str:
         own = found["engines"]["compiled"]
         theirs = found.get("llama_cpp")
         rows.append([found["model"], f"{own['perplexity']:.3f}", f"{theirs:.3f}" if theirs else "–",
-                     f"{found['kl_ratio']:.2f} ± {found['kl_ratio_error']:.2f}", f"{100 * own['top_1']:.1f} %"])  # fmt: skip
+                     f"{found['kl_ratio']:.2f} ± {found['kl_ratio_error']:.2f}",
+                     f"{100 * own['top_1']:.1f} %"])  # fmt: skip
     table = _table(["model", "perplexity", "llama.cpp's", "divergence ÷ plain rounding's", "top-1 as in f32"], rows)
     windows = " and ".join(dict.fromkeys(f"{f['windows']} windows of {f['window']} tokens" for f in results))
     about = (
-        f"Quality, over {windows} ([JSON](benchmarks/results/{name}.json), by `python benchmarks/quality.py MODEL...`): "
-        "perplexity as llama.cpp defines it, and the divergence from f32 activations over that of plain rounding in groups "
-        "of 32:"
+        f"Quality, over {windows} ([JSON](benchmarks/results/{name}.json), by "
+        "`python benchmarks/quality.py MODEL...`): perplexity as llama.cpp defines it, and the divergence from f32 "
+        "activations over that of plain rounding in groups of 32:"
     )
     return f"{_wrapped(about)}\n\n{table}"
 

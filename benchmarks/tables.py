@@ -53,7 +53,8 @@ def commands(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = [("All of this is one run of:", results["command"])]
     for name, facts in results["engines"].items():
         if own := facts.get("commands"):
-            found.append((f"{name} was run by it, with each MODEL and number of threads N, as:", "\n".join(own.values())))
+            about = f"{name} was run by it, with each MODEL and number of threads N, as:"
+            found.append((about, "\n".join(own.values())))
     return found
 
 

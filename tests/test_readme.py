@@ -38,7 +38,8 @@ def test_results_have_every_form_and_the_command():
             stem = readme.RESULTS / mark[2].removesuffix(".json")
             assert all(stem.with_name(f"{stem.name}.{form}").exists() for form in ("json", "html", "md"))
             command = json.loads(stem.with_name(mark[2]).read_text("utf-8"))["command"]
-            assert command.startswith("inferc bench ") and command in stem.with_name(f"{stem.name}.md").read_text("utf-8")
+            assert command.startswith("inferc bench ")
+            assert command in stem.with_name(f"{stem.name}.md").read_text("utf-8")
 
 
 def test_links_lead_somewhere():

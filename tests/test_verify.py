@@ -172,7 +172,8 @@ def test_targets_are_named_by_platform_too():
 def test_a_foreign_platform_has_the_same_bits(model, tmp_path):
     (tmp_path / "some.py").write_text("def f(x: 'float32[n, 4]'):\n    return x * 0.1, x.sum(axis=1)\n")
     for path, dims in ((model, {}), (tmp_path / "some.py:f", {"n": 5})):
-        report = verify(open_source(path), Wanted(("interpreter", "c"), ("riscv64-linux",), tokens=6, exact=True, dims=dims))
+        wanted = Wanted(("interpreter", "c"), ("riscv64-linux",), tokens=6, exact=True, dims=dims)
+        report = verify(open_source(path), wanted)
         assert report.ok and [run.name for run in report.runs] == ["c/generic-riscv64"]
         assert not report.left_out
 

@@ -44,8 +44,8 @@ def missing(target: CTarget) -> str:
 
 
 def build(program: Program, output: Path, flags: Sequence[str] = (), *, source: str = "evaluate.c") -> Path:
-    """Compiles a program of the prefix "model" for one target together with `source`, `evaluate.c` of a language model or
-    `evaluate_function.c`, into the executable `output`.
+    """Compiles a program of the prefix "model" for one target together with `source`, `evaluate.c` of a language model
+    or `evaluate_function.c`, into the executable `output`.
 
     Raises InfercError where there is no compiler for it, or it fails.
     """
@@ -83,7 +83,8 @@ def run(executable: Path, target: CTarget, weights: Path, ids: np.ndarray, *, th
 
 
 def run_function(executable: Path, target: CTarget, weights: Path, inputs: Sequence[np.ndarray],
-                 dtypes: Sequence[np.dtype], *, threads: int, values: Path | None = None) -> list[np.ndarray]:  # fmt: skip
+                 dtypes: Sequence[np.dtype], *, threads: int,
+                 values: Path | None = None) -> list[np.ndarray]:  # fmt: skip
     """A function's outputs, of these dtypes, for inputs of the signature's; what is told goes into the file `values`.
 
     Raises InfercError where the program fails.

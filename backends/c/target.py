@@ -168,8 +168,8 @@ def platform_targets(name: str) -> list[CTarget]:
 
 
 def named(name: str) -> list[CTarget]:
-    """The targets of one name: "portable" (all of this machine), a row of PLATFORMS, or a target. Raises InfercError for
-    an unknown one."""
+    """The targets of one name: "portable" (all of this machine), a row of PLATFORMS, or a target. Raises InfercError
+    for an unknown one."""
     if name == "portable":
         return [t for t in TARGETS.values() if not t.foreign]
     return platform_targets(name) if name in PLATFORMS else [get(name)]

@@ -69,9 +69,9 @@ class LlamaBench(Adapter):
                 raise CannotRun("its llama-bench has no test of a prompt at a depth")
             asked = form.format(prompt=test.prompt, generate=test.generate, depth=test.depth) + " -r 1"
         rows, peak = self._asked(asked)
-        named = shlex.join([Path(self.program).name, "-m", "MODEL", "-t", "N", "-o", "json", *self.flags, *asked.split()])
+        words = [Path(self.program).name, *"-m MODEL -t N -o json".split(), *self.flags, *asked.split()]
         settings = " ".join(f"{name}={value}" for name, value in PINNED.items())
-        self._commands[test.name] = f"{settings} {named}"
+        self._commands[test.name] = f"{settings} {shlex.join(words)}"
         seconds = test.tokens / rows[-1]["samples_ts"][-1]
         return Sample(seconds, peak_memory_bytes=peak)
 

@@ -37,7 +37,8 @@ Target = Annotated[
 Context = Annotated[int | None, typer.Option("--context", min=1, help="Positions of the cache; default: the model's.")]
 KV = Annotated[str, typer.Option("--kv", help="The cache: `f16`, or `q8_0` for about half its memory and reads.")]
 Dim = Annotated[
-    list[str] | None, typer.Option("--dim", metavar="NAME=SIZE", help="A size of a function's inputs; default: its least.")
+    list[str] | None,
+    typer.Option("--dim", metavar="NAME=SIZE", help="A size of a function's inputs; default: its least."),
 ]
 Tokens = Annotated[int, typer.Option("-n", "--tokens", min=1, help="Tokens to generate at most.")]
 Temperature = Annotated[float, typer.Option("--temp", min=0, help="Temperature; 0 takes the likeliest token.")]

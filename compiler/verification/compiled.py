@@ -123,7 +123,7 @@ class Group:
         return path
 
     def observed(self, target: CTarget) -> tuple[Path, Path, dict[Node, int]]:
-        """The target's program with an observer after each kernel, the file for what it tells, and each node's number."""
+        """The target's program with an observer after each kernel, the file for what it tells, each node's number."""
         seen = observe.Observed(observe.values, self.lowerings)
         path, values = self.folder / f"observe-{target.label}", self.folder / f"values-{target.label}"
         evaluation.build(self._program(target, seen.lowerings), path, source=self.SOURCE)

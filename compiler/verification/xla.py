@@ -95,7 +95,7 @@ def _parting(node: Node, result: int, layer: str, operands: Sequence[np.ndarray]
     distance = np.nan_to_num(np.abs(expected.astype(np.float64) - found), nan=np.inf)
     index = tuple(int(i) for i in np.unravel_index(int(distance.argmax()), expected.shape))
     return Parting(
-        node.op.name, node.origin.path, tuple(sorted(node.origin.sources)), layer, 0, result, str(node.types[result]), index,
-        float(expected[index]), float(found[index]), int(np.count_nonzero(expected != found)), apart,
+        node.op.name, node.origin.path, tuple(sorted(node.origin.sources)), layer, 0, result, str(node.types[result]),
+        index, float(expected[index]), float(found[index]), int(np.count_nonzero(expected != found)), apart,
         tuple(compare.statistics_of(x) for x in operands),
     )  # fmt: skip
