@@ -60,7 +60,7 @@ def test_agreement_of_known_distributions():
 
 
 def test_sound_backends_agree(model):
-    wanted = Wanted(("reference", "interpreter", "c"), ("native", "generic"), tokens=12, exact=True, per_layer=True,
+    wanted = Wanted(("reference", "c"), ("native", "generic"), tokens=12, exact=True, per_layer=True,
                     tokenizer=True)  # fmt: skip
     report = verify(open_source(model), wanted)
     assert report.ok and report.tokenizer == {"texts": 11, "failures": []}
@@ -193,6 +193,8 @@ def test_what_cannot_be_verified_is_said(model):
         verify(open_source(model), Wanted(("tpu",)))
     with pytest.raises(InfercError, match="give one of two or more"):
         verify(open_source(model), Wanted(text="t"))
+    with pytest.raises(InfercError, match="nothing to compare: .*; generic-windows is not run: there is no emulator"):
+        verify(open_source(model), Wanted(("reference", "c"), ("x86_64-windows",), tokens=4))
 
 
 def test_command_writes_json_and_exit_codes(model, tmp_path):

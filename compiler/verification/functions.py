@@ -19,7 +19,7 @@ from ..source import Source
 from . import compare, compiled
 from .inputs import inputs
 from .parting import Watch
-from .report import Report, Run, Say, Wanted
+from .report import Report, Run, Say, Wanted, nothing_compared
 
 Arrays = list[np.ndarray]
 XLA = driver.Options(backend="xla", platforms="cpu")
@@ -100,7 +100,7 @@ def verify(source: Source, wanted: Wanted, say: Say) -> Report:
                     if run.failures:
                         _locate_xla(case, run, say)
     if not report.runs:
-        raise InfercError("nothing to compare: name two backends that can run here")
+        raise nothing_compared(report)
     return report
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...backends.c.lower import LOWERINGS, Lowering
+from ...errors import InfercError
 from . import compare
 from .parting import Parting, Watch
 from .text import TEXT
@@ -89,3 +90,9 @@ class Report:
     def data(self) -> dict[str, Any]:
         return {"model": self.model, "tokens": self.tokens, "ok": self.ok, "runs": [r.data() for r in self.runs],
                 "left_out": self.left_out, "tokenizer": self.tokenizer}  # fmt: skip
+
+
+def nothing_compared(report: Report) -> InfercError:
+    """The error of a report without a run, with why backends were left out."""
+    reasons = "".join(f"; {reason}" for reason in report.left_out.values())
+    return InfercError(f"nothing to compare: name two backends that can run here{reasons}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from .. import driver
 from ..source import Source
 from . import compare, compiled, functions, tokenizers
 from .parting import Watch
-from .report import BACKENDS, Report, Run, Say, Wanted
+from .report import BACKENDS, Report, Run, Say, Wanted, nothing_compared
 
 SINGLES = 8  # tokens that are evaluated one at a time on one thread as well
 
@@ -27,11 +28,14 @@ def verify(source: Source, wanted: Wanted, say: Say = lambda line: None) -> Repo
     """Compares what `wanted` names on one text.
 
     The yardstick of a C target is the interpreter on the same module, or else the first target; that of the
-    interpreter, of XLA, and (for what activations in int8 cost) of the first C target is the reference. Raises
-    InfercError for an unknown backend or target, and as compiling does.
+    interpreter, of XLA, and (for what activations in int8 cost) of the first C target is the reference. Layers and
+    exact bits of C are the interpreter's to judge, which is then run beside the reference, named or not. Raises
+    InfercError for an unknown backend or target, where nothing can be compared, and as compiling does.
     """
     if unknown := [b for b in wanted.backends if b not in BACKENDS]:
         raise InfercError(f"there is no backend {unknown[0]!r} to verify: choose of {', '.join(BACKENDS)}")
+    if {"reference", "c"} <= set(wanted.backends) and (wanted.per_layer or wanted.exact):
+        wanted = replace(wanted, backends=tuple(b for b in BACKENDS if b in (*wanted.backends, "interpreter")))
     if source.kind != "language":
         return functions.verify(source, wanted, say)
     targets = compiled.chosen(wanted.targets)
@@ -48,6 +52,8 @@ def verify(source: Source, wanted: Wanted, say: Say = lambda line: None) -> Repo
             _compiled(source, ids, wanted, targets, Path(name), report, logits, layers, say)
         if "xla" in wanted.backends:
             _xla(source, ids, wanted, Path(name), report, logits, layers, say)
+    if not report.runs and report.tokenizer is None:
+        raise nothing_compared(report)
     return report
 
 
@@ -118,7 +124,7 @@ def _compiled(source: Source, ids: np.ndarray, wanted: Wanted, targets: Sequence
     for number, group in enumerate(found):
         assert isinstance(group, compiled.LanguageGroup)
         oracle = "interpreter" if number == 0 else f"interpreter of {group.targets[0].label}"
-        running = [t for t in group.targets if f"c/{t.name}" not in report.left_out and "c" in wanted.backends]
+        running = [t for t in group.targets if f"c/{t.label}" not in report.left_out and "c" in wanted.backends]
         for target in running:
             say(f"c/{target.label}: {len(ids)} tokens")
             logits[f"c/{target.label}"] = group.run(target, ids, threads=threads, step=len(ids))
