@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ...backends.c.target import CTarget
 from ...errors import InfercError
 from ...ir.graph import Module
 from ...ir.interpret import Observer, interpret
@@ -104,7 +103,7 @@ def verify(source: Source, wanted: Wanted, say: Say) -> Report:
     return report
 
 
-def _compiled(case: Case, wanted: Wanted, targets: Sequence[CTarget], folder: Path, report: Report,
+def _compiled(case: Case, wanted: Wanted, targets: Sequence[compiled.CTarget], folder: Path, report: Report,
               found: dict[str, Arrays], say: Say) -> None:  # fmt: skip
     threads, first_c = wanted.threads or physical_cores(), ""
     groups = compiled.groups(case.source, targets, folder, lowerings=wanted.lowerings)
@@ -147,7 +146,8 @@ def _against(case: Case, name: str, yardstick: str, found: dict[str, Arrays], wa
     return run
 
 
-def _locate(case: Case, group: compiled.FunctionGroup, target: CTarget, threads: int, run: Run, say: Say) -> None:
+def _locate(case: Case, group: compiled.FunctionGroup, target: compiled.CTarget, threads: int, run: Run,
+            say: Say) -> None:  # fmt: skip
     """Observes every value of the target's program, and finds the first that is not the interpreter's."""
     say(f"{run.name}: every value beside the interpreter's")
     watch = Watch({run.name: group.observe(target, case.given, threads=threads)}, [])

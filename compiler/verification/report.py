@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...backends.c.lower import LOWERINGS, Lowering
 from ...errors import InfercError
-from . import compare
+from . import compare, compiled
 from .parting import Parting, Watch
 from .text import TEXT
 
@@ -38,7 +37,7 @@ class Wanted:
     kv: str = "f16"
     threads: int | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
-    lowerings: Mapping[str, Lowering] = field(default_factory=lambda: LOWERINGS)  # a test breaks one
+    lowerings: Mapping[str, compiled.Lowering] = field(default_factory=lambda: compiled.LOWERINGS)  # a test breaks one
 
 
 @dataclass

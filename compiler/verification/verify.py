@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from ...backends.c.target import CTarget
 from ...errors import InfercError
 from ...runtime.model import load
 from ...runtime.session import physical_cores
@@ -110,7 +109,7 @@ def _reference(source: Source, ids: np.ndarray, report: Report, logits: dict[str
     logits["reference"], layers["reference"] = run(source, ids.tolist())
 
 
-def _compiled(source: Source, ids: np.ndarray, wanted: Wanted, targets: Sequence[CTarget], folder: Path,
+def _compiled(source: Source, ids: np.ndarray, wanted: Wanted, targets: Sequence[compiled.CTarget], folder: Path,
               report: Report, logits: dict[str, np.ndarray], layers: dict[str, list[np.ndarray]],
               say: Say) -> None:  # fmt: skip
     threads = wanted.threads or physical_cores()
@@ -160,7 +159,7 @@ def _compiled(source: Source, ids: np.ndarray, wanted: Wanted, targets: Sequence
                 report.runs[-1].failures.append(f"its logits have other bits than those of {first_c}")
 
 
-def _locate(group: compiled.LanguageGroup, target: CTarget, ids: np.ndarray, threads: int, run: Run,
+def _locate(group: compiled.LanguageGroup, target: compiled.CTarget, ids: np.ndarray, threads: int, run: Run,
             expected: Sequence[np.ndarray], say: Say) -> None:  # fmt: skip
     """Observes every value of the target's program, and finds the first that is not the interpreter's."""
     say(f"c/{target.label}: every value beside the interpreter's")
@@ -177,7 +176,7 @@ def _locate(group: compiled.LanguageGroup, target: CTarget, ids: np.ndarray, thr
     run.located(watch)
 
 
-def _singles(group: compiled.LanguageGroup, target: CTarget, ids: np.ndarray, whole: np.ndarray, run: Run,
+def _singles(group: compiled.LanguageGroup, target: compiled.CTarget, ids: np.ndarray, whole: np.ndarray, run: Run,
              wanted: Wanted, say: Say) -> None:  # fmt: skip
     """The promise about bits: the same logits token by token on one thread."""
     few = ids[:SINGLES]
