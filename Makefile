@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-slow fuzz soak emulators bench lint clean
+.PHONY: demo test test-slow fuzz soak emulators bench compare lint clean
 
 demo: $(VENV)/.compiler
 	$(BIN)/inferc run smollm2 -p "The capital of France is" -n 48
@@ -44,6 +44,14 @@ bench: $(VENV)/.bench
 	  -o md,csv,json,html --output $(BENCH_OUT)-bench $(ARGS)
 	$(BIN)/python benchmarks/start.py $(foreach m,$(MODELS),$(firstword $(subst =, ,$(m)))) --json $(BENCH_OUT)-start.json
 	$(BIN)/python benchmarks/kernels.py --threads $(subst $(comma), ,$(BENCH_THREADS)) --out $(BENCH_OUT)-kernels
+
+# The README's comparison: `make compare LLAMA_CPP=DIR IK_LLAMA_CPP=DIR`, folders of their built programs.
+COMPARED ?= benchmarks/models
+LLAMA_CPP ?= $(error say where llama-bench and llama-quantize are: make compare LLAMA_CPP=DIR IK_LLAMA_CPP=DIR)
+
+compare: $(VENV)/.bench
+	$(BIN)/python benchmarks/compare.py --models $(COMPARED) --llama-cpp $(LLAMA_CPP) \
+	  $(if $(IK_LLAMA_CPP),--ik-llama-cpp $(IK_LLAMA_CPP)) $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

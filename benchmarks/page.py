@@ -16,9 +16,11 @@ SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "star", "x", "
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 14px; font-variant-numeric: tabular-nums; }
+td { white-space: nowrap; }
 th, td { border-bottom: 1px solid #ddd; padding: 0.3rem 0.7rem; text-align: right; }
 th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
 pre { background: #f4f4f4; padding: 0.7rem; overflow-x: auto; white-space: pre-wrap; }
+.facts td { text-align: left; vertical-align: top; white-space: normal; }
 .scroll { overflow-x: auto; }
 """
 
@@ -36,7 +38,8 @@ def as_html(results: Mapping[str, Any]) -> str:
 
     def chart(title: str, about: str, figure: Any) -> None:
         parts.append(f"<h2>{escape(title)}</h2><p>{escape(about)}</p>")
-        figure.update_layout(template="plotly_white", legend={"orientation": "h", "y": -0.2}, margin={"t": 60})
+        figure.update_layout(template="plotly_white", font={"color": "#222", "size": 13}, margin={"t": 50, "b": 60},
+                             legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"})  # fmt: skip
         parts.append(figure.to_html(include_plotlyjs=False, full_html=False, config={"displaylogo": False}))
 
     for threads in dict.fromkeys(row["threads"] for row in rows):
@@ -57,7 +60,8 @@ def as_html(results: Mapping[str, Any]) -> str:
     parts += ["<h2>Figures</h2>", _table(tables.speeds(rows)), _table(tables.costs(rows, results["compiled"]))]
     parts += _about(results)
     script = offline.get_plotlyjs()
-    head = f'<meta charset="utf-8"><title>inferc bench</title><style>{STYLE}</style><script>{script}</script>'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>inferc bench</title>'
+    head += f"<style>{STYLE}</style><script>{script}</script>"
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{"".join(parts)}</body></html>\n'
 
 
@@ -67,39 +71,55 @@ def _machine(found: Mapping[str, Any]) -> str:
 
 
 def _bars(go: Any, rows: Sequence[Row], unit: str, colour: Mapping[str, str]) -> Any:
-    """A panel for each model and test, with its own scale and a bar for each backend."""
+    """A panel for each model and test, with its own scale and a bar for each backend: a line of panels for each model,
+    or, where every model has one test, four models in a line."""
     from plotly.subplots import make_subplots
 
-    tests, models = (list(dict.fromkeys(row[key] for row in rows)) for key in ("test", "model"))
-    figure = make_subplots(len(models), len(tests), row_titles=[_short(m) for m in models], column_titles=tests,
-                           vertical_spacing=0.25 / max(len(models), 2), horizontal_spacing=0.06)  # fmt: skip
-    for i, model in enumerate(models):
-        for j, test in enumerate(tests):
-            here = [row for row in rows if (row["model"], row["test"]) == (model, test)]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    lines = [[(m, t) for t in dict.fromkeys(row["test"] for row in rows if row["model"] == m)] for m in models]
+    if alone := all(len(line) == 1 for line in lines):
+        pairs = [line[0] for line in lines]
+        lines = [pairs[i : i + 4] for i in range(0, len(pairs), 4)]
+    columns = max(map(len, lines))
+    cells = [[line[j] if j < len(line) else None for j in range(columns)] for line in lines]
+    titles = [_short(cell[0] if alone else cell[1]) for line in cells for cell in line if cell]
+    figure = make_subplots(len(cells), columns, subplot_titles=titles,
+                           specs=[[{} if cell else None for cell in line] for line in cells],
+                           vertical_spacing=0.3 / max(len(cells), 2), horizontal_spacing=0.06)  # fmt: skip
+    for i, model in enumerate(models if not alone else (), 1):
+        figure.update_yaxes(title_text=_short(model), row=i, col=1)
+    named = set[str]()
+    for i, line in enumerate(cells, 1):
+        for j, cell in enumerate(line, 1):
+            here = [row for row in rows if (row["model"], row["test"]) == cell]
+            for row in here:
+                speed, backend = row["tokens_per_second"], row["backend"]
+                spread = {"type": "data", "symmetric": False, "thickness": 1.2, "color": "#222",
+                          "array": [row["tokens_per_second_max"] - speed],
+                          "arrayminus": [speed - row["tokens_per_second_min"]]}  # fmt: skip
+                figure.add_trace(go.Bar(name=backend, x=[backend], y=[speed], error_y=spread, legendgroup=backend,
+                                        marker_color=colour[backend], showlegend=backend not in named, textangle=0,
+                                        text=[f"{speed:.0f}" if speed >= 100 else f"{speed:.3g}"],
+                                        insidetextanchor="start", hovertemplate="%{x}: %{y:.4g}<extra></extra>"),
+                                 row=i, col=j)  # fmt: skip
+                named.add(backend)
             if not here:
                 continue
-            speeds = [row["tokens_per_second"] for row in here]
-            spread = {"type": "data", "symmetric": False, "thickness": 1.2,
-                      "array": [row["tokens_per_second_max"] - s for row, s in zip(here, speeds)],
-                      "arrayminus": [s - row["tokens_per_second_min"] for row, s in zip(here, speeds)]}  # fmt: skip
-            names = [row["backend"] for row in here]
-            shown = [f"{s:.0f}" if s >= 100 else f"{s:.3g}" for s in speeds]
-            figure.add_trace(go.Bar(x=names, y=speeds, error_y=spread, marker_color=[colour[n] for n in names],
-                                    text=shown, textposition="inside", showlegend=False,
-                                    hovertemplate="%{x}: %{y:.4g}<extra></extra>"), row=i + 1, col=j + 1)  # fmt: skip
-            limit = next((row["limit"] for row in here if "limit" in row), None)
-            if limit and limit < 4 * max(speeds):  # a bar beside a far roof could not be read
-                figure.add_hline(limit, line={"dash": "dash", "color": "#999"}, row=i + 1, col=j + 1)
-                figure.add_trace(go.Scatter(x=names[:1], y=[limit], mode="markers", showlegend=False,
-                                            marker={"color": "rgba(0,0,0,0)"}, name="limit"),
-                                 row=i + 1, col=j + 1)  # fmt: skip
-            figure.update_yaxes(rangemode="tozero", row=i + 1, col=j + 1)
-    figure.update_layout(height=130 + 230 * len(models))
+            most, limit = max(row["tokens_per_second_max"] for row in here), next(
+                (row["limit"] for row in here if "limit" in row), None)  # fmt: skip
+            near = limit is not None and limit < 4 * most  # bars beside a far roof could not be read
+            if near:
+                figure.add_hline(limit, line={"dash": "dash", "color": "#666"}, row=i, col=j)
+            figure.update_yaxes(range=[0, 1.15 * max(most, limit if near else 0)], row=i, col=j)
+    figure.update_xaxes(showticklabels=len(named) <= 3)
+    figure.update_layout(height=140 + 230 * len(cells), bargap=0.25)
     return figure
 
 
-def _short(name: str, width: int = 24) -> str:
-    return name if len(name) <= width else name[: width - 1] + "…"
+def _short(name: str, width: int = 26) -> str:
+    """A name without its middle where it is long: files of one model differ at the end."""
+    half = width // 2
+    return name if len(name) <= width else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def _roofline(go: Any, rows: Sequence[Row], machine: Mapping[str, Any], colour: Mapping[str, str]) -> Any:
@@ -163,6 +183,7 @@ def _depth(go: Any, rows: Sequence[Row], colour: Mapping[str, str]) -> Any:
                 figure.add_trace(go.Scatter(
                     name=f"{backend}, {model}", x=[d for d, _ in own], y=[ms for _, ms in own], mode="lines+markers",
                     line={"color": colour[backend], "dash": dashes[models.index(model) % len(dashes)]},
+                    marker={"symbol": SYMBOLS[models.index(model) % len(SYMBOLS)], "size": 9},
                 ))  # fmt: skip
     if not figure.data:
         return None
@@ -199,10 +220,11 @@ def _about(results: Mapping[str, Any]) -> list[str]:
     facts = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(_value(v))}</td></tr>" for k, v in machine.items())
     for threads, limits in results["machine"]["limits"].items():
         facts += f"<tr><td>limits, {threads} threads</td><td>{escape(_value(limits))}</td></tr>"
-    engines = "".join(f"<tr><td>{escape(name)}</td><td>{escape(_value(about))}</td></tr>"
+    engines = "".join(f"<tr><td>{escape(name)}</td><td>{escape(_value(tables.without_commands(about)))}</td></tr>"
                       for name, about in results["engines"].items())  # fmt: skip
-    parts += [f"<h2>Machine</h2><table>{facts}</table>", f"<h2>Engines</h2><table>{engines}</table>",
-              f"<h2>Command</h2><pre>{escape(results['command'])}</pre>"]  # fmt: skip
+    parts += [f"<h2>Machine</h2><table class=facts>{facts}</table>",
+              f"<h2>Engines</h2><table class=facts>{engines}</table>", "<h2>Commands</h2>"]  # fmt: skip
+    parts += [f"<p>{escape(about)}</p><pre>{escape(text)}</pre>" for about, text in tables.commands(results)]
     return parts
 
 

@@ -231,7 +231,9 @@ def _run(worker: Worker, test: Test, seen: dict[tuple[int, Test, str], Seen], re
     found.peaks += sample["peaks"]
     found.joules += [sample["joules"]] if sample["joules"] is not None else []
     found.memory = max(found.memory, sample["peak_memory_bytes"])
-    results.engines.setdefault(name, {}).update(sample["facts"])
+    known = results.engines.setdefault(name, {})
+    for key, fact in sample["facts"].items():
+        known[key] = {**known.get(key, {}), **fact} if isinstance(fact, dict) else fact
 
 
 def _rows(job: Job, workers: Sequence[Worker], seen: Mapping[tuple[int, Test, str], Seen],

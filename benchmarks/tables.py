@@ -32,7 +32,7 @@ def as_csv(results: Mapping[str, Any]) -> str:
 
 
 def as_markdown(results: Mapping[str, Any]) -> str:
-    """The machine, a table of speeds, one of memory and starts, what was left out, and the command."""
+    """The machine, a table of speeds, one of memory and starts, what was left out, and the commands."""
     from .machine import described
 
     sections = ["# Benchmarks", described(results["machine"]), speeds(results["rows"])]
@@ -42,8 +42,25 @@ def as_markdown(results: Mapping[str, Any]) -> str:
     if results["left_out"]:
         lines = [f"- {x['model']}, {x['backend']}, {x['test']}: {x['reason']}" for x in results["left_out"]]
         sections.append("## Left out\n\n" + "\n".join(lines))
-    sections.append(f"## Command\n\n    {results['command']}")
+    sections.append("## Commands")
+    for about, text in commands(results):
+        sections += [about, "\n".join(f"    {line}" for line in text.splitlines())]
     return "\n\n".join(sections) + "\n"
+
+
+def commands(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(what it is, command lines): the one that measured all, then those of engines that are programs, by test."""
+    found = [("All of this is one run of:", results["command"])]
+    for name, facts in results["engines"].items():
+        if own := facts.get("commands"):
+            about = f"{name} was run by it, with each MODEL and number of threads N, as:"
+            found.append((about, "\n".join(own.values())))
+    return found
+
+
+def without_commands(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What else is known of an engine."""
+    return {name: value for name, value in facts.items() if name != "commands"}
 
 
 def speeds(rows: Sequence[Row]) -> str:

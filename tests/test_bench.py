@@ -104,6 +104,10 @@ def test_sessions_in_one_pass_are_sessions_alone(folder):
     engine.close()
 
 
+def text_of(folder: Path, form: str) -> str:
+    return (folder / f"out.{form}").read_text()
+
+
 def test_command_measures_and_says_what_it_left_out(folder):
     arguments = ["bench", f"{folder / 'tiny.gguf'}=pp16,tg4,tg4@16,tg4x2", "--backends", "c,openvino", "-r", "2",
                  "-t", "1", "--depth-rounds", "1", "--peer", f"llama.cpp={folder / 'llama-bench'}", "-o",
@@ -129,6 +133,9 @@ def test_command_measures_and_says_what_it_left_out(folder):
     left_out = {(x["backend"], x["test"]): x["reason"] for x in found["left_out"]}
     assert left_out["openvino", "all"].startswith("it reads no .gguf")
     assert left_out["llama.cpp", "tg4x2"] == "llama-bench has no test of several sequences"
+    commands = found["engines"]["llama.cpp"]["commands"]
+    assert commands["tg4 @ d16"].endswith("llama-bench -m MODEL -t N -o json -fa 1 -p 0 -n 4 -d 16 -r 1")
+    assert found["command"] in text_of(folder, "md") and all(c in text_of(folder, "md") for c in commands.values())
     assert found["engines"]["llama.cpp"]["build_commit"] == "abc" and found["machine"]["cpu"]
     assert str(folder) not in (folder / "out.json").read_text()
     text = (folder / "out.md").read_text()

@@ -10,11 +10,16 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from inferc.backends.c.kernels import Call, Kernel
+from inferc.backends.c.emulation import missing
+from inferc.backends.c.kernels import Call, Kernel, Result
 from inferc.backends.c.lower import LOWERINGS
+from inferc.backends.c.target import get, named
+from inferc.backends.xla import lower as xla_lower
+from inferc.compiler import driver
 from inferc.compiler.cli import app
+from inferc.compiler.commands.options import sizes
 from inferc.compiler.frontends import open_source
-from inferc.compiler.verification import compare
+from inferc.compiler.verification import compare, compiled
 from inferc.compiler.verification.verify import Wanted, verify
 from inferc.errors import InfercError
 from tests.tiny_models import write_model
@@ -55,7 +60,7 @@ def test_agreement_of_known_distributions():
 
 
 def test_sound_backends_agree(model):
-    wanted = Wanted(("reference", "interpreter", "c"), ("native", "generic"), tokens=12, exact=True, per_layer=True,
+    wanted = Wanted(("reference", "c"), ("native", "generic"), tokens=12, exact=True, per_layer=True,
                     tokenizer=True)  # fmt: skip
     report = verify(open_source(model), wanted)
     assert report.ok and report.tokenizer == {"texts": 11, "failures": []}
@@ -82,14 +87,9 @@ def broken(op: str, text: str):
 
 def position_of_result(op: str, model: Path) -> int:
     """Which argument of the op's kernel is its first result."""
-    from inferc.backends.c.kernels import Result
-    from inferc.compiler.driver import plan_model
-
-    step = plan_model(model, target="generic").module.entries["step"]
+    step = driver.plan_model(model, target="generic").module.entries["step"]
     graphs = [step, *(n.attr("graph") for n in step.nodes() if n.op.name == "call")]
     node = next(n for g in graphs for n in g.nodes() if n.op.name == op)
-    from inferc.backends.c.target import get
-
     return LOWERINGS[op](node, get("generic").ir).args.index(Result(0))
 
 
@@ -125,11 +125,76 @@ def test_functions_are_compared_by_their_outputs(tmp_path):
     assert not failed.ok and "at most -1 is allowed" in failed.runs[0].failures[0]
 
 
+def test_a_broken_kernel_of_a_function_is_located(tmp_path):
+    """One element of one product, by one part in a million: named by its op, with what it was given."""
+    source = "import jax.numpy as jnp\n\ndef f(x: 'float32[3, 4]', y: 'float32[4, 5]'):\n    return jnp.sort(x @ y)\n"
+    (tmp_path / "some.py").write_text(source)
+    some = open_source(tmp_path / "some.py:f")
+    whole = Wanted(("interpreter", "c"), ("generic",), exact=True, threads=1)
+    sound = verify(some, whole)
+    assert sound.ok and sound.runs[0].parting is None and sound.runs[0].difference.equal
+    module = driver.plan(some, driver.Options(target="generic")).module
+    node = next(n for n in module.entries["run"].nodes() if n.op.name in LOWERINGS and n.types[0].shape == (3, 5))
+    at, op = LOWERINGS[node.op.name](node, get("generic").ir).args.index(Result(0)), node.op.name
+    run = verify(some, replace(whole, lowerings=broken(op, f"((float *)a{at})[7] *= 1.000001f;"))).runs[0]
+    assert run.failures and run.parting is not None
+    assert (run.parting["op"], run.parting["index"], run.parting["differing"]) == (op, (1, 2), 1)
+    assert run.parting["found"] == pytest.approx(run.parting["expected"] * 1.000001, rel=3e-7)
+    assert run.parting["operands"][0]["shape"] == [3, 4] and "std" in run.parting["operands"][0]
+
+
+def test_an_op_that_xla_computes_wrongly_is_located(model, tmp_path, monkeypatch):
+    """In a language model's layer, and in a function."""
+    sound = verify(open_source(model), Wanted(("reference", "xla"), tokens=6, per_layer=True))
+    assert sound.ok and sound.runs[0].parting is None
+    assert [row["layer"] for row in sound.runs[0].layers] == ["layers.0", "layers.1"]
+    assert all(row["norm_rel"] < 1e-3 for row in sound.runs[0].layers)
+    right = xla_lower.LOWERINGS["exp"]
+    monkeypatch.setitem(xla_lower.LOWERINGS, "exp", lambda step: step.writer.mul(right(step), right(step)))
+    run = verify(open_source(model), Wanted(("reference", "xla"), tokens=6, kl=1e-5)).runs[0]
+    assert run.failures and run.parting["op"] == "exp" and run.parting["layer"] == "layers.0"
+    assert run.parting["found"] == pytest.approx(run.parting["expected"] ** 2, rel=1e-4)
+    (tmp_path / "some.py").write_text("import jax.numpy as jnp\n\ndef f(x: 'float32[4]'):\n    return jnp.exp(x) + 1\n")
+    run = verify(open_source(tmp_path / "some.py:f"), Wanted(("reference", "xla"))).runs[0]
+    assert run.failures and run.parting["op"] == "exp" and run.parting["operands"][0]["shape"] == [4]
+
+
+def test_targets_are_named_by_platform_too():
+    names = [t.label for t in compiled.chosen(("x86-64-v3", "x86-64-v4", "avx2", "riscv64-linux", "aarch64-macos"))]
+    assert names == ["avx2", "avx512vnni", "generic-riscv64", "neon-macos", "neon_i8mm-macos"]
+    assert compiled.missing(named("aarch64-macos")[0]) == "neon-macos is not run: there is no emulator of macos here"
+    with pytest.raises(InfercError, match="there is no target 'mmx'"):
+        compiled.chosen(("mmx",))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(missing("generic", "riscv64")), reason=missing("generic", "riscv64"))
+def test_a_foreign_platform_has_the_same_bits(model, tmp_path):
+    (tmp_path / "some.py").write_text("def f(x: 'float32[n, 4]'):\n    return x * 0.1, x.sum(axis=1)\n")
+    for path, dims in ((model, {}), (tmp_path / "some.py:f", {"n": 5})):
+        wanted = Wanted(("interpreter", "c"), ("riscv64-linux",), tokens=6, exact=True, dims=dims)
+        report = verify(open_source(path), wanted)
+        assert report.ok and [run.name for run in report.runs] == ["c/generic-riscv64"]
+        assert not report.left_out
+
+
+def test_sizes_of_functions_are_chosen(tmp_path):
+    (tmp_path / "some.py").write_text("def f(x: 'float32[n, 4]'):\n    return x + 1\n")
+    some = open_source(tmp_path / "some.py:f")
+    assert verify(some, Wanted(("reference", "interpreter"), dims={"n": 7})).runs[0].difference.ulps["0"] == 28
+    with pytest.raises(InfercError, match="has no size m=7: sizes with names are n from"):
+        verify(some, Wanted(dims={"m": 7}))
+    with pytest.raises(InfercError, match="give NAME=SIZE"):
+        sizes(["n=x"])
+
+
 def test_what_cannot_be_verified_is_said(model):
     with pytest.raises(InfercError, match="there is no backend 'tpu' to verify"):
         verify(open_source(model), Wanted(("tpu",)))
     with pytest.raises(InfercError, match="give one of two or more"):
         verify(open_source(model), Wanted(text="t"))
+    with pytest.raises(InfercError, match="nothing to compare: .*; generic-windows is not run: there is no emulator"):
+        verify(open_source(model), Wanted(("reference", "c"), ("x86_64-windows",), tokens=4))
 
 
 def test_command_writes_json_and_exit_codes(model, tmp_path):

@@ -38,15 +38,15 @@ def replay(package: Path) -> list[str]:
 
 
 @cache
-def missing(target: str) -> str:
-    """Why the host cannot run a target of another machine; empty where it can."""
-    machine = TARGETS[target].machine
+def missing(target: str, machine: str = "") -> str:
+    """Why the host cannot run a target of another machine, its own or the one named; empty where it can."""
+    machine = machine or TARGETS[target].machine
     if not any(map(shutil.which, TOOLS.get(machine, ()))):
         return f"{target} is not run: no {' or '.join(TOOLS.get(machine, [machine]))} here (make emulators)"
     return "" if importlib.util.find_spec("ziglang") else f"{target} is not built: no ziglang here"
 
 
-def zig(target: str) -> list[str]:
-    """zig's C compiler for a target's machine; static programs need musl."""
-    triple = TRIPLES[TARGETS[target].machine].replace("gnu", "musl")
+def zig(target: str, machine: str = "") -> list[str]:
+    """zig's C compiler for a target's machine, or the one named; static programs need musl."""
+    triple = TRIPLES[machine or TARGETS[target].machine].replace("gnu", "musl")
     return [sys.executable, "-m", "ziglang", "cc", "-target", triple, "-g0"]

@@ -1,4 +1,4 @@
-"""A compiled language model run on token ids as a program of its own, natively or in an emulator, observed or not."""
+"""A compiled model run as a program of its own, natively or in an emulator, observed or not."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from . import emulation, toolchain
 from .program import Program
 from .target import CTarget
 
-SOURCE = Path(__file__).with_name("evaluate.c")
+FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -36,23 +37,28 @@ def missing(target: CTarget) -> str:
     from .target import supported
 
     if target.foreign:
-        return emulation.missing(target.name)
+        if target.system not in ("", "linux"):
+            return f"{target.label} is not run: there is no emulator of {target.system} here"
+        return emulation.missing(target.name, target.machine).replace(target.name, target.label, 1)
     return "" if target.name in {t.name for t in supported()} else f"{target.name} is not run: this CPU cannot"
 
 
-def build(program: Program, output: Path, flags: Sequence[str] = ()) -> Path:
-    """Compiles a program of the prefix "model" for one target together with `evaluate.c` into the executable `output`.
+def build(program: Program, output: Path, flags: Sequence[str] = (), *, source: str = "evaluate.c") -> Path:
+    """Compiles a program of the prefix "model" for one target together with `source`, `evaluate.c` of a language model
+    or `evaluate_function.c`, into the executable `output`.
 
     Raises InfercError where there is no compiler for it, or it fails.
     """
     target = program.targets[0]
-    compiler = emulation.zig(target.name) if target.foreign else toolchain.find_compiler(target)
-    linked = ("-static",) if target.foreign else ()
+    foreign = target.foreign
+    compiler = emulation.zig(target.name, target.machine) if foreign else toolchain.find_compiler(target)
+    linked = ("-static",) if foreign else ()
     with tempfile.TemporaryDirectory(prefix="inferc-evaluate-") as name, ThreadPoolExecutor(2) as pool:
         folder = Path(name)
         program.write(folder)
-        (folder / "evaluate.c").write_text(SOURCE.read_text("utf-8"), "utf-8")
-        units = {**program.units, "evaluate.c": target.baseline}
+        for part in (source, "evaluate.h"):
+            (folder / part).write_text((FOLDER / part).read_text("utf-8"), "utf-8")
+        units = {**program.units, source: target.baseline}
         commands = [
             [*compiler, *toolchain.FLAGS, *flags, *toolchain.spelled(own, compiler), "-c", unit, "-o", f"{unit}.o"]
             for unit, own in units.items()
@@ -69,16 +75,44 @@ def run(executable: Path, target: CTarget, weights: Path, ids: np.ndarray, *, th
 
     Raises InfercError where the program fails.
     """
-    prefix = emulation.emulator(target.machine) if target.foreign else ()
-    if target.machine == "wasm32":
-        threads = 1
     with tempfile.TemporaryDirectory(prefix="inferc-evaluate-") as name:
         folder = Path(name)
         np.ascontiguousarray(ids, np.int32).tofile(folder / "ids")
-        told = [] if values is None else [str(values)]
-        _run([*prefix, str(executable), str(weights), str(folder / "ids"), str(folder / "logits"), str(threads),
-              str(step), *told], folder)  # fmt: skip
+        _execute(executable, target, weights, threads, folder, ["ids", "logits", str(step)], values)
         return np.fromfile(folder / "logits", np.float32).reshape(len(ids), vocabulary)
+
+
+def run_function(executable: Path, target: CTarget, weights: Path, inputs: Sequence[np.ndarray],
+                 dtypes: Sequence[np.dtype], *, threads: int,
+                 values: Path | None = None) -> list[np.ndarray]:  # fmt: skip
+    """A function's outputs, of these dtypes, for inputs of the signature's; what is told goes into the file `values`.
+
+    Raises InfercError where the program fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="inferc-evaluate-") as name:
+        folder = Path(name)
+        with (folder / "inputs").open("wb") as file:
+            for x in inputs:
+                file.write(np.array([x.ndim, *x.shape], np.int32).tobytes() + x.tobytes())
+        _execute(executable, target, weights, threads, folder, ["inputs", "outputs"], values)
+        data, at, made = (folder / "outputs").read_bytes(), 0, []
+        for dtype in dtypes:
+            rank = int(np.frombuffer(data, np.int32, 1, at)[0])
+            shape = tuple(np.frombuffer(data, np.int32, rank, at + 4).tolist())
+            at += 4 + 4 * rank
+            made.append(np.frombuffer(data, dtype, prod(shape), at).reshape(shape))
+            at += made[-1].nbytes
+        return made
+
+
+def _execute(executable: Path, target: CTarget, weights: Path, threads: int, folder: Path, own: Sequence[str],
+             values: Path | None) -> None:  # fmt: skip
+    """Runs what `build` made; files that `own` names lie in `folder`."""
+    prefix = emulation.emulator(target.machine) if target.foreign else ()
+    threads = 1 if target.machine == "wasm32" else threads
+    words = [str(folder / word) if not word.isdigit() else word for word in own]
+    told = [] if values is None else [str(values)]
+    _run([*prefix, str(executable), str(weights), str(threads), *words, *told], folder)
 
 
 def told_in(values: Path) -> Iterator[Told]:

@@ -54,6 +54,13 @@ class CTarget:
         return self.machine not in ("", HOST) or self.system not in ("", HOST_SYSTEM)
 
     @property
+    def label(self) -> str:
+        """Its name, and the machine or system where it is placed on another than its own: generic-riscv64."""
+        own = TARGETS[self.name].machine or HOST
+        placed = [self.machine] * (self.machine not in ("", own)) + [self.system] * (self.system in SYSTEMS)
+        return "-".join([self.name, *placed])
+
+    @property
     def triple(self) -> str:
         """The machine and system as `zig cc -target` names them."""
         machine = self.machine or HOST
@@ -160,6 +167,14 @@ def platform_targets(name: str) -> list[CTarget]:
     return [replace(t, cflags=t.baseline) if t.name == "generic" else t for t in placed]
 
 
+def named(name: str) -> list[CTarget]:
+    """The targets of one name: "portable" (all of this machine), a row of PLATFORMS, or a target. Raises InfercError
+    for an unknown one."""
+    if name == "portable":
+        return [t for t in TARGETS.values() if not t.foreign]
+    return platform_targets(name) if name in PLATFORMS else [get(name)]
+
+
 def choose(names: str, tunings: Mapping[str, Tuning] | None = None) -> tuple[CTarget, ...]:
     """The targets of one library, the best first: "portable" (all of this machine), or names of targets or PLATFORMS
     separated by commas.
@@ -167,10 +182,7 @@ def choose(names: str, tunings: Mapping[str, Tuning] | None = None) -> tuple[CTa
     Those that `tunings` names have its block sizes instead of their defaults. Raises InfercError for a name that is
     unknown, and for targets of different machines or systems.
     """
-    found: list[CTarget] = []
-    for name in (n.strip() for n in names.split(",")):
-        of_host = [t for t in TARGETS.values() if not t.foreign] if name == "portable" else []
-        found += of_host or (platform_targets(name) if name in PLATFORMS else [get(name)])
+    found = [t for name in names.split(",") for t in named(name.strip())]
     systems = sorted({(t.machine or HOST, t.system or HOST_SYSTEM * (t.machine != "wasm32")) for t in found})
     if len(systems) > 1:
         machines = " and ".join("-".join(filter(None, pair)) for pair in systems)

@@ -48,8 +48,8 @@ class Sample:
 
 
 class Adapter(ABC):
-    """An engine with a model open. `load_seconds` is what opening took, `first_token_seconds` that with the first
-    token evaluated; None where the engine does not tell."""
+    """An engine with a model open. `load_seconds` is what opening took, `first_token_seconds` that with the first token
+    evaluated, or a function called once; None where the engine does not tell."""
 
     name: ClassVar[str]
     kinds: ClassVar[tuple[str, ...]] = ("language",)

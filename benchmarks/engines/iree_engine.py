@@ -52,6 +52,8 @@ class IREE(Adapter):
         given = [iree.runtime.asdevicearray(config.device, x) for x in (*inputs(job.signature), *_weights(artifact))]
         self.load_seconds = time.perf_counter() - started
         self.call = lambda: np.asarray(_first(module.main(*given)))
+        self.call()
+        self.first_token_seconds = time.perf_counter() - started
         self.version = version("iree-base-compiler")
 
     def facts(self) -> dict[str, Any]:

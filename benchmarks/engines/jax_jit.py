@@ -32,6 +32,9 @@ class JaxJit(Adapter):
         else:
             self._open_function(job)
         self.load_seconds = time.perf_counter() - started
+        if job.kind == "function":
+            self.call()
+            self.first_token_seconds = time.perf_counter() - started
 
     def _open_function(self, job: Job) -> None:
         from ...compiler.frontends.jax_function import load

@@ -53,9 +53,10 @@ class LlamaBench(Adapter):
         self.flags = job.flags or tuple(self.dialect.flags.split())
         self.artifact_bytes = job.path.stat().st_size
         self._facts: dict[str, Any] = {}
+        self._commands: dict[str, str] = {}
 
     def facts(self) -> dict[str, Any]:
-        return {"flags": " ".join(self.flags), **self._facts}
+        return {"flags": " ".join(self.flags), **self._facts, "commands": self._commands}
 
     def run(self, test: Test) -> Sample:
         if test.batch > 1:
@@ -68,6 +69,9 @@ class LlamaBench(Adapter):
                 raise CannotRun("its llama-bench has no test of a prompt at a depth")
             asked = form.format(prompt=test.prompt, generate=test.generate, depth=test.depth) + " -r 1"
         rows, peak = self._asked(asked)
+        words = [Path(self.program).name, *"-m MODEL -t N -o json".split(), *self.flags, *asked.split()]
+        settings = " ".join(f"{name}={value}" for name, value in PINNED.items())
+        self._commands[test.name] = f"{settings} {shlex.join(words)}"
         seconds = test.tokens / rows[-1]["samples_ts"][-1]
         return Sample(seconds, peak_memory_bytes=peak)
 
@@ -83,9 +87,8 @@ class LlamaBench(Adapter):
             last = (err.strip() or f"exit code {process.returncode}").splitlines()[-1]
             raise CannotRun(f"{shlex.join([Path(command[0]).name, *command[1:]])} failed: {last}")
         rows = json.loads(out[out.index("[") :])
-        for key in ("build_commit", "model_type"):
-            if key in rows[-1]:
-                self._facts[key] = str(rows[-1][key])
+        if "build_commit" in rows[-1]:
+            self._facts["build_commit"] = str(rows[-1]["build_commit"])
         return rows, peak
 
 

@@ -31,6 +31,9 @@ class OnnxRuntime(Adapter):
         self.load_seconds = time.perf_counter() - started
         names = [i.name for i in self.session.get_inputs()]
         self.feed = dict(zip(names, inputs(job.signature)))
+        started = time.perf_counter()
+        self.session.run(None, self.feed)
+        self.first_token_seconds = self.load_seconds + time.perf_counter() - started
         self.version = onnxruntime.__version__
 
     def facts(self) -> dict[str, Any]:

@@ -36,6 +36,9 @@ class OpenVINO(Adapter):
             raise CannotRun(f"it refuses the model: {str(error).splitlines()[0]}") from error
         self.load_seconds = time.perf_counter() - started
         self.feed = inputs(job.signature)
+        started = time.perf_counter()
+        self.request.infer(self.feed)
+        self.first_token_seconds = self.load_seconds + time.perf_counter() - started
         self.version = openvino.__version__
 
     def facts(self) -> dict[str, Any]:

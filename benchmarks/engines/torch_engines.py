@@ -40,9 +40,9 @@ class TorchEager(Adapter):
             example = [torch.from_numpy(x) for x in inputs(job.signature)]
             self.model = self._made(torch.export.load(str(job.path)), example)
         self.load_seconds = time.perf_counter() - started
-        if job.kind == "language":
-            self._step(1)
-            self.first_token_seconds = time.perf_counter() - started
+        with torch.inference_mode():
+            self._step(1) if job.kind == "language" else self.model(*self.example)
+        self.first_token_seconds = time.perf_counter() - started
 
     def _open_language(self, job: Job) -> None:
         from transformers import AutoModelForCausalLM

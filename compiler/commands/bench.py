@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ...errors import InfercError
-from .options import KV, note, progress_bars
+from .options import KV, Dim, note, progress_bars, sizes
 from .verify import words, write
 
 FORMATS = ("md", "csv", "json", "html")
@@ -54,9 +54,7 @@ def bench(
         typer.Option("--skip", metavar="NAME:MODEL", help="A backend and a part of a model's name: leave it out."),
     ] = None,
     context: Annotated[int | None, typer.Option("--context", min=1, help="Positions of the cache in C.")] = None,
-    dim: Annotated[
-        list[str] | None, typer.Option("--dim", metavar="NAME=SIZE", help="A size of a function's inputs; default: 1.")
-    ] = None,
+    dim: Dim = None,
     kv: KV = "f16",
 ) -> None:
     """Measure models with our backends and other engines, all in every round, beside the machine's limits.
@@ -92,8 +90,7 @@ def bench(
         paths = tuple((hub.pull(model, progress), tests) for model, tests in wanted)
     counts = tuple(_numbers(threads)) or (physical_cores(),)
     skipped = tuple((name, part) for name, _, part in (text.partition(":") for text in skip or []))
-    sizes = {name: _numbers(size)[0] for name, _, size in (text.partition("=") for text in dim or []) if size}
-    plan = suite.Plan(paths, tuple(names), counts, rounds, depth_rounds, programs, flags, skipped, context, sizes,
+    plan = suite.Plan(paths, tuple(names), counts, rounds, depth_rounds, programs, flags, skipped, context, sizes(dim),
                       {"kv": kv})  # fmt: skip
     about = machine.manifest(Roofline(), counts)
     results = suite.run(plan, note)

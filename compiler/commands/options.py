@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...errors import InfercError
+
 if TYPE_CHECKING:
     from ...runtime.model import Model
     from ..hub import Progress
@@ -34,6 +36,10 @@ Target = Annotated[
 ]
 Context = Annotated[int | None, typer.Option("--context", min=1, help="Positions of the cache; default: the model's.")]
 KV = Annotated[str, typer.Option("--kv", help="The cache: `f16`, or `q8_0` for about half its memory and reads.")]
+Dim = Annotated[
+    list[str] | None,
+    typer.Option("--dim", metavar="NAME=SIZE", help="A size of a function's inputs; default: its least."),
+]
 Tokens = Annotated[int, typer.Option("-n", "--tokens", min=1, help="Tokens to generate at most.")]
 Temperature = Annotated[float, typer.Option("--temp", min=0, help="Temperature; 0 takes the likeliest token.")]
 TopK = Annotated[int, typer.Option("--top-k", min=0, help="Sample from the K likeliest tokens; 0: all.")]
@@ -41,6 +47,17 @@ TopP = Annotated[float, typer.Option("--top-p", min=0, max=1, help="Sample from 
 MinP = Annotated[float, typer.Option("--min-p", min=0, max=1, help="Drop tokens less likely than P × the likeliest.")]
 Penalty = Annotated[float, typer.Option("--repetition-penalty", min=0.01, help="Above 1: repeat less.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same text; default: a new one.")]
+
+
+def sizes(given: list[str] | None) -> dict[str, int]:
+    """Sizes by name, of `Dim`. Raises InfercError for what is no NAME=SIZE."""
+    found = {}
+    for text in given or []:
+        name, _, size = text.partition("=")
+        if not name or not size.isdigit():
+            raise InfercError(f"--dim {text}: give NAME=SIZE, as in --dim n=64")
+        found[name] = int(size)
+    return found
 
 
 def note(text: str) -> None:

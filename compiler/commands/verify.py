@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ...errors import InfercError
-from .options import KV, ModelName, Threads, note, progress_bars
+from .options import KV, Dim, ModelName, Threads, note, progress_bars, sizes
 
 if TYPE_CHECKING:
-    from ..verification.verify import Report
+    from ..verification.report import Report
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +29,9 @@ def verify(
         str, typer.Option(help="Of `reference` (JAX in f32), `interpreter` (the IR's meaning), `c` and `xla`.")
     ] = "reference,interpreter,c,xla",
     targets: Annotated[
-        str, typer.Option(help="C targets; `all` is every one that this machine runs, with qemu and node too.")
+        str,
+        typer.Option(help="C targets, by target (`avx2`) or platform (`x86-64-v3`, `aarch64-linux`); `all` is every "
+                     "one that this machine runs, with qemu and node too."),  # fmt: skip
     ] = "native",
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Compare the result of every layer.")] = False,
     tokenizer: Annotated[bool, typer.Option("--tokenizer", help="Check that the tokenizer gives texts back.")] = False,
@@ -41,6 +43,7 @@ def verify(
     kl: Annotated[float, typer.Option(help="Most mean KL divergence allowed, in nats.", min=0)] = 0.05,
     top_1: Annotated[float, typer.Option("--top-1", help="Least agreement about the likeliest token.", min=0)] = 0.8,
     norm: Annotated[float, typer.Option(help="Most difference of a function, of the norm.", min=0)] = 0.01,
+    dim: Dim = None,
     threads: Threads = None,
     kv: KV = "f16",
     output: Annotated[Path | None, typer.Option("--json", help="Write what was found to this file.")] = None,
@@ -51,16 +54,17 @@ def verify(
     """
     from .. import hub
     from ..frontends import open_source
-    from ..verification import verify as engine
+    from ..verification.report import Wanted
     from ..verification.text import TEXT
+    from ..verification.verify import verify as compared
 
     with progress_bars() as progress:
         source = open_source(hub.pull(name, progress))
-    wanted = engine.Wanted(
+    wanted = Wanted(
         tuple(words(backends)), tuple(words(targets)), read_text(file) if file else TEXT, tokens, per_layer, tokenizer,
-        exact, kl, norm, top_1, kv, threads,
+        exact, kl, norm, top_1, kv, threads, sizes(dim),
     )  # fmt: skip
-    report = engine.verify(source, wanted, note)
+    report = compared(source, wanted, note)
     show(report, exact)
     if output:
         write(output, json.dumps(report.data(), indent=1) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,10 @@ from .measure import OP, REGION, Evaluation, Measured, layer_names
 
 COLOURS = ("#0b6e4f", "#c8553d", "#3d5a80", "#e0a030", "#7a5195", "#6c757d", "#2a9d8f", "#bc5090", "#ef8354", "#4d908e",
            "#577590", "#90be6d")  # fmt: skip
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1400px; margin: 1rem auto; padding: 0 1rem; }
+span { white-space: nowrap; }
+"""
 TRACED = 4  # generated tokens that a trace shows: all are alike
 
 
@@ -244,9 +249,11 @@ def flame(found: Sequence[Phase], title: str, plotly_js: bool | str = True) -> s
         colour = COLOURS[ops.index(op) % len(COLOURS)] if op else "#dddddd"
         boxes.append((key, label, parent, seconds * 1e3, _note(row) if row else "", colour))
 
+    total = sum(row.seconds for phase in found for row in phase.ops.values())
+    box("all", title, "", None, total)
     for phase in found:
         measured = sum(row.seconds for row in phase.ops.values())
-        box(phase.name, f"{phase.name}: {phase.tokens} tokens", "", None, measured)
+        box(phase.name, f"{phase.name}: {phase.tokens} tokens", "all", None, measured)
         for layer, row in phase.layers.items():
             box(f"{phase.name}/{layer}", layer, phase.name, row, row.seconds)
         for (layer, op, origin), row in phase.calls.items():
@@ -255,12 +262,28 @@ def flame(found: Sequence[Phase], title: str, plotly_js: bool | str = True) -> s
     ids, labels, parents, values, notes, colours = zip(*boxes)
     chart = graph_objects.Figure(graph_objects.Icicle(
         ids=ids, labels=labels, parents=parents, values=values, customdata=notes, branchvalues="total",
-        sort=False, marker={"colors": colours}, tiling={"orientation": "v"},
+        sort=False, marker={"colors": colours}, tiling={"orientation": "v"}, leaf={"opacity": 1.0},
+        texttemplate="%{label}<br>%{value:.2f} ms",
         hovertemplate="%{label}<br>%{value:.3f} ms<br>%{customdata}<extra></extra>",
     ))  # fmt: skip
-    chart.update_layout(title=title, margin={"t": 60, "l": 10, "r": 10, "b": 10}, height=800)
-    page: str = chart.to_html(include_plotlyjs=plotly_js, full_html=True)
-    return page
+    chart.update_layout(margin={"t": 10, "l": 10, "r": 10, "b": 10}, height=640,
+                        uniformtext={"minsize": 9, "mode": "hide"})  # fmt: skip
+    drawn = chart.to_html(include_plotlyjs=plotly_js, full_html=False, config={"displayModeBar": False})
+    about = ("Time in the ops' calls, each box as wide as its share: phases, their layers, the layers' ops, each kind "
+             "of op in a colour of its own. Click a box to see it alone, and the one above it to go back; a box tells "
+             "more when pointed at.")  # fmt: skip
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    return (f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><h1>inferc profile</h1>'
+            f"<p>{escape(title)}. {about}</p><p>{_legend(found, ops)}</p>{drawn}</body></html>\n")  # fmt: skip
+
+
+def _legend(found: Sequence[Phase], ops: Sequence[str]) -> str:
+    """The colour of each kind of op, with its share of the time, the most first."""
+    rows = [(op, row.seconds) for phase in found for (op, _), row in phase.ops.items()]
+    share = {op: sum(s for name, s in rows if name == op) / max(sum(s for _, s in rows), 1e-12) for op in ops}
+    marks = {op: f'<b style="color: {COLOURS[i % len(COLOURS)]}">■</b>' for i, op in enumerate(ops)}
+    ordered = sorted(ops, key=lambda op: -share[op])
+    return " ".join(f"<span>{marks[op]} {escape(op)} {100 * share[op]:.1f} %</span>" for op in ordered)
 
 
 def _note(row: Row) -> str:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...backends.c import evaluation
-from ...backends.c.lower import LOWERINGS, Lowering
 from ...errors import InfercError
 from ...runtime.model import load
 from ...runtime.session import physical_cores
@@ -20,87 +18,26 @@ from .. import driver
 from ..source import Source
 from . import compare, compiled, functions, tokenizers
 from .parting import Watch
-from .text import TEXT
+from .report import BACKENDS, Report, Run, Say, Wanted, nothing_compared
 
-BACKENDS = ("reference", "interpreter", "c", "xla")
 SINGLES = 8  # tokens that are evaluated one at a time on one thread as well
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is compared. `tokens` of `text` are evaluated; `kl` is the most that the mean divergence of any run from its
-    yardstick may be, in nats, and `top_1` the least part of positions with the same likeliest token, `norm` the most
-    that a function's outputs may be off, of their norm. With `exact` C
-    must have the interpreter's bits in every value that a kernel gives, and those of each other target."""
-
-    backends: tuple[str, ...] = BACKENDS
-    targets: tuple[str, ...] = ("native",)
-    text: str = TEXT
-    tokens: int = 64
-    per_layer: bool = False
-    tokenizer: bool = False
-    exact: bool = False
-    kl: float = 0.05
-    norm: float = 0.01
-    top_1: float = 0.8
-    kv: str = "f16"
-    threads: int | None = None
-    lowerings: Mapping[str, Lowering] = field(default_factory=lambda: LOWERINGS)  # a test breaks one
-
-
-@dataclass
-class Run:
-    """One backend's (and target's) logits against a yardstick's, and whether that is good enough."""
-
-    name: str
-    against: str
-    difference: compare.Difference
-    agreement: compare.Agreement | None
-    failures: list[str] = field(default_factory=list)
-    layers: list[dict[str, Any]] = field(default_factory=list)
-    parting: dict[str, Any] | None = None
-    lines: list[str] = field(default_factory=list)
-
-    def data(self) -> dict[str, Any]:
-        return {
-            "run": self.name, "against": self.against, "ok": not self.failures, "failures": self.failures,
-            "logits": self.difference.data(), **(self.agreement.data() if self.agreement else {}),
-            "layers": self.layers, "first_difference": self.parting,
-        }  # fmt: skip
-
-
-@dataclass
-class Report:
-    """All runs, what was left out and why, and the tokenizer's findings."""
-
-    model: str
-    tokens: int
-    runs: list[Run] = field(default_factory=list)
-    left_out: dict[str, str] = field(default_factory=dict)
-    tokenizer: dict[str, Any] | None = None
-
-    @property
-    def ok(self) -> bool:
-        return not any(run.failures for run in self.runs) and not (self.tokenizer or {}).get("failures")
-
-    def data(self) -> dict[str, Any]:
-        return {"model": self.model, "tokens": self.tokens, "ok": self.ok, "runs": [r.data() for r in self.runs],
-                "left_out": self.left_out, "tokenizer": self.tokenizer}  # fmt: skip
 
 
 def verify(source: Source, wanted: Wanted, say: Say = lambda line: None) -> Report:
     """Compares what `wanted` names on one text.
 
     The yardstick of a C target is the interpreter on the same module, or else the first target; that of the
-    interpreter, of XLA, and (for what activations in int8 cost) of the first C target is the reference. Raises
-    InfercError for an unknown backend or target, a function, and as compiling does.
+    interpreter, of XLA, and (for what activations in int8 cost) of the first C target is the reference. Layers and
+    exact bits of C are the interpreter's to judge, which is then run beside the reference, named or not. Raises
+    InfercError for an unknown backend or target, where nothing can be compared, and as compiling does.
     """
     if unknown := [b for b in wanted.backends if b not in BACKENDS]:
         raise InfercError(f"there is no backend {unknown[0]!r} to verify: choose of {', '.join(BACKENDS)}")
+    if {"reference", "c"} <= set(wanted.backends) and (wanted.per_layer or wanted.exact):
+        wanted = replace(wanted, backends=tuple(b for b in BACKENDS if b in (*wanted.backends, "interpreter")))
     if source.kind != "language":
-        return _function(source, wanted)
+        return functions.verify(source, wanted, say)
+    targets = compiled.chosen(wanted.targets)
     ids = _ids(source, wanted)
     report = Report(source.name, len(ids))
     logits: dict[str, np.ndarray] = {}
@@ -111,31 +48,11 @@ def verify(source: Source, wanted: Wanted, say: Say = lambda line: None) -> Repo
         if wanted.tokenizer:
             report.tokenizer = _tokenizer(source, wanted, Path(name))
         if {"c", "interpreter"} & set(wanted.backends):
-            _compiled(source, ids, wanted, Path(name), report, logits, layers, say)
+            _compiled(source, ids, wanted, targets, Path(name), report, logits, layers, say)
         if "xla" in wanted.backends:
-            _xla(source, ids, wanted, Path(name), report, logits, say)
-    return report
-
-
-def _function(source: Source, wanted: Wanted) -> Report:
-    """A function's outputs on random inputs. C is compared with the interpreter, all else with the reference."""
-    report = Report(source.name, 0)
-    with tempfile.TemporaryDirectory(prefix="inferc-verify-") as name:
-        targets = [t.name for t in compiled.chosen(wanted.targets)]
-        found, report.left_out = functions.outputs(source, wanted.backends, targets, Path(name))
-    for name, made in found.items():
-        exact = name.startswith("c/") and "interpreter" in found
-        for yardstick in ("interpreter", "reference") if exact else ("reference",):
-            if yardstick in found and yardstick != name:
-                run = Run(name, yardstick, functions.difference(found[yardstick], made), None)
-                off = run.difference.norm_rel
-                if not off <= wanted.norm:
-                    run.failures.append(f"it is off by {off:.3g} of the norm, at most {wanted.norm:g} is allowed")
-                if wanted.exact and yardstick == "interpreter" and not run.difference.equal:
-                    run.failures.append("its outputs have other bits than the interpreter's")
-                report.runs.append(run)
-    if not report.runs:
-        raise InfercError("nothing to compare: name two backends that can run here")
+            _xla(source, ids, wanted, Path(name), report, logits, layers, say)
+    if not report.runs and report.tokenizer is None:
+        raise nothing_compared(report)
     return report
 
 
@@ -192,23 +109,24 @@ def _reference(source: Source, ids: np.ndarray, report: Report, logits: dict[str
     logits["reference"], layers["reference"] = run(source, ids.tolist())
 
 
-def _compiled(source: Source, ids: np.ndarray, wanted: Wanted, folder: Path, report: Report,
-              logits: dict[str, np.ndarray], layers: dict[str, list[np.ndarray]], say: Say) -> None:  # fmt: skip
+def _compiled(source: Source, ids: np.ndarray, wanted: Wanted, targets: Sequence[compiled.CTarget], folder: Path,
+              report: Report, logits: dict[str, np.ndarray], layers: dict[str, list[np.ndarray]],
+              say: Say) -> None:  # fmt: skip
     threads = wanted.threads or physical_cores()
-    targets = compiled.chosen(wanted.targets)
     for target in targets:
-        if "c" in wanted.backends and (reason := evaluation.missing(target)):
-            report.left_out[f"c/{target.name}"] = reason
+        if "c" in wanted.backends and (reason := compiled.missing(target)):
+            report.left_out[f"c/{target.label}"] = reason
     context = min(source.trained, max(len(ids), 256))
     found = compiled.groups(source, targets, folder, context=context, chunk=len(ids), kv=wanted.kv,
                             lowerings=wanted.lowerings)  # fmt: skip
     first_c = ""
     for number, group in enumerate(found):
-        oracle = "interpreter" if number == 0 else f"interpreter of {group.targets[0].name}"
-        running = [t for t in group.targets if f"c/{t.name}" not in report.left_out and "c" in wanted.backends]
+        assert isinstance(group, compiled.LanguageGroup)
+        oracle = "interpreter" if number == 0 else f"interpreter of {group.targets[0].label}"
+        running = [t for t in group.targets if f"c/{t.label}" not in report.left_out and "c" in wanted.backends]
         for target in running:
-            say(f"c/{target.name}: {len(ids)} tokens")
-            logits[f"c/{target.name}"] = group.run(target, ids, threads=threads, step=len(ids))
+            say(f"c/{target.label}: {len(ids)} tokens")
+            logits[f"c/{target.label}"] = group.run(target, ids, threads=threads, step=len(ids))
         with_oracle = "interpreter" in wanted.backends
         if with_oracle:
             say(f"{oracle}: {len(ids)} tokens")
@@ -222,7 +140,7 @@ def _compiled(source: Source, ids: np.ndarray, wanted: Wanted, folder: Path, rep
                     run.layers = _layer_rows(names, layers["reference"], layers[oracle])
                 report.runs.append(run)
         for target in running:
-            name = f"c/{target.name}"
+            name = f"c/{target.label}"
             yardstick = oracle if with_oracle else first_c if first_c else "reference"
             first_c = first_c or name
             if yardstick in logits:
@@ -241,10 +159,10 @@ def _compiled(source: Source, ids: np.ndarray, wanted: Wanted, folder: Path, rep
                 report.runs[-1].failures.append(f"its logits have other bits than those of {first_c}")
 
 
-def _locate(group: compiled.Group, target: compiled.CTarget, ids: np.ndarray, threads: int, run: Run,
+def _locate(group: compiled.LanguageGroup, target: compiled.CTarget, ids: np.ndarray, threads: int, run: Run,
             expected: Sequence[np.ndarray], say: Say) -> None:  # fmt: skip
     """Observes every value of the target's program, and finds the first that is not the interpreter's."""
-    say(f"c/{target.name}: every value beside the interpreter's")
+    say(f"c/{target.label}: every value beside the interpreter's")
     trace = group.observe(target, ids, threads=threads)
     watch = Watch({run.name: trace}, group.layers)
     group.interpret(ids, watch.observe)
@@ -255,13 +173,10 @@ def _locate(group: compiled.Group, target: compiled.CTarget, ids: np.ndarray, th
             found = told.view(np.float32).reshape(want.shape)
             rows.append({"layer": layer.name, **compare.difference(want, found).data()})
     run.layers = rows
-    if parting := watch.partings.get(run.name):
-        run.parting, run.lines = parting.data(), parting.lines()
-    elif not run.difference.equal:
-        run.lines = ["no op's result differs: what differs is outside of the kernels, or only without an observer"]
+    run.located(watch)
 
 
-def _singles(group: compiled.Group, target: compiled.CTarget, ids: np.ndarray, whole: np.ndarray, run: Run,
+def _singles(group: compiled.LanguageGroup, target: compiled.CTarget, ids: np.ndarray, whole: np.ndarray, run: Run,
              wanted: Wanted, say: Say) -> None:  # fmt: skip
     """The promise about bits: the same logits token by token on one thread."""
     few = ids[:SINGLES]
@@ -271,15 +186,28 @@ def _singles(group: compiled.Group, target: compiled.CTarget, ids: np.ndarray, w
 
 
 def _xla(source: Source, ids: np.ndarray, wanted: Wanted, folder: Path, report: Report,
-         logits: dict[str, np.ndarray], say: Say) -> None:  # fmt: skip
+         logits: dict[str, np.ndarray], layers: Mapping[str, Sequence[np.ndarray]], say: Say) -> None:  # fmt: skip
     if "xla" not in driver.BACKENDS:
         report.left_out["xla"] = "this inferc has no such backend"
         return
     say("xla: compiling")
     path = folder / "xla.inferc"
     context = min(source.trained, max(len(ids), 256))
-    driver.compile_source(source, path, driver.Options(backend="xla", context=context, chunk=len(ids), kv=wanted.kv))
+    options = driver.Options(backend="xla", context=context, chunk=len(ids), kv=wanted.kv)
+    driver.compile_source(source, path, options)
     with load(path) as model:
         logits["xla"] = model.logits(ids.tolist())
-    if yardstick := next((name for name in logits if name != "xla"), ""):
-        report.runs.append(_against("xla", yardstick, logits, wanted))
+    yardstick = next((name for name in logits if name != "xla"), "")
+    if not yardstick:
+        return
+    report.runs.append(run := _against("xla", yardstick, logits, wanted))
+    if wanted.per_layer or run.failures:
+        from . import xla
+
+        say("xla: every value beside the interpreter's")
+        planned, count = driver.plan(source, options), len(ids)
+        dims = {"T": count, "R": count, "S": 1, "C": planned.context}
+        seen = xla.watched(planned.module, "step", compiled.step_inputs(planned, ids), dims)
+        if yardstick in layers:
+            run.layers = _layer_rows(list(seen.layers), layers[yardstick], list(seen.layers.values()))
+        run.found(seen.parting)
