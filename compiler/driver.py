@@ -54,8 +54,8 @@ class Options:
     evaluation takes; `kv` the dtype of the cache, one of the backend's `CACHES`. `tuning` is a file that `inferc tune`
     wrote, `dump_ir` a folder for the graph after every pass. All symbols of the generated code begin with `prefix`.
     `quant` rounds matrices of floats: those of a language model to a format of `quantizing.QUANTS`, and those that a
-    function multiplies with to one of `FUNCTION_QUANTS`. `emit` is the form of the output, of `emit.KINDS`; of all but "inferc", the `weights` are inside or beside it
-    (`emit.WEIGHTS`).
+    function multiplies with to one of `FUNCTION_QUANTS`. `emit` is the form of the output, of `emit.KINDS`; of all but
+    "inferc", the `weights` are inside or beside it (`emit.WEIGHTS`).
 
     For XLA: `platforms` are those that the artifact may run on, `compute` is the dtype that products multiply in,
     `slots` the most sessions at once, and `mesh` the devices that share a model and its replicas, as in `tp=2,dp=4`.

@@ -30,9 +30,10 @@ TABLE: Mapping[str, Rule] = {**ELEMENTWISE, **SHAPES, **NN}
 KEPT = (
     "linear.default", "layer_norm.default", "rms_norm.default", "scaled_dot_product_attention.default", "gelu.default",
     "silu.default", "batch_norm.default", "instance_norm.default", "group_norm.default", "matmul.default",
-    "hardswish.default", "hardsigmoid.default", "mish.default", "celu.default", "selu.default", "relu6.default", "softplus.default",
-    "log_softmax.int", "softmax.int", "upsample_bilinear2d.vec", "upsample_nearest2d.vec", "upsample_bicubic2d.vec",
-    "upsample_linear1d.vec", "upsample_nearest1d.vec", "upsample_trilinear3d.vec", "upsample_nearest3d.vec",
+    "hardswish.default", "hardsigmoid.default", "mish.default", "celu.default", "selu.default", "relu6.default",
+    "softplus.default", "log_softmax.int", "softmax.int", "upsample_bilinear2d.vec", "upsample_nearest2d.vec",
+    "upsample_bicubic2d.vec", "upsample_linear1d.vec", "upsample_nearest1d.vec", "upsample_trilinear3d.vec",
+    "upsample_nearest3d.vec",
     "_upsample_bilinear2d_aa.vec", "_upsample_bicubic2d_aa.vec", "adaptive_avg_pool2d.default",
     "pixel_shuffle.default", "dropout.default", "glu.default", "repeat_interleave.self_int", "max_pool2d.default",
     "elu.default", "leaky_relu.default", "unfold.default",

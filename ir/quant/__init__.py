@@ -8,7 +8,8 @@ from .rounding import ROUNDED, round_to_blocks
 from .values import dequantize
 
 __all__ = [
-    "DENSE", "DIRECT", "FORMATS", "RECODED", "ROUNDED", "ROWS", "SUM_GROUP", "Activation", "Fields", "Format", "computed",
+    "DENSE", "DIRECT", "FORMATS", "RECODED", "ROUNDED",
+    "ROWS", "SUM_GROUP", "Activation", "Fields", "Format", "computed",
     "decode_activation", "dequantize", "encode_activation", "fields", "is_direct", "known_shape", "pack",
-    "packed_bytes", "panel_bytes", "planes_of", "recode", "row_bytes", "unpack",
+    "packed_bytes", "panel_bytes", "planes_of", "recode", "round_to_blocks", "row_bytes", "unpack",
 ]  # fmt: skip
