@@ -72,7 +72,7 @@ def compile_command(
     context: Context = None,
     kv: KV = "f16",
     quant: Annotated[
-        str | None, typer.Option(help="Round float matrices: `q8_0`, `q6_k`, `q5_k`, `q4_k`, `q4_0`, …")
+        str | None, typer.Option(help="Round float matrices: `q8_0`, `q6_k`, `q5_k`, `q4_k`, `q4_0`, `bf16`, …")
     ] = None,
     tuning: Annotated[Path | None, typer.Option(help="Block sizes that `inferc tune` wrote.")] = None,
     dump_ir: Annotated[Path | None, typer.Option(help="A folder for the graph after every pass.")] = None,

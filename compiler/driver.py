@@ -42,6 +42,8 @@ from .text.patterns import Unsupported
 from .text.tables import text_tables
 
 SOURCE_FILES = (".json", ".jinja", ".safetensors")  # what a folder's artifact is made of
+# What the matrices of a function may be rounded to; with all but bf16 the activations become int8 as it runs.
+FUNCTION_QUANTS = ("bf16", "q8_0", "q6_k", "q5_k", "q4_k")
 CACHES = {"c": ("f16", "q8_0"), "xla": ("f16", "bf16", "f32", "q8_0")}  # dtypes of the KV cache, by backend
 
 
@@ -53,8 +55,9 @@ class Options:
     most positions a session may hold, at most and by default the model's own; `chunk` the most tokens that one
     evaluation takes; `kv` the dtype of the cache, one of the backend's `CACHES`. `tuning` is a file that `inferc tune`
     wrote, `dump_ir` a folder for the graph after every pass. All symbols of the generated code begin with `prefix`.
-    `emit` is the form of the output, of `emit.KINDS`; of all but "inferc", the `weights` are inside or beside it
-    (`emit.WEIGHTS`).
+    `quant` rounds matrices of floats: those of a language model to a format of `quantizing.QUANTS`, and those that a
+    function multiplies with to one of `FUNCTION_QUANTS`. `emit` is the form of the output, of `emit.KINDS`; of all but
+    "inferc", the `weights` are inside or beside it (`emit.WEIGHTS`).
 
     For XLA: `platforms` are those that the artifact may run on, `compute` is the dtype that products multiply in,
     `slots` the most sessions at once, and `mesh` the devices that share a model and its replicas, as in `tp=2,dp=4`.
@@ -177,7 +180,7 @@ def plan(source: Source, options: Options) -> Plan:
     if options.kv not in (caches := CACHES[options.backend]):
         raise InfercError(f"a cache cannot be {options.kv!r}: choose one of {', '.join(caches)}")
     try:
-        passes_for = replace(backend.ir, cache=DTYPES[options.kv])
+        passes_for = replace(backend.ir, cache=DTYPES[options.kv], rounded=_function_quant(source, options))
         module = run_passes(source.build(context, chunk), passes_for, options.dump_ir)
         lowered = backend.lower(module, name=source.name, prefix=options.prefix, context=context, chunk=chunk)
     except IRError as error:
@@ -187,17 +190,27 @@ def plan(source: Source, options: Options) -> Plan:
     return Plan(source, options, module, lowered, context, chunk)
 
 
-def open_model(path: Path, quant: str | None = None) -> Source:
-    """The model at `path`, its float matrices in the format `quant` where one is named.
+def _function_quant(source: Source, options: Options) -> str:
+    """The format that the matrices of a function are rounded to, "" for none. Raises InfercError for one that functions
+    do not have."""
+    if options.quant is None or source.kind == "language":
+        return ""
+    if options.quant not in FUNCTION_QUANTS:
+        raise InfercError(f"{source.name}: the matrices of a function cannot be {options.quant!r:.30}: choose one of "
+                          f"{', '.join(FUNCTION_QUANTS)}")  # fmt: skip
+    if options.backend != "c":
+        raise InfercError(f"{source.name}: a function is rounded to {options.quant} by the backend c alone; with xla "
+                          "say compute=\"bf16\"")  # fmt: skip
+    return options.quant
 
-    Raises InfercError as its front end does, and for a quantisation that is unknown or asked of a function.
+
+def open_model(path: Path, quant: str | None = None) -> Source:
+    """The model at `path`, the float matrices of a language model in the format `quant` where one is named.
+
+    Raises InfercError as its front end does, and for a quantisation that is unknown.
     """
     source = open_source(path)
-    if quant is None:
-        return source
-    if not isinstance(source, LanguageSource):
-        raise InfercError(f"{path} is a function: only language models can be quantised by name")
-    return quantized(source, quant)
+    return quantized(source, quant) if quant is not None and isinstance(source, LanguageSource) else source
 
 
 def plan_model(path: Path, **options: Any) -> Plan:

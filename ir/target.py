@@ -18,7 +18,8 @@ class Target:
     `activations` maps a weight dtype's name to the dtype its activations are quantised to; weights that it leaves out
     take f32. `ops` names the ops that have a kernel, if any are named; others are decomposed where they can be.
     `weight_layout` packs linear weights ("" leaves them row-major). `fusions` names the fusion rules allowed.
-    `page` is the number of positions by which a cache grows, 0 where it is allocated whole. `tuning` is for the backend
+    `page` is the number of positions by which a cache grows, 0 where it is allocated whole. `rounded` names the
+    format that the matrices of a function are rounded to, "" for none. `tuning` is for the backend
     alone: sizes that change no bit and no pass.
     """
 
@@ -31,6 +32,7 @@ class Target:
     cache: DType = f16
     compute: DType = f32
     page: int = 0
+    rounded: str = ""
     tuning: object = None
 
     def activation(self, weight: DType) -> DType | None:

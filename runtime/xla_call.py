@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,9 @@ def keep_compiled(folder: Path | None = None) -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
-def has_64_bits() -> bool:
-    """Whether jax keeps 64 bits where a program has them."""
-    return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+def widths(wide: bool) -> AbstractContextManager[Any]:
+    """Within it jax keeps the 64 bits that a program has; else it goes by what the user told it."""
+    return jax.enable_x64(True) if wide else nullcontext()
 
 
 def dtype_of(element: str) -> Any:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InfercError
 from . import xla_call
 from .artifact import Artifact
 from .xla_call import TensorType, jax
@@ -26,27 +25,29 @@ class Engine:
         xla_call.keep_compiled()
         self.target, devices = find(artifact.manifest["platforms"], target, artifact.path)
         (group,) = groups(devices, 1, 1, artifact.path)
-        self._weights = Weights(artifact, group)
         program = artifact.manifest["programs"][0]
         given, results = ([(t["shape"], t["element"]) for p in program[key] for t in p["tensors"]]
                           for key in ("inputs", "outputs"))  # fmt: skip
-        operands: list[TensorType] = [*given, *self._weights.types("weight")]
-        if not xla_call.has_64_bits() and any(e in WIDE for _, e in [*operands, *results]):
-            raise InfercError(f"{artifact.path} computes with 64 bits: set jax_enable_x64 of jax before loading it")
-        call = xla_call.exported(artifact.read(program["file"]), operands, results, self.target).call
-        place = group.place()
-        self._compiled = (
-            jax.jit(call, in_shardings=(place,) * len(operands), out_shardings=(place,) * len(results))
-            .lower(*xla_call.structs(operands, [place] * len(operands)))
-            .compile(compiler_options=xla_call.options(self.target))
-        )
+        weights = [t["element"] for p in artifact.manifest["inputs"] for t in p["tensors"]]
+        self._wide = any(e in WIDE for e in (*(e for _, e in [*given, *results]), *weights))
+        with xla_call.widths(self._wide):
+            self._weights = Weights(artifact, group)
+            operands: list[TensorType] = [*given, *self._weights.types("weight")]
+            call = xla_call.exported(artifact.read(program["file"]), operands, results, self.target).call
+            place = group.place()
+            self._compiled = (
+                jax.jit(call, in_shardings=(place,) * len(operands), out_shardings=(place,) * len(results))
+                .lower(*xla_call.structs(operands, [place] * len(operands)))
+                .compile(compiler_options=xla_call.options(self.target))
+            )
         self._given = [xla_call.dtype_of(element) for _, element in given]
 
     def run(self, inputs: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
         """The outputs, given contiguous inputs of the right dtypes and shapes; bf16 is uint16 on both sides."""
         arrays = [a.view(d) if a.dtype != d else a for a, d in zip(inputs, self._given)]
-        results: Sequence[Any] = self._compiled(*arrays, *self._weights.arrays)
-        found = map(np.asarray, results)
+        with xla_call.widths(self._wide):
+            results: Sequence[Any] = self._compiled(*arrays, *self._weights.arrays)
+            found = [np.asarray(r) for r in results]
         return [a.view(np.uint16) if a.dtype.name == "bfloat16" else a for a in found]
 
     def close(self) -> None:

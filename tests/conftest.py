@@ -12,6 +12,18 @@ from inferc.backends.c import toolchain
 GOLDEN = Path(__file__).parent / "golden"
 
 
+class PlainRoot:
+    """The root is collected as a folder, not as a package, so that a checkout may have any name, with dashes too."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        return pytest.Dir.from_parent(parent, path=path) if path == Path(__file__).parent.parent else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(PlainRoot())
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak-seconds", type=int, default=2, help="how long the tests of test_soak.py go on")
     parser.addoption("--update-golden", action="store_true", help="write golden files instead of comparing")

@@ -27,13 +27,11 @@ VERSION = "1.23.2"  # of the package whose tests these are
 
 # Why an operator is not tested. What a case is excluded for follows from its graph alone.
 DATA_DEPENDENT = {"Compress", "NonZero", "NonMaxSuppression", "Unique", "ImageDecoder"}
-RANDOM = {"Bernoulli", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial"}
 TRAINING = {"Adagrad", "Adam", "Momentum", "Gradient"}
 SEQUENCES = {"SequenceMap", "SequenceConstruct", "SequenceEmpty", "SequenceAt", "SequenceErase", "SequenceInsert",
              "SequenceLength", "SplitToSequence", "ConcatFromSequence", "Optional", "OptionalGetElement",
              "OptionalHasElement"}  # fmt: skip
-REASONS = ("strings", "sequences and optionals", "training", "random numbers", "data-dependent shapes",
-           "sub-byte and fp8 types")  # fmt: skip
+REASONS = ("strings", "sequences and optionals", "training", "data-dependent shapes", "sub-byte and fp8 types")
 
 # Results are compared as the package does, by each case's rtol (1e-3) and atol (1e-7), with these exceptions.
 HALF_ULPS = {"float16": 2.0**-9, "bfloat16": 2.0**-6}  # relative: two units in the last place, more than 1e-3 is
@@ -127,8 +125,6 @@ def _excluded(model: ModelProto) -> str:
         return "sequences and optionals"
     if operators & TRAINING:
         return "training"
-    if operators & RANDOM:
-        return "random numbers"
     if operators & DATA_DEPENDENT:
         return "data-dependent shapes"
     return "sub-byte and fp8 types" if types - set(ELEMENT_TYPES) - {TensorProto.UNDEFINED} else ""

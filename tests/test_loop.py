@@ -464,7 +464,8 @@ def test_refused(made: Case, message: str) -> None:
 def test_every_op_has_a_kernel_or_becomes_ops_that_have() -> None:
     """What neither computes in C is stated here: control flow, and what `Module.prepare` does."""
     left = {name for name, op in OPS.items() if name not in LOWERINGS and op.decompose is None}
-    assert left == {"input", "constant", "call", "cond", "while", "scan", "pack", "unpack", "concat_rows", "recode"}
+    assert left == {"input", "constant", "call", "cond", "while", "scan", "pack", "unpack", "concat_rows", "recode",
+                    "encode"}
 
 
 # ---- sanitizers -----------------------------------------------------------------------------------------------------

@@ -218,11 +218,12 @@ def test_the_reference_interpreter_agrees(family):
 
 
 def test_every_op_is_covered():
-    """Each has a row, or a decomposition that reaches rows; and each is in a case above."""
+    """Each has a row, or a decomposition that reaches rows; and each is in a case above. But one, by which matrices are
+    rounded in `Module.prepare` and which is C's alone."""
     lacking = {name for name, o in OPS.items() if name not in LOWERINGS and not o.decompose}
-    assert not lacking
+    assert lacking == {"encode"}
     tested = {n.op.name for make in FAMILIES.values() for c in make().values() for n in c.graph.nodes()}
-    assert set(OPS) - tested == set(), "these ops are in no case"
+    assert set(OPS) - tested == lacking, "these ops are in no case"
 
 
 def test_parts_lose_nothing():

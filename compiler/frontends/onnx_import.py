@@ -21,6 +21,7 @@ from ...ir.interpret import run as run_graph
 from ...ir.interpret import to_array
 from ...ir.types import DTYPES, Dim, DType, Expr, Type, array_shape, i64, symbol
 from .arrays import CONSTANT_BYTES, Array, Body, as_bits, concatenate, dtype_of, numpy_of
+from .refused import onnx_advice
 
 LARGEST_DIM = 1 << 16  # what a dimension without a given bound may be
 FOLDED = 1 << 14  # elements of a tensor that is computed while importing
@@ -310,7 +311,7 @@ class Importer:
             function.ParseFromString(text)
             return self.inline(function, node, call.operands, call.frame)
         raise InfercError(
-            f"{call.where}: the operator {node.op_type} is not supported; docs/onnx.md lists those that are"
+            f"{call.where}: the operator {node.op_type} is not supported; {onnx_advice(node.op_type)}"
         )
 
     def _type(self, tensor: Tensor | None) -> TypeProto:

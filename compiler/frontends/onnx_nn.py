@@ -151,25 +151,31 @@ def max_pool(c: Call) -> list[Array]:
     y = windows(x, "max", kernel, strides, dilation, low, after)
     if not c.wants(1):
         return [y]
-    lowest = x.like(-math.inf if x.dtype.is_float else np.iinfo(x.dtype.numpy).min)
-    n = len(kernel)
-    padded = x.pad([0, 0, *low], [0, 0, *after], lowest)
     places = place_of(c, x, bool(c.attr("storage_order")))
-    places = places.pad([0, 0, *low], [0, 0, *after], 0)
-    values, indices = [], []
-    spans = [(size - 1) * s + 1 for size, s in zip(y.shape[2:], strides)]
+    return [y, greatest_place(x, places, y.shape[2:], kernel, strides, dilation, low, after)]
+
+
+def greatest_place(x: Array, places: Array, counts: Sequence[Dim], kernel: Sequence[int], strides: Sequence[int],
+                   dilation: Sequence[int], low: Sequence[Dim], high: Sequence[Dim]) -> Array:  # fmt: skip
+    """Of each window the place of its greatest element, the first of equals, or of its last NaN. `places` has a number
+    for each element of x, none negative; `counts` are the windows along each spatial axis."""
+    lowest = x.like(-math.inf if x.dtype.is_float else np.iinfo(x.dtype.numpy).min)
+    padded = x.pad([0, 0, *low], [0, 0, *high], lowest)
+    places = places.pad([0, 0, *low], [0, 0, *high], -1)
+    best = index = None
     for offset in product(*(range(k) for k in kernel)):
-        cut, where_ = padded, places
-        for i in range(n):
+        value, place = padded, places
+        for i, count in enumerate(counts):
             first = offset[i] * dilation[i]
-            cut, where_ = (a.slice(2 + i, first, first + spans[i], strides[i]) for a in (cut, where_))
-        values.append(cut)
-        indices.append(where_)
-    best, index = values[0], indices[0]
-    for value, place in zip(values[1:], indices[1:]):
-        better = value > best
+            last = first + (count - 1) * strides[i] + 1
+            value, place = (a.slice(2 + i, first, last, strides[i]) for a in (value, place))
+        if best is None or index is None:
+            best, index = value, place
+            continue
+        better = (place >= 0) & ((value > best) | value.compare("ne", value) | (index < 0))
         best, index = where(better, value, best), where(better, place, index)
-    return [y, index]
+    assert index is not None
+    return index
 
 
 def place_of(c: Call, x: Array, column_major: bool) -> Array:
@@ -216,6 +222,16 @@ def col2im(c: Call) -> Array:
     n = len(image)
     strides, dilation = c.attr("strides") or [1] * n, c.attr("dilations") or [1] * n
     pads = c.attr("pads") or [0] * (2 * n)
+    return blocks_added(x, image, block, strides, dilation, pads)
+
+
+def blocks_added(x: Array, image: Sequence[int], block: Sequence[int], strides: Sequence[int], dilation: Sequence[int],
+                 pads: Sequence[int]) -> Array:  # fmt: skip
+    """x[batch, channels * block..., blocks] -> [batch, channels, image...], every block added where it came from.
+
+    `pads` are those before each axis, then those after.
+    """
+    n = len(image)
     padded = [s + pads[i] + pads[n + i] for i, s in enumerate(image)]
     count = [(p - (k - 1) * d - 1) // s + 1 for p, k, s, d in zip(padded, block, strides, dilation)]
     batch, channels = x.shape[0], x.shape[1] // prod(block)

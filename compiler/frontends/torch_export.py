@@ -29,10 +29,11 @@ TABLE: Mapping[str, Rule] = {**ELEMENTWISE, **SHAPES, **NN}
 # Kept whole where torch would decompose them: what the IR has an op for, or is said better than in core ATen.
 KEPT = (
     "linear.default", "layer_norm.default", "rms_norm.default", "scaled_dot_product_attention.default", "gelu.default",
-    "silu.default", "batch_norm.default", "group_norm.default", "matmul.default", "hardswish.default",
-    "hardsigmoid.default", "mish.default", "celu.default", "selu.default", "relu6.default", "softplus.default",
-    "log_softmax.int", "softmax.int", "upsample_bilinear2d.vec", "upsample_nearest2d.vec", "upsample_bicubic2d.vec",
-    "upsample_linear1d.vec", "upsample_nearest1d.vec", "upsample_trilinear3d.vec", "upsample_nearest3d.vec",
+    "silu.default", "batch_norm.default", "instance_norm.default", "group_norm.default", "matmul.default",
+    "hardswish.default", "hardsigmoid.default", "mish.default", "celu.default", "selu.default", "relu6.default",
+    "softplus.default", "log_softmax.int", "softmax.int", "upsample_bilinear2d.vec", "upsample_nearest2d.vec",
+    "upsample_bicubic2d.vec", "upsample_linear1d.vec", "upsample_nearest1d.vec", "upsample_trilinear3d.vec",
+    "upsample_nearest3d.vec",
     "_upsample_bilinear2d_aa.vec", "_upsample_bicubic2d_aa.vec", "adaptive_avg_pool2d.default",
     "pixel_shuffle.default", "dropout.default", "glu.default", "repeat_interleave.self_int", "max_pool2d.default",
     "elu.default", "leaky_relu.default", "unfold.default",

@@ -15,6 +15,7 @@ from ...errors import InfercError
 from ...ir.graph import IRError, Origin, Weight
 from ...ir.types import DTYPES, Dim, DType, Sym, Type, bf16, dim_max, dim_min, floordiv, mod, symbol
 from .arrays import Array, Body
+from .refused import torch_advice
 
 OF_TORCH: Mapping[torch.dtype, DType] = {
     torch.float32: DTYPES["f32"], torch.float16: DTYPES["f16"], torch.bfloat16: DTYPES["bf16"],
@@ -201,7 +202,7 @@ class Importer:
         rule = self.table.get(overload) or self.table.get(name)
         if rule is None:
             raise Unsupported(
-                f"{self.located(node)}: the operation {overload} is not supported; docs/pytorch.md lists those that are"
+                f"{self.located(node)}: the operation {overload} is not supported; {torch_advice(name)}"
             )
         call = Call(self, node, self._bound(node, values))
         path = ".".join(str(m[0]) for m in (node.meta.get("nn_module_stack") or {}).values()) or node.name

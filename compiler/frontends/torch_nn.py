@@ -11,7 +11,7 @@ import numpy as np
 from ...ir.types import Dim, boolean, f32, f64, i64
 from .arrays import Array, concatenate, where
 from .onnx_elementwise import wide
-from .onnx_nn import convolution, windows
+from .onnx_nn import blocks_added, convolution, greatest_place, windows
 from .onnx_sampling import combined, sample_grid, taps
 from .products import dot, is_weight, linear, matmul
 from .torch_elementwise import norm_of
@@ -136,6 +136,19 @@ def batch_norm(c: Call) -> Array | tuple[Array, ...]:
     return (y, none, none) if len(c.results) > 1 else y
 
 
+def instance_norm(c: Call) -> Array | tuple[Array, ...]:
+    """Of each channel of each element of the batch, unless it has statistics that were stored."""
+    if not c.use_input_stats:
+        return batch_norm(c)
+    x = c.input
+    w = x if x.dtype == f64 else x.astype(f32)
+    mean, variance = _moments(w, range(2, x.rank))
+    y = (w - mean) / (variance + c.get("eps", 1e-5)).sqrt()
+    y = y if c.get("weight") is None else y * _channelwise(y, c.weight.astype(y.dtype))
+    y = y if c.get("bias") is None else y + _channelwise(y, c.bias.astype(y.dtype))
+    return y.astype(x.dtype)
+
+
 def group_norm(c: Call) -> Array | tuple[Array, ...]:
     x = c.input
     groups = c.get("group", c.get("num_groups"))
@@ -209,10 +222,14 @@ def max_pool(n: int, indices: bool) -> Rule:
     def rule(c: Call) -> Array | tuple[Array, ...]:
         x, kernel, strides, dilation, low, high = _pool(c, n)
         y = windows(x, "max", kernel, strides, dilation, low, high)
-        y = y.reshape(*c.shape)
         if not indices:
-            return y
-        return y, _no_indices(c)
+            return y.reshape(*c.shape)
+        place, step = c.body.full(x.shape, 0, i64), c.body.dim(1)
+        for axis in reversed(range(2, x.rank)):
+            place = place + c.body.iota(x.shape, axis) * step
+            step = step * c.body.dim(x.shape[axis])
+        found = greatest_place(x, place, y.shape[2:], kernel, strides, dilation, low, high)
+        return y.reshape(*c.shape), found.reshape(*c.shape)
 
     return rule
 
@@ -270,6 +287,13 @@ def adaptive_max(n: int) -> Rule:
         return x, _no_indices(c)
 
     return rule
+
+
+def col2im(c: Call) -> Array:
+    x = c.self if c.self.rank == 3 else c.self.unsqueeze(0)
+    settings = (_each(c.get(name), 2) for name in ("stride", "dilation"))
+    pads = _each(c.padding, 2)
+    return blocks_added(x, c.output_size, c.kernel_size, *settings, [*pads, *pads]).reshape(*c.shape)
 
 
 # --- Resampling ---
@@ -346,6 +370,7 @@ NN: Mapping[str, Rule] = {
     "convolution": convolution_, "layer_norm": layer_norm, "native_layer_norm": layer_norm, "rms_norm": rms_norm,
     "batch_norm": batch_norm,
     "_native_batch_norm_legit_no_training": batch_norm, "native_batch_norm": batch_norm, "group_norm": group_norm,
+    "instance_norm": instance_norm, "col2im": col2im,
     "native_group_norm": group_norm, "scaled_dot_product_attention": attention,
     "max_pool1d": max_pool(1, False), "max_pool2d": max_pool(2, False), "max_pool3d": max_pool(3, False),
     "max_pool1d_with_indices": max_pool(1, True), "max_pool2d_with_indices": max_pool(2, True),

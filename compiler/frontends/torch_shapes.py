@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -174,15 +175,14 @@ def gather(c: Call) -> Array:
     return taken_along(c.self, c.index.astype(i64), c.dim)
 
 
-KINDS = {"sum": "add", "add": "add", "prod": "mul", "multiply": "mul", "amax": "max", "amin": "min", None: "set"}
+KINDS = {"sum": "add", "add": "add", "mean": "add", "prod": "mul", "multiply": "mul", "amax": "max", "amin": "min",
+         None: "set"}  # fmt: skip
 
 
 def scatter(c: Call) -> Array:
     x, kind = c.self, c.get("reduce")
     if not x.rank:
         return operand(c, "src" if "src" in c.arguments else "value", x.dtype).reshape(())
-    if kind == "mean" or not c.get("include_self", True):
-        raise c.error("this reduction of scatter is not supported; use sum, prod, amax or amin with the values there")
     places = c.index.astype(i64)
     if "src" in c.arguments:
         source = c.src.astype(x.dtype)
@@ -194,7 +194,28 @@ def scatter(c: Call) -> Array:
     parts = [places if i == axis else c.body.iota(places.shape, i) for i in range(x.rank)]
     address = concatenate([p.unsqueeze(-1) for p in parts], -1)
     name = "add" if "scatter_add" in str(c.node.target) else KINDS[kind]
-    return scattered(x, address, source, name)
+    own = c.get("include_self", True)
+    if own and kind != "mean":
+        return scattered(x, address, source, name)
+    counts = scattered(c.body.full(x.shape, 0, i64), address, c.body.full(places.shape, 1, i64), "add")
+    if not own:
+        x = where(counts > 0, x.like(_identity(name, x)), x)
+    y = scattered(x, address, source, name)
+    if kind != "mean":
+        return y
+    counts = (counts + 1 if own else counts.maximum(1)).astype(x.dtype)
+    return y / counts if x.dtype.is_float else y.floordiv(counts)
+
+
+def _identity(kind: str, x: Array) -> float | int:
+    """What a reduction begins with."""
+    if kind in ("add", "mul"):
+        return int(kind == "mul")
+    sign = -1 if kind == "max" else 1
+    if x.dtype.is_float:
+        return sign * math.inf
+    limits = np.iinfo(x.dtype.numpy)
+    return int(limits.min if sign < 0 else limits.max)
 
 
 def flip(c: Call) -> Array:

@@ -168,7 +168,7 @@ def _with_rows(node: Node, inputs: tuple[Value, ...], changed: Mapping[Node, Nod
 # ---- scales and shifts ----------------------------------------------------------------------------------------------
 
 
-def _vector(value: Value, channels: Any, fixed: set[Node]) -> Value | None:
+def vector_of(value: Value, channels: Any, fixed: set[Node]) -> Value | None:
     """The one number per channel (the last axis) that a fixed value has, or None."""
     node = value.node
     if node not in fixed or value.dtype != f32:
@@ -211,7 +211,7 @@ def _scaled(graph: Graph) -> Graph:
         channels = y.shape[-1]
         while (step := user.get(y)) is not None and step.op.name in AFFINE:
             left = step.inputs[0] == y
-            vector = _vector(step.inputs[1 if left else 0], channels, fixed)
+            vector = vector_of(step.inputs[1 if left else 0], channels, fixed)
             if vector is None or step.inputs[0] == step.inputs[1] or not left and step.op.name == "div":
                 break
             name = step.op.name

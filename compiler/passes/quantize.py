@@ -1,4 +1,4 @@
-"""The dtypes that the target computes in: of activations before products, and of caches.
+"""The dtypes that the target computes in: of a function's matrices, activations before products, and caches.
 
 The one lossy pass.
 """
@@ -12,13 +12,15 @@ from ...ir.ops import OPS, STATE_USES
 from ...ir.rewrite import cse
 from ...ir.target import Target
 from ...ir.types import Type, f32
+from . import rounding
 from .hoist import hoist
 
 QUANTISED = {"linear", "expert_linear"}  # the ops that take a quantised activation, and then a weight
 
 
 def run(module: Module, target: Target) -> Module:
-    """Inserts `quantize` once per activation and dtype, and retypes caches."""
+    """Rounds the matrices of functions, inserts `quantize` once per activation and dtype, and retypes caches."""
+    module = rounding.run(module, target)
 
     @cache
     def caches(graph: Graph) -> frozenset[Node]:

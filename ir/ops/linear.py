@@ -125,6 +125,12 @@ def _infer_concat_rows(*types: Type) -> Types:
     return (Type((sum((w.shape[0] for w in types), 0), types[0].shape[1]), types[0].dtype),)
 
 
+def _infer_encode(w: Type, *, dtype: DType) -> Types:
+    expect(w.rank == 2 and w.dtype == f32 and not w.layout, f"takes f32[N, K], not {w}")
+    expect(dtype.name in quant.ROUNDED, f"dtype must be one of {', '.join(quant.ROUNDED)}, not {dtype}")
+    return (Type(w.shape, dtype),)
+
+
 def _infer_recode(w: Type) -> Types:
     expect(w.dtype.name in quant.RECODED and not w.layout, f"takes a row-major weight in grid points, not {w}")
     return (Type(w.shape, quant.computed(w.dtype)),)
@@ -193,5 +199,7 @@ LINEAR = (
     Op("pack", _infer_pack, lambda types, w, layout: (quant.pack(types[0], w),), attributes=(("layout", "panel16"),)),
     Op("unpack", _infer_unpack, lambda types, w: (quant.unpack(types[0], w),)),
     Op("concat_rows", _infer_concat_rows, lambda types, *ws: (np.concatenate(ws),)),
+    Op("encode", _infer_encode, lambda types, w, dtype: (quant.round_to_blocks(dtype.name, w),),
+       attributes=(("dtype", REQUIRED),)),
     Op("recode", _infer_recode, lambda types, w: (quant.recode(types[0].dtype, w),)),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Weights to K-quants by rounding to nearest: f32 → raw blocks.
+"""Weights to block formats by rounding to nearest: f32 → raw blocks.
 
 A group's scale spans its range exactly; scales and mins are rounded next, and then the values, against the scale and
 min as they are stored. No weighting and no search: what a file quantised with an importance matrix does better.
@@ -12,20 +12,31 @@ from numpy.typing import NDArray
 from ..types import DTYPES
 from .formats import FORMATS, SCALES, Bytes, Format, Raw, put_together
 
-ROUNDED = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+ROUNDED = ("q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 
 
 def round_to_blocks(dtype: str, values: NDArray[np.float32]) -> Bytes:
-    """values f32 [..., K] → raw uint8 [..., K / 256 * block_bytes] of a K-quant.
+    """values f32 [..., K] → raw uint8 [..., K / block * block_bytes] of a dtype of ROUNDED.
 
-    Raises ValueError for another dtype or a K that is no multiple of 256.
+    Raises ValueError for another dtype or a K that is no multiple of its block.
     """
     if dtype not in ROUNDED or values.shape[-1] % DTYPES[dtype].block:
         raise ValueError(f"{list(values.shape)} cannot be rounded to {dtype}")
     fmt = FORMATS[dtype]
     groups = values.reshape(*values.shape[:-1], -1, fmt.groups, fmt.group)
-    make = _with_mins if fmt.mins else _centred
-    return put_together(fmt, make(fmt, groups))
+    make = _signed if dtype == "q8_0" else _with_mins if fmt.mins else _centred
+    parts = make(fmt, groups)
+    return put_together(fmt, parts).reshape(*values.shape[:-1], -1)
+
+
+def _signed(fmt: Format, x: NDArray[np.float32]) -> Raw:
+    """Steps of 1/127 of a group's largest magnitude, against the scale before it is stored, halves away from zero: as
+    gguf does."""
+    d = np.abs(x).max(-1) / np.float32(127)
+    inverse = _quotient(np.ones_like(d), d)[..., None]
+    steps = x * inverse
+    q = np.copysign(np.floor(np.abs(steps) + np.float32(0.5)), steps).astype(np.int8)
+    return Raw(q.view(np.uint8).reshape(*q.shape[:-2], -1), _bits(_half(d[..., 0])), None, None)
 
 
 def _centred(fmt: Format, x: NDArray[np.float32]) -> Raw:
