@@ -2,7 +2,8 @@
 
 For few tokens a product is a multiplication and one reduction, in which weights are unpacked where they are read: one
 kernel, and of memory exactly the packed bytes. For many tokens the weight is widened first and multiplied by the
-device's matrix product: XLA then writes the wide weight to memory, which many tokens share.
+device's matrix product: XLA then writes the wide weight to memory, which many tokens share. In between, programs for
+NVIDIA GPUs alone have kernels of their own (`triton.py`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from ...ir.graph import IRError
 from ...ir.numerics.linear import SMALLEST
 from ...ir.types import ACTIVATION_SIZES, Type, f32
+from . import triton
 from .blocks import multiplied, widen
 from .context import Context, Lowering, Step, Value
 from .text import Tensor, Writer, element_of
@@ -25,6 +27,8 @@ def product(step: Step, x: Value, x_type: Type, weight: Value, weight_type: Type
     if weight_type.dtype.name in (compute, "f32"):
         return w.dot(w.convert(wide, compute), w.convert(weight[0], compute), ((1,), (1,)), element="f32")
     if tokens > FEW:
+        if step.context.platform == "cuda" and triton.fits(weight_type, tokens):
+            return triton.product(w, weight_type, weight, w.convert(wide, compute))
         rows = w.convert(widen(w, weight_type, weight), compute)
         return w.dot(w.convert(wide, compute), rows, ((1,), (1,)), element="f32")
     if weight_type.dtype.is_block:
