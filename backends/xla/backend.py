@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from ...errors import InfercError
 from ...ir.graph import Module
 from ...ir.target import Target
 from ...ir.types import Type
-from . import embedding, greedy, mesh, program, target
+from . import embedding, greedy, mesh, program, target, triton
+from .linear import FEW
 from .parts import split
 from .portable import VERSION, serialize
 from .program import Program, Spec
 
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+CUDA = "cuda"
+PLATFORMS = ("cpu", CUDA, "rocm", "tpu")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Lowered:
             "mesh": self.shape.as_data(),
             "kernels": [],
             "memory": {"weights": built.weight_bytes, "session": built.state_bytes // built.slots},
-            "programs": [spec.as_data(_file(spec)) | self._signature(spec) for spec in built.specs],
+            "programs": [self._program(spec) for spec in built.specs],
             "inputs": [i.as_data() | {"sharding": self.shape.of(i)} for i in built.inputs],
             "rewind": built.rewind,
             "greedy": {"most": greedy.MOST, "ends": greedy.ENDS},
@@ -69,8 +72,25 @@ class Lowered:
         embedding.write(self.program, weights, folder)
         return f"StableHLO {VERSION}"
 
-    def _signature(self, spec: Spec) -> dict[str, Any]:
-        return self.program.signature(spec) if spec.kind == "run" else {}
+    def _program(self, spec: Spec) -> dict[str, Any]:
+        found = spec.as_data(_file(spec))
+        if spec in self.variants:
+            found["variants"] = {CUDA: _file(spec, CUDA)}
+        return found | (self.program.signature(spec) if spec.kind == "run" else {})
+
+    @cached_property
+    def variants(self) -> Mapping[Spec, str]:
+        """The text of steps that differ for NVIDIA GPUs, where kernels of their own read packed weights. Devices that
+        share a weight have none: XLA cannot part a kernel."""
+        if CUDA not in self.platforms or self.shape.tp > 1:
+            return {}
+        found = {}
+        for spec in self.program.specs:
+            if spec.kind == "step" and any(FEW < spec.dims[d] <= triton.MOST for d in "TR"):
+                text = self.program.text(spec, CUDA)
+                if triton.TARGET in text:
+                    found[spec] = text
+        return found
 
     def files(self) -> tuple[dict[str, bytes], dict[str, Any]]:
         """The portable artifact of every program, and the text of the first to read."""
@@ -78,14 +98,17 @@ class Lowered:
         texts = [built.text(spec) for spec in built.specs]
         with ThreadPoolExecutor(2) as pool:
             codes = list(pool.map(serialize, texts))
+            special = list(pool.map(serialize, self.variants.values()))
         files = {_file(spec): code for spec, code in zip(built.specs, codes)}
+        files |= {_file(spec, CUDA): code for spec, code in zip(self.variants, special)}
         if texts:
             files[f"xla/{built.specs[0].name}.mlir"] = texts[0].encode()
         return files, {}
 
 
-def _file(spec: Spec) -> str:
-    return f"xla/{spec.name}.vhlo"
+def _file(spec: Spec, platform: str = "") -> str:
+    """Of the program for all platforms, or for one alone."""
+    return f"xla/{platform}/{spec.name}.vhlo" if platform else f"xla/{spec.name}.vhlo"
 
 
 @dataclass(frozen=True)

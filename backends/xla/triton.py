@@ -217,11 +217,11 @@ def product(w: Writer, t: Type, value: Value, x: Tensor) -> Tensor:
     attributes = (f"{{api_version = 4 : i32, backend_config = {config}, operand_layouts = [{layouts}], "
                   f"result_layouts = [{_row_major(3)}]}}")  # fmt: skip
     types = f"({', '.join(p.type for p in operands)}) -> {Tensor('', result, 'f32').type}"
-    call = f"stablehlo.custom_call @__gpu$xla.gpu.triton({', '.join(map(str, operands))}) {attributes} : {types}"
+    call = f"stablehlo.custom_call @{TARGET}({', '.join(map(str, operands))}) {attributes} : {types}"
     return w.total(w.assign(call, result, "f32"), (0,))
 
 
-NAME = "packed_product"
+TARGET, NAME = "__gpu$xla.gpu.triton", "packed_product"  # the custom call that compiles Triton's IR, and the kernel
 
 
 def _row_major(rank: int) -> str:
