@@ -1,0 +1,78 @@
+"""Programs compiled for an H100 and a TPU without one: weights stay packed, states in place, kernels few.
+
+Needs jax's CUDA 13 plugin or libtpu, which Python 3.12 has: pip install 'jax[cuda13]' libtpu.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from inferc.ir.types import DTYPES
+
+from .xla_aot import FORMATS, LAYERS, ROWS, TOKENS, WIDTH
+
+pytestmark = pytest.mark.slow  # a minute of compiling for each platform
+
+ROOT = Path(__file__).resolve().parent.parent
+NEEDS = {"cuda": ("jax_plugins.xla_cuda13", "nvidia.cu13"), "tpu": ("libtpu",)}
+
+# Kernels of a layer at one token, and with a token of each of 32 slots, of a Llama. They may only fall.
+IN_A_LAYER = {"cuda": {1: 14, 32: 30}, "tpu": {1: 20, 32: 40}}
+# Kernels of a product with a packed weight of 1, 8 and 32 tokens.
+OF_A_PRODUCT = {"cuda": {1: 2, 8: 2, 32: 3}, "tpu": {1: 2, 8: 2, 32: 3}}
+
+
+def found(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+@pytest.fixture(scope="module", params=["cuda", "tpu"])
+def platform(request, tmp_path_factory) -> tuple[str, dict[str, Any]]:
+    """A platform, and what was compiled for it."""
+    name = request.param
+    if lacking := [n for n in NEEDS[name] if not found(n)]:
+        pytest.skip(f"compiling for {name} without one needs {lacking[0]}, which Python 3.12 has")
+    if jax.__version_info__ < (0, 11):
+        pytest.skip(f"compiling for {name} without one needs jax 0.11, and this is {jax.__version__}")
+    output = tmp_path_factory.mktemp("aot") / "found.json"
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / '.dev'}:{ROOT}"}
+    done = subprocess.run([sys.executable, ROOT / "tests/xla_aot.py", name, output], env=environment, text=True,
+                          capture_output=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return name, json.loads(output.read_text())
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_weights_stay_packed(platform, tokens):
+    """Temporaries are less than a tenth of the widened weight, and kernels few. TPUs have no kernels of our own, so
+    that 32 tokens widen a weight there."""
+    name, made = platform
+    wide = 2 * ROWS * WIDTH
+    for dtype in FORMATS:
+        case = made[f"{dtype} {tokens}"]
+        assert len(case["kernels"]) <= OF_A_PRODUCT[name][tokens], (dtype, case["kernels"])
+        if name == "cuda" or tokens <= 8:
+            partial = 4 * 8 * tokens * ROWS if tokens == 32 and DTYPES[dtype].is_block else 0  # sums of shared rows
+            assert case["temporary"] <= 0.1 * wide + partial, (dtype, case["temporary"])
+
+
+@pytest.mark.parametrize("tokens", [1, 32])
+def test_steps_are_in_place_and_of_few_kernels(platform, tokens):
+    name, made = platform
+    few, more = (made[f"llama {layers} {tokens}"] for layers in LAYERS)
+    assert len(more["kernels"]) - len(few["kernels"]) <= IN_A_LAYER[name][tokens], "\n".join(more["kernels"])
+    for case in (few, more):
+        assert case["alias"] == case["states"]
+        assert case["temporary"] < 0.05 * case["states"] or tokens == 1 and case["temporary"] < 1 << 22
