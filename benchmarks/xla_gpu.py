@@ -143,21 +143,11 @@ def beside_jax(model: Path, tokens: int, prompts: Sequence[int], context: int) -
     from inferc.compiler.frontends import language
 
     source = gguf.load(model)
-    config = source.config.within(context)
-    architecture = language.ARCHITECTURES[source.architecture]
+    step, empty = language.reference_step(source, context)
     weights = {name: jnp.asarray(language.dequantized(w)) for name, w in source.weights.items()}
     size = sum(w.nbytes for w in weights.values())
 
-    def step(weights: Any, ids: Any, position: Any, rows: Any, state: Any) -> Any:
-        return architecture.step(config, weights, ids, jnp.zeros_like(position), position, rows, state)
-
     jitted = jax.jit(step, donate_argnums=4)
-
-    def empty() -> dict[str, Any]:
-        lengths = (("k", config.key_length), ("v", config.value_length))
-        return {f"layers.{i}.{k}": jnp.zeros((1, config.kv_heads, context, n), jnp.float32)
-                for i in range(config.layers) for k, n in lengths}  # fmt: skip
-
     for count in prompts:
         ids, position = jnp.ones(count, jnp.int32), jnp.arange(count, dtype=jnp.int32)
         rows = jnp.array([count - 1], jnp.int32)
