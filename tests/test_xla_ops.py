@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from inferc.backends.xla.context import Facts
-from inferc.backends.xla.lower import LOWERINGS
+from inferc.backends.xla.context import Context, Facts
+from inferc.backends.xla.lower import LOWERINGS, lower
 from inferc.ir import quant
 from inferc.ir.graph import IRError
 from inferc.ir.ops import OPS
@@ -246,6 +246,17 @@ def test_what_cannot_be_expressed_is_named():
     repeated = op("broadcast", y, shape=(*typed("f32[R]").shape, *y.shape), dims=(1, 2))
     with pytest.raises(IRError, match="needs a value for R"):
         case(graph(repeated), {"y": np.zeros((1, 2), np.float32)})
+
+
+def test_any_name_is_a_modules():
+    """Of a file that begins with a digit, or has letters that MLIR's names have not."""
+    from inferc.backends.xla.portable import serialize
+
+    (x,) = inputs(x="f32[2]")
+    for name in ("1b q4_0", "é", "", "tiny"):
+        assert serialize(lower(Context({}), graph(op("exp", x), name=name or "g", order=(x,)), name))
+    with pytest.raises(IRError, match="StableHLO refuses the program"):
+        serialize("module { nothing }")
 
 
 @pytest.mark.slow
