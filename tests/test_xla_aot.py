@@ -1,6 +1,6 @@
 """Programs compiled for an H100 and a TPU without one: weights stay packed, states in place, kernels few.
 
-Needs jax's CUDA 13 plugin or libtpu, which Python 3.12 has: pip install 'jax[cuda13]' libtpu.
+Needs Python 3.12, and jax's CUDA 13 plugin or libtpu: pip install 'inferc[plugins]'.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def platform(request, tmp_path_factory) -> tuple[str, dict[str, Any]]:
     """A platform, and what was compiled for it."""
     name = request.param
     if lacking := [n for n in NEEDS[name] if not found(n)]:
-        pytest.skip(f"compiling for {name} without one needs {lacking[0]}, which Python 3.12 has")
+        pytest.skip(f"compiling for {name} without one needs {lacking[0]}: pip install 'inferc[plugins]', Python 3.12")
     if jax.__version_info__ < (0, 11):
         pytest.skip(f"compiling for {name} without one needs jax 0.11, and this is {jax.__version__}")
     output = tmp_path_factory.mktemp("aot") / "found.json"
