@@ -146,7 +146,7 @@ def cache_cases(dtypes: tuple[str, ...], tokens_of: tuple[int, ...]) -> dict[str
     return found
 
 
-def cache_case(dtype: str, slots: int, form: str, window: int, tokens: int, span: int) -> Case:
+def cache_case(dtype: str, slots: int, form: str, window: int, tokens: int, span: int, platform: str = "") -> Case:
     rows, width = (5 + tokens + 1 if window else 24), 32
     k, v, q, new_k, new_v = inputs(
         k=f"state {dtype}[{slots}, 2, {rows}, {width}]", v=f"state {dtype}[{slots}, 2, {rows}, {width}]",
@@ -170,7 +170,7 @@ def cache_case(dtype: str, slots: int, form: str, window: int, tokens: int, span
         **{n: RNG.normal(size=t.shape).astype(np.float32) for n, t in (("q", q), ("new_k", new_k), ("new_v", new_v))},
     }  # fmt: skip
     order = (k, v, q, new_k, new_v, sequence, position)
-    return case(graph(y, *written, order=order), arrays, facts=Facts(form, span))
+    return case(graph(y, *written, order=order), arrays, facts=Facts(form, span), platform=platform)
 
 
 FAMILIES = {

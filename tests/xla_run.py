@@ -67,7 +67,7 @@ class Case:
 
 
 def case(graph: Graph, arrays: Mapping[str, Any], dims: Mapping[str, int] | None = None, facts: Facts = Facts(),
-         compute: DType = f32) -> Case:  # fmt: skip
+         compute: DType = f32, platform: str = "") -> Case:  # fmt: skip
     """Lowers a graph for the sizes of `arrays`; ops without a row are decomposed."""
     held = {n.attr("name"): to_array(n.types[0], arrays[n.attr("name")]) for n in graph.inputs}
     sizes = dict(dims or {})
@@ -76,7 +76,7 @@ def case(graph: Graph, arrays: Mapping[str, Any], dims: Mapping[str, int] | None
             match dim:
                 case Expr(terms=((((Sym(name=name), 1),), 1),)):
                     sizes.setdefault(name, size)
-    context = Context(sizes, facts, compute)
+    context = Context(sizes, facts, compute, platform)
     return Case(graph, held, context, lower(context, expand(graph, lambda n: n.op.name not in LOWERINGS)))
 
 

@@ -16,7 +16,6 @@ from ...ir.graph import Module
 from ...ir.target import Target
 from ...ir.types import Type
 from . import embedding, greedy, mesh, program, target, triton
-from .linear import FEW
 from .parts import split
 from .portable import VERSION, serialize
 from .program import Program, Spec
@@ -80,17 +79,13 @@ class Lowered:
 
     @cached_property
     def variants(self) -> Mapping[Spec, str]:
-        """The text of steps that differ for NVIDIA GPUs, where kernels of their own read packed weights. Devices that
-        share a weight have none: XLA cannot part a kernel."""
+        """The text of the programs of few tokens that differ for NVIDIA GPUs: kernels of their own read packed weights.
+        Devices that share a weight have none: XLA cannot part a kernel."""
         if CUDA not in self.platforms or self.shape.tp > 1:
             return {}
-        found = {}
-        for spec in self.program.specs:
-            if spec.kind == "step" and any(FEW < spec.dims[d] <= triton.MOST for d in "TR"):
-                text = self.program.text(spec, CUDA)
-                if triton.TARGET in text:
-                    found[spec] = text
-        return found
+        few = [s for s in self.program.specs if s.kind != "run" and s.dims["T"] <= triton.MOST]
+        texts = {spec: self.program.text(spec, CUDA) for spec in few}
+        return {spec: text for spec, text in texts.items() if text != self.program.text(spec)}
 
     def files(self) -> tuple[dict[str, bytes], dict[str, Any]]:
         """The portable artifact of every program, and the text of the first to read."""

@@ -26,9 +26,10 @@ def product(step: Step, x: Value, x_type: Type, weight: Value, weight_type: Type
     wide = widen(w, x_type, x)
     if weight_type.dtype.name in (compute, "f32"):
         return w.dot(w.convert(wide, compute), w.convert(weight[0], compute), ((1,), (1,)), element="f32")
+    own = step.context.platform == "cuda" and triton.fits(weight_type, tokens)
+    if own and (tokens > FEW or not triton.is_simple(weight_type)):
+        return triton.product(w, weight_type, weight, w.convert(wide, compute))
     if tokens > FEW:
-        if step.context.platform == "cuda" and triton.fits(weight_type, tokens):
-            return triton.product(w, weight_type, weight, w.convert(wide, compute))
         rows = w.convert(widen(w, weight_type, weight), compute)
         return w.dot(w.convert(wide, compute), rows, ((1,), (1,)), element="f32")
     if weight_type.dtype.is_block:

@@ -1,6 +1,7 @@
-"""Products of packed weights for 9 to 64 tokens on NVIDIA GPUs, as kernels in Triton's IR that XLA compiles with a program.
+"""Products of packed weights for up to 64 tokens on NVIDIA GPUs: kernels in Triton's IR, compiled with a program.
 
-XLA's own form for so many tokens writes the widened weight to memory. Here each program of a kernel takes ROWS rows of
+XLA's own form for more than 8 tokens writes the widened weight to memory, and for formats with small scales, code books
+or several planes it writes pieces of it for fewer tokens too. Here each program of a kernel takes ROWS rows of
 the weight: it reads their packed bytes once, widens them in registers and multiplies them by all tokens. Where rows are
 few, a row's blocks are shared among several programs, whose sums are added afterwards. `blocks.run_values` says what a
 format's bits mean, here as everywhere: `Kernel` has the words that it uses.
@@ -197,6 +198,12 @@ def fits(t: Type, tokens: int) -> bool:
     fmt = quant.FORMATS[quant.computed(t.dtype).name]
     size, _ = runs_of(fmt)
     return size * _together(fmt, t.sizes[1], size) >= LEAST
+
+
+def is_simple(t: Type) -> bool:
+    """Whether XLA for GPUs makes one kernel of a product of few tokens: values in one plane, with a scale a block."""
+    fmt = quant.FORMATS[quant.computed(t.dtype).name]
+    return not fmt.codes and not fmt.scale_bits and sum(p.kind == "q" for p in fmt.parts) == 1
 
 
 def _together(fmt: quant.Format, k: int, size: int) -> int:
