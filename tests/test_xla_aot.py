@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import pytest
 
 from inferc.ir.types import DTYPES
 
-from .xla_aot import FORMATS, LAYERS, ROWS, TOKENS, WIDTH
+from .xla_aot import CONTEXT, FORMATS, LAYERS, ROWS, TOKENS, WIDTH
 
 pytestmark = pytest.mark.slow  # a minute of compiling for each platform
 
@@ -73,6 +75,8 @@ def test_steps_are_in_place_and_of_few_kernels(platform, tokens):
     name, made = platform
     few, more = (made[f"llama {layers} {tokens}"] for layers in LAYERS)
     assert len(more["kernels"]) - len(few["kernels"]) <= IN_A_LAYER[name][tokens], "\n".join(more["kernels"])
-    for case in (few, more):
-        assert case["alias"] == case["states"]
-        assert case["temporary"] < 0.05 * case["states"] or tokens == 1 and case["temporary"] < 1 << 22
+    assert few["alias"] == few["states"] and more["alias"] == more["states"]
+    assert more["temporary"] < 0.05 * more["states"]  # of three layers; all layers share them
+    widened = 4 * 8 * CONTEXT * 64 * tokens  # a layer's keys or values in f32
+    for line in more["kernels"]:
+        assert not (moved := re.search(r"= f32\[([\d,]+)\]", line)) or 4 * prod(map(int, moved[1].split(","))) < widened
