@@ -78,6 +78,11 @@ class Lowered:
         return found | (self.program.signature(spec) if spec.kind == "run" else {})
 
     @cached_property
+    def texts(self) -> Mapping[Spec, str]:
+        """The StableHLO of every program, as all platforms take it."""
+        return {spec: self.program.text(spec) for spec in self.program.specs}
+
+    @cached_property
     def variants(self) -> Mapping[Spec, str]:
         """The text of the programs of few tokens that differ for NVIDIA GPUs: kernels of their own read packed weights.
         Devices that share a weight have none: XLA cannot part a kernel."""
@@ -85,19 +90,18 @@ class Lowered:
             return {}
         few = [s for s in self.program.specs if s.kind != "run" and s.dims["T"] <= triton.MOST]
         texts = {spec: self.program.text(spec, CUDA) for spec in few}
-        return {spec: text for spec, text in texts.items() if text != self.program.text(spec)}
+        return {spec: text for spec, text in texts.items() if text != self.texts[spec]}
 
     def files(self) -> tuple[dict[str, bytes], dict[str, Any]]:
         """The portable artifact of every program, and the text of the first to read."""
-        built = self.program
-        texts = [built.text(spec) for spec in built.specs]
+        texts = self.texts
         with ThreadPoolExecutor(2) as pool:
-            codes = list(pool.map(serialize, texts))
+            codes = list(pool.map(serialize, texts.values()))
             special = list(pool.map(serialize, self.variants.values()))
-        files = {_file(spec): code for spec, code in zip(built.specs, codes)}
+        files = {_file(spec): code for spec, code in zip(texts, codes)}
         files |= {_file(spec, CUDA): code for spec, code in zip(self.variants, special)}
-        if texts:
-            files[f"xla/{built.specs[0].name}.mlir"] = texts[0].encode()
+        first = next(iter(texts))
+        files[f"xla/{first.name}.mlir"] = texts[first].encode()
         return files, {}
 
 
