@@ -100,7 +100,7 @@ def test_steps_of_several_tokens_have_a_variant_for_cuda(tmp_path):
 
 def test_a_device_that_refuses_kernels_takes_the_common_program(tmp_path, monkeypatch):
     """As a CPU does, told that the variant is for it: said, and computed as without."""
-    monkeypatch.setattr(xla_call, "keep_compiled", lambda: None)  # jax takes one folder a process: test_xla_models has it
+    monkeypatch.setattr(xla_call, "keep_compiled", lambda: None)  # a process has one folder, others'
     path, ids = artifact(tmp_path), list(range(5, 15))
     engine = Engine(Artifact(path))
     expected = engine.session().eval(ids)
