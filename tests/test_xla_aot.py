@@ -77,6 +77,8 @@ def test_steps_are_in_place_and_of_few_kernels(platform, tokens):
     few, more = (made[f"llama {layers} {tokens}"] for layers in LAYERS)
     assert len(more["kernels"]) - len(few["kernels"]) <= IN_A_LAYER[name][tokens], "\n".join(more["kernels"])
     assert few["alias"] == few["states"] and more["alias"] == more["states"]
+    if name == "tpu":  # values' caches are widened there: docs/xla.md
+        return
     assert more["temporary"] < 0.05 * more["states"]  # of three layers; all layers share them
     widened = 4 * 8 * CONTEXT * 64 * tokens  # a layer's keys or values in f32
     for line in more["kernels"]:

@@ -60,12 +60,12 @@ def kernels(compiled: Any) -> list[str]:
     return [line for line in computations(compiled) if re.search(r" (fusion|dot|custom-call|reduce|copy)\(", line)]
 
 
-def check_in_place(program: Any, compiled: Any, times: int = 1) -> None:
+def check_in_place(program: Any, compiled: Any, times: int = 1, fixed: int = 0) -> None:
     """All states are aliased, temporaries are small, and nothing as large as a layer's cache is moved. Layers share
-    temporaries: a model's of `times` the layers would have no more."""
+    temporaries: a model of `times` the layers would have no more. `fixed` bytes are what no cache has part in."""
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes == program.state_bytes
-    assert memory.temp_size_in_bytes < 0.05 * program.state_bytes * times
+    assert memory.temp_size_in_bytes < 0.05 * program.state_bytes * times + fixed
     cache = min(sum(p.bytes for p in i.parts) for i in program.states)
     for line in outside_fusions(compiled):
         moved = re.search(r"= (\w+)\[([\d,]*)\]\S* (copy|gather|transpose|all-gather)\(", line)
@@ -92,7 +92,8 @@ def test_every_architectures_states_are_updated_in_place(model, form, tmp_path):
     assert bool(ring) == any(i.type.sizes[2] < 8192 for i in program.states)
     spec = next(s for s in program.specs if form in (s.facts.form, s.kind) and s.dims["T"] == slots
                 and s.facts.span == 8192 and (s.kind == "greedy") == (form == "greedy"))  # fmt: skip
-    check_in_place(program, compiled_step(program, spec, AS_ON_DEVICES), times=12)  # 24 layers of heads this narrow
+    fixed = 1 << 19 if form == "greedy" else 0  # what the loop keeps of tiny weights
+    check_in_place(program, compiled_step(program, spec, AS_ON_DEVICES), times=12, fixed=fixed)  # heads are narrow here
 
 
 def test_prefill_keeps_scores_in_blocks(tmp_path):
