@@ -18,8 +18,8 @@ SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks/xla_gpu.py"
 def test_one_command_measures_all(tmp_path):
     model = write_model(tmp_path / "tiny.gguf", "llama", "q4_0")
     output = tmp_path / "figures.json"
-    words = ["--platform", "cpu", "--gguf", model, "--types", "as-is", "--slots", "1,2", "--prompts", "16", "--tokens",
-             "4", "--context", "64", "--beside", "c,jax", "--llama-bench", tmp_path / "none", "--json", output]  # fmt: skip
+    words = "--platform cpu --types as-is --slots 1,2 --prompts 16 --tokens 4 --context 64 --beside c,jax".split()
+    words += ["--gguf", model, "--llama-bench", tmp_path / "none", "--json", output]
     done = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = json.loads(output.read_text())["rows"]
