@@ -241,7 +241,8 @@ def kernel(t: Type, element: str, tokens: int) -> tuple[str, int, int]:
     It takes x [tokens, K] of `element` and the parts of the weight, and makes f32 [shares, tokens, N].
     """
     fmt = quant.FORMATS[quant.computed(t.dtype).name]
-    (n, k), size, run = t.sizes, *runs_of(fmt)
+    n, k = t.sizes
+    size, run = runs_of(fmt)
     blocks = k // fmt.block
     together = _together(fmt, k, size)
     rounds, programs = blocks // together, -(-n // ROWS)
