@@ -27,7 +27,7 @@ DEVIATION = 0.02  # of the weights: products of a width of 2048 keep about the s
 VALUES_AT_ONCE = 1 << 22  # values made at a time
 CONTROL_TOKENS = 256  # the last ids of the vocabulary
 FLOATS = ("f32", "f16", "bf16")
-RANDOM = ("iq1_s", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_nl", "mxfp4")
+RANDOM = ("iq1_s", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_nl", "mxfp4", "q4_k")
 GGUF_PY = (*FLOATS, "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "tq1_0", "tq2_0")
 
 
@@ -130,15 +130,18 @@ def random_matrix(rng: np.random.Generator, shape: tuple[int, int], kind: GGMLQu
 
 
 def random_blocks(rng: np.random.Generator, shape: tuple[int, int], kind: GGMLQuantizationType) -> np.ndarray:
-    """Bytes uint8[rows, row bytes] of DEVIATION whose blocks begin with a scale: an f16, or MXFP4's power of two."""
+    """Bytes uint8[rows, row bytes] of DEVIATION whose blocks begin with a scale: an f16, or MXFP4's power of two; with
+    Q4_K's follows that of the mins, which lets values be about zero."""
     rows, row = quant_shape_to_byte_shape(shape, kind)
     size = GGML_QUANT_SIZES[kind][1]
     made = np.frombuffer(rng.bytes(rows * row), np.uint8).reshape(rows, -1, size).copy()
     if kind == GGMLQuantizationType.MXFP4:
         made[..., 0] = 120
         return made.reshape(rows, row)
-    made[..., :2] = np.float16([1]).view(np.uint8)
-    made[..., :2] = np.float16([DEVIATION / dequantize(made[:1].reshape(1, row), kind).std()]).view(np.uint8)
+    scales = np.float16([1, 7.5] if kind == GGMLQuantizationType.Q4_K else [1])
+    made[..., : scales.nbytes] = scales.view(np.uint8)
+    scales *= DEVIATION / dequantize(made[:1].reshape(1, row), kind).std()
+    made[..., : scales.nbytes] = scales.view(np.uint8)
     return made.reshape(rows, row)
 
 
@@ -147,7 +150,7 @@ def write(path: Path, shape: Shape, type: str, seed: int = 0) -> None:
     kind = GGMLQuantizationType[type.upper()]
     writer = GGUFWriter(path, "llama")
     describe(writer, shape, path.stem)
-    mostly = {"f32": "ALL_F32", "mxfp4": "MOSTLY_MXFP4_MOE"}.get(type, f"MOSTLY_{type.upper()}")
+    mostly = {"f32": "ALL_F32", "mxfp4": "MOSTLY_MXFP4_MOE", "q4_k": "MOSTLY_Q4_K_S"}.get(type, f"MOSTLY_{type.upper()}")
     writer.add_file_type(LlamaFileType[mostly])
     tensors = list(shape.tensors())
     for name, dims in tensors:

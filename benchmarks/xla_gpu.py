@@ -1,6 +1,6 @@
 """Tokens per second of XLA artifacts on a device, as fractions of what the device can do, beside other engines.
 
-    python benchmarks/xla_gpu.py                                     # a GPU: 1B and 8B shapes, bf16, q8_0, q4_0
+    python benchmarks/xla_gpu.py                                     # a GPU: 1B and 8B shapes, four weight types
     python benchmarks/xla_gpu.py --llama-bench PATH --transformers   # the others in the same run
     python benchmarks/xla_gpu.py --platform cpu --gguf MODEL.gguf --types as-is --slots 1 --prompts 128 --beside c,jax
 
@@ -9,12 +9,14 @@ computed in. Then, for each model and batch, decoding (`greedy` on the device wh
 a token of each slot) and prompts from an empty cache. Weights are random, of the shapes in `random_gguf.SHAPES`, and
 made where they are missing. Of decoding the fraction is that of the bandwidth: weights and half the cache are read
 once for each step; of prompts that of the matrix product's peak, at two operations for each weight and token.
+An engine that fails is said so, with its reason, and the others go on; `--json` is written after each figure.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -30,6 +32,7 @@ import numpy as np
 
 from inferc.benchmarks import random_gguf
 from inferc.compiler.driver import compile_model
+from inferc.compiler.frontends import gguf
 from inferc.errors import InfercError
 from inferc.runtime.artifact import Artifact
 from inferc.runtime.xla_engine import Engine
@@ -62,48 +65,11 @@ def matmul_peak(device: Any, size: int, dtype: Any) -> float:
     return 2 * size**3 / median_seconds(lambda: product(x).block_until_ready()) / 1e12
 
 
-def measured(engine: Engine, slots: int, tokens: int, prompts: Sequence[int]) -> Iterator[tuple[str, float]]:
-    """(what, tokens per second) of decoding at the batch, and where it is one of prompts."""
-    rng = np.random.default_rng(0)
-    sessions = [engine.session() for _ in range(slots)]
-    if slots == 1:
-        (session,) = sessions
-        for count in prompts:
-            ids = rng.integers(0, engine.vocab_size, count).tolist()
-
-            def prompt(ids: list[int] = ids) -> None:
-                session.rewind(0)
-                for start in range(0, len(ids), engine.chunk):
-                    session.eval(ids[start : start + engine.chunk])
-
-            yield f"prompt {count}", count / median_seconds(prompt)
-
-        def decode() -> None:
-            session.rewind(0)
-            made = [1]
-            while len(made) <= tokens:
-                made += session.greedy(made[-1], tokens + 1 - len(made), [])
-
-    else:
-
-        def decode() -> None:
-            for session in sessions:
-                session.rewind(0)
-            for _ in range(tokens):
-                engine.decode([(session, 1) for session in sessions])
-
-    yield f"decode {slots}", slots * tokens / median_seconds(decode)
+Figure = tuple[str, float, float]  # what was measured, tokens per second, and bytes that a step of decoding must read
 
 
-def beside_c(model: Path, folder: Path, tokens: int, prompts: Sequence[int],
-             context: int) -> Iterator[tuple[str, float]]:  # fmt: skip
-    """The same of the C backend, which takes tokens one by one."""
-    from inferc.runtime.session import Engine as CEngine
-
-    path = folder / "c.inferc"
-    compile_model(str(model), path, context=context)
-    engine = CEngine(Artifact(path))
-    session = engine.session()
+def prompts_of(engine: Any, session: Any, prompts: Sequence[int]) -> Iterator[tuple[str, float]]:
+    """(what, tokens per second) of prompts from an empty cache."""
     for count in prompts:
         ids = np.random.default_rng(0).integers(0, engine.vocab_size, count).tolist()
 
@@ -114,42 +80,81 @@ def beside_c(model: Path, folder: Path, tokens: int, prompts: Sequence[int],
 
         yield f"prompt {count}", count / median_seconds(prompt)
 
-    def decode() -> None:
-        session.rewind(0)
-        id = 1
-        for _ in range(tokens):
-            id = int(session.eval([id])[0].argmax())
 
-    yield "decode 1", tokens / median_seconds(decode)
-    engine.close()
+def ours(model: Path, slots: int, compute: str, tokens: int, prompts: Sequence[int], context: int,
+         platform: str) -> Iterator[Figure]:  # fmt: skip
+    """Decoding with so many slots, and prompts where there is one."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "x.inferc"
+        compile_model(str(model), path, backend="xla", platforms=platform, compute=compute, slots=slots,
+                      context=context, chunk=min(2048, context))  # fmt: skip
+        artifact = Artifact(path)
+        memory = artifact.manifest["memory"]
+        size = memory["weights"] + slots * memory["session"] * tokens / context / 2
+        engine = Engine(artifact, target=platform)
+        sessions = [engine.session() for _ in range(slots)]
+        if slots == 1:
+            (session,) = sessions
+            yield from ((what, speed, size) for what, speed in prompts_of(engine, session, prompts))
+
+            def decode() -> None:
+                session.rewind(0)
+                made = [1]
+                while len(made) <= tokens:
+                    made += session.greedy(made[-1], tokens + 1 - len(made), [])
+
+        else:
+
+            def decode() -> None:
+                for session in sessions:
+                    session.rewind(0)
+                for _ in range(tokens):
+                    engine.decode([(session, 1) for session in sessions])
+
+        yield f"decode {slots}", slots * tokens / median_seconds(decode), size
+        engine.close()
 
 
-def beside_jax(model: Path, tokens: int, prompts: Sequence[int], context: int) -> Iterator[tuple[str, float]]:
+def beside_c(model: Path, tokens: int, prompts: Sequence[int], context: int) -> Iterator[Figure]:
+    """The same of the C backend, which takes tokens one by one."""
+    from inferc.runtime.session import Engine as CEngine
+
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "c.inferc"
+        compile_model(str(model), path, context=context)
+        artifact = Artifact(path)
+        size = artifact.manifest["memory"]["weights"]
+        engine = CEngine(artifact)
+        session = engine.session()
+        yield from ((what, speed, size) for what, speed in prompts_of(engine, session, prompts))
+
+        def decode() -> None:
+            session.rewind(0)
+            id = 1
+            for _ in range(tokens):
+                id = int(session.eval([id])[0].argmax())
+
+        yield "decode 1", tokens / median_seconds(decode), size
+        engine.close()
+
+
+def beside_jax(model: Path, tokens: int, prompts: Sequence[int], context: int) -> Iterator[Figure]:
     """Plain jax.jit of the model's own JAX function, on weights dequantised to f32, caches donated."""
-    from inferc.compiler.frontends import gguf, language
+    from inferc.compiler.frontends import language
 
     source = gguf.load(model)
-    config = source.config.within(context)
-    architecture = language.ARCHITECTURES[source.architecture]
+    step, empty = language.reference_step(source, context)
     weights = {name: jnp.asarray(language.dequantized(w)) for name, w in source.weights.items()}
-
-    def step(weights: Any, ids: Any, position: Any, rows: Any, state: Any) -> Any:
-        return architecture.step(config, weights, ids, jnp.zeros_like(position), position, rows, state)
+    size = sum(w.nbytes for w in weights.values())
 
     jitted = jax.jit(step, donate_argnums=4)
-
-    def empty() -> dict[str, Any]:
-        lengths = (("k", config.key_length), ("v", config.value_length))
-        return {f"layers.{i}.{k}": jnp.zeros((1, config.kv_heads, context, n), jnp.float32)
-                for i in range(config.layers) for k, n in lengths}  # fmt: skip
-
     for count in prompts:
         ids, position = jnp.ones(count, jnp.int32), jnp.arange(count, dtype=jnp.int32)
         rows = jnp.array([count - 1], jnp.int32)
         seconds = median_seconds(
             lambda: jitted(weights, ids, position, rows, empty())[0].block_until_ready(), rounds=2  # noqa: B023
         )
-        yield f"prompt {count}", count / seconds
+        yield f"prompt {count}", count / seconds, size
 
     def decode() -> None:
         state, zero = empty(), jnp.zeros(1, jnp.int32)
@@ -157,18 +162,19 @@ def beside_jax(model: Path, tokens: int, prompts: Sequence[int], context: int) -
             logits, state = jitted(weights, zero + 1, zero + i, zero, state)
         logits.block_until_ready()
 
-    yield "decode 1", tokens / median_seconds(decode, rounds=2)
+    yield "decode 1", tokens / median_seconds(decode, rounds=2), size
 
 
-def beside_llama(bench: Path, model: Path, tokens: int, prompts: Sequence[int]) -> Iterator[tuple[str, float]]:
+def beside_llama(bench: Path, model: Path, tokens: int, prompts: Sequence[int]) -> Iterator[Figure]:
     """llama.cpp's own benchmark, all layers on the GPU."""
     command = [bench, "-m", model, "-ngl", "99", "-fa", "1", "-o", "json", "-n", str(tokens), "-p",
                ",".join(map(str, prompts))]  # fmt: skip
     for row in json.loads(subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout):
-        yield (f"prompt {row['n_prompt']}" if row["n_prompt"] else "decode 1"), row["avg_ts"]
+        what = f"prompt {row['n_prompt']}" if row["n_prompt"] else "decode 1"
+        yield what, row["avg_ts"], model.stat().st_size
 
 
-def beside_transformers(shape: random_gguf.Shape, tokens: int, prompts: Sequence[int]) -> Iterator[tuple[str, float]]:
+def beside_transformers(shape: random_gguf.Shape, tokens: int, prompts: Sequence[int]) -> Iterator[Figure]:
     """Hugging Face transformers in bf16: a static cache, the step under torch.compile with CUDA graphs."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
@@ -178,10 +184,12 @@ def beside_transformers(shape: random_gguf.Shape, tokens: int, prompts: Sequence
         num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, vocab_size=shape.vocabulary,
         rope_theta=shape.rope_base, max_position_embeddings=shape.context, tie_word_embeddings=True,
     )  # fmt: skip
+    torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"), torch.no_grad():
-        model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
+        model = LlamaForCausalLM(config).eval()
         step = torch.compile(model, mode="reduce-overhead", fullgraph=True)
         cache = StaticCache(config=config, max_cache_len=4096)
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
         for count in prompts:
             ids = torch.ones((1, count), dtype=torch.long)
 
@@ -190,7 +198,7 @@ def beside_transformers(shape: random_gguf.Shape, tokens: int, prompts: Sequence
                 model(ids, past_key_values=cache, cache_position=torch.arange(count), logits_to_keep=1)
                 torch.cuda.synchronize()
 
-            yield f"prompt {count}", count / median_seconds(prompt)
+            yield f"prompt {count}", count / median_seconds(prompt), size
 
         def decode() -> None:
             cache.reset()
@@ -200,7 +208,12 @@ def beside_transformers(shape: random_gguf.Shape, tokens: int, prompts: Sequence
                 id = logits.argmax(-1)
             torch.cuda.synchronize()
 
-        yield "decode 1", tokens / median_seconds(decode)
+        yield "decode 1", tokens / median_seconds(decode), size
+
+
+def parameters_of(model: Path) -> int:
+    """Values of all its weights."""
+    return sum(int(np.prod(w.type.sizes)) for w in gguf.load(model).weights.values())
 
 
 def main() -> None:
@@ -208,7 +221,7 @@ def main() -> None:
     parser.add_argument("--platform", default="cuda")
     parser.add_argument("--shapes", default="llama-3.2-1b,llama-3.1-8b")
     parser.add_argument("--gguf", type=Path, help="one model file in place of random ones")
-    parser.add_argument("--types", default="bf16,q8_0,q4_0")
+    parser.add_argument("--types", default="bf16,q8_0,q4_0,q4_k")
     parser.add_argument("--slots", default="1,8,32")
     parser.add_argument("--prompts", default="512,2048")
     parser.add_argument("--tokens", type=int, default=128)
@@ -220,6 +233,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "inferc-random", help="a folder")
     parser.add_argument("--json", type=Path, help="a file for all figures")
     options = parser.parse_args()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the other engines need memory of the GPU too
     try:
         devices = jax.devices(options.platform)
     except RuntimeError:
@@ -233,49 +247,54 @@ def main() -> None:
     limits = f"{rate:.0f} GB/s, {peak:.2f} TFLOP/s in {compute}"
     print(f"{devices[0].device_kind}, jax {jax.__version__}: {limits}", flush=True)
     rows: list[dict[str, Any]] = []
+    facts = {"device": devices[0].device_kind, "jax": jax.__version__, "gb_per_second": rate, "tflops": peak}
+
+    def keep(row: dict[str, Any]) -> None:
+        rows.append(row)
+        if options.json:
+            fresh = options.json.with_suffix(".new")
+            fresh.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+            fresh.replace(options.json)
+
+    def each(model: str, engine: str, found: Iterator[Figure]) -> None:
+        """Shows what an engine gives, or why it gives nothing."""
+        try:
+            for figure in found:
+                show(model, engine, *figure)
+        except Exception as error:  # whatever another's engine raises, on a machine that costs by the hour
+            reason = str(error).strip().splitlines() or [""]
+            keep({"model": model, "engine": engine, "error": f"{type(error).__name__}: {reason[0]}"})
+            print(f"{model:28} {engine:14} failed: {type(error).__name__}: {reason[0]}", flush=True)
 
     def show(model: str, engine: str, what: str, speed: float, size: float) -> None:
         count = int(what.split()[1])
         steps = speed / count if what.startswith("decode") else 0
         fraction = steps * size / 1e9 / rate if steps else speed * 2 * parameters / 1e12 / peak
-        rows.append({"model": model, "engine": engine, "what": what, "tokens_per_second": speed, "fraction": fraction})
+        keep({"model": model, "engine": engine, "what": what, "tokens_per_second": speed, "fraction": fraction})
         of = "bandwidth" if steps else "matmul peak"
         print(f"{model:28} {engine:14} {what:12} {speed:10.1f} tokens/s  {fraction:6.1%} of the {of}", flush=True)
 
     names = ["gguf"] if options.gguf else options.shapes.split(",")
+    beside = options.beside.split(",")
     for name in names:
         shape = None if options.gguf else random_gguf.SHAPES[name]
-        for dtype in options.types.split(","):
-            model = options.gguf or random_model(options.models, name, dtype)
+        for kind in options.types.split(","):
+            model = options.gguf or random_model(options.models, name, kind)
             label = model.stem
+            parameters = parameters_of(model)
             for batch in slots:
-                with tempfile.TemporaryDirectory() as scratch:
-                    path = Path(scratch) / "x.inferc"
-                    compile_model(str(model), path, backend="xla", platforms=options.platform, compute=compute,
-                                  slots=batch, context=options.context, chunk=min(2048, options.context))  # fmt: skip
-                    artifact = Artifact(path)
-                    memory = artifact.manifest["memory"]
-                    parameters = sum(int(np.prod(t["shape"])) for t in artifact.manifest["tensors"])
-                    engine = Engine(artifact, target=options.platform)
-                    for what, speed in measured(engine, batch, options.tokens, prompts):
-                        size = memory["weights"] + batch * memory["session"] * options.tokens / options.context / 2
-                        show(label, f"inferc {compute}", what, speed, size)
-                    engine.close()
-                    if batch == 1 and "c" in options.beside.split(","):
-                        for what, speed in beside_c(model, Path(scratch), options.tokens, prompts, options.context):
-                            show(label, "inferc C", what, speed, memory["weights"])
-            if "jax" in options.beside.split(","):
-                for what, speed in beside_jax(model, options.tokens, prompts, options.context):
-                    show(label, "jax.jit f32", what, speed, 4 * parameters)
+                found = ours(model, batch, compute, options.tokens, prompts, options.context, options.platform)
+                each(label, f"inferc {compute}", found)
+            if "c" in beside:
+                each(label, "inferc C", beside_c(model, options.tokens, prompts, options.context))
+            if "jax" in beside:
+                each(label, "jax.jit f32", beside_jax(model, options.tokens, prompts, options.context))
             if options.llama_bench:
-                for what, speed in beside_llama(options.llama_bench, model, options.tokens, prompts):
-                    show(label, "llama.cpp", what, speed, model.stat().st_size)
+                each(label, "llama.cpp", beside_llama(options.llama_bench, model, options.tokens, prompts))
         if options.transformers and shape is not None:
-            for what, speed in beside_transformers(shape, options.tokens, prompts):
-                show(name, "transformers", what, speed, 2 * parameters)
-    if options.json:
-        facts = {"device": devices[0].device_kind, "jax": jax.__version__, "gb_per_second": rate, "tflops": peak}
-        options.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+            each(name, "transformers", beside_transformers(shape, options.tokens, prompts))
+    if all("error" in row for row in rows):
+        sys.exit("error: nothing could be measured")
 
 
 def random_model(folder: Path, shape: str, dtype: str) -> Path:
@@ -283,7 +302,9 @@ def random_model(folder: Path, shape: str, dtype: str) -> Path:
     path = folder / f"{shape}-{dtype}.gguf"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        random_gguf.write(path, random_gguf.SHAPES[shape], dtype)
+        fresh = path.with_suffix(".new")
+        random_gguf.write(fresh, random_gguf.SHAPES[shape], dtype)
+        fresh.replace(path)
     return path
 
 

@@ -70,11 +70,12 @@ def show(manifest: dict[str, Any], *, tensors: bool) -> None:
 
 def _programs(programs: list[dict[str, Any]]) -> Table:
     """The programs of an XLA artifact, and what each is for."""
-    table = Table("program", "kind", "tokens", "rows wanted", "tokens are of", "positions read")
+    table = Table("program", "kind", "tokens", "rows wanted", "tokens are of", "positions read", "also with kernels for")
     slots = {"one": "one slot", "each": "a slot each", "mixed": "any slots"}
     for p in programs:
         sizes = [str(p.get(key, "")) for key in ("T", "R")]
-        table.add_row(p["file"], p["kind"], *sizes, slots[p["form"]] if "T" in p else "", str(p["span"] or "all"))
+        of = slots[p["form"]] if "T" in p else ""
+        table.add_row(p["file"], p["kind"], *sizes, of, str(p["span"] or "all"), ", ".join(p.get("variants", ())))
     return table
 
 

@@ -6,6 +6,7 @@ The same interface as `session.Engine` and `session.Session`, for artifacts of t
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -91,10 +92,22 @@ class Replica:
         states = self._weights.types("state")
         return args + self._weights.types("weight") + states, results + states
 
-    def jitted(self, program: dict[str, Any]) -> tuple[Any, list[Any]]:
-        """A program as a jitted function that donates the states, and what stands for its operands."""
+    def _compile(self, program: dict[str, Any]) -> Any:
+        """The program as this platform has it; the one for all platforms where a device refuses its own kernels."""
+        own = program.get("variants", {}).get(self.platform)
+        if own:
+            try:
+                return self._built(program, own)
+            except jax.errors.JaxRuntimeError as error:
+                reason = str(error).splitlines()[0]
+                warnings.warn(f"{self.group.devices[0]} does not take the kernels of {own}, so that a slower program "
+                              f"is used: {reason}", stacklevel=2)  # fmt: skip
+        return self._built(program, program["file"])
+
+    def _built(self, program: dict[str, Any], file: str) -> Any:
+        """A program that donates the states, compiled."""
         inputs, outputs = self.types(program)
-        code = self.artifact.read(program["file"])
+        code = self.artifact.read(file)
         whole = self.group.place()
         weights, states = self._weights.places("weight"), self._weights.places("state")
         placed = [whole] * (len(inputs) - len(weights) - len(states)) + weights + states
@@ -102,11 +115,8 @@ class Replica:
         call = xla_call.exported(code, inputs, outputs, self.platform).call
         donated = tuple(range(len(inputs) - len(states), len(inputs)))
         function = jax.jit(call, donate_argnums=donated, in_shardings=tuple(placed), out_shardings=tuple(results))
-        return function, xla_call.structs(inputs, placed)
-
-    def _compile(self, program: dict[str, Any]) -> Any:
-        function, operands = self.jitted(program)
-        return function.lower(*operands).compile(compiler_options=xla_call.options(self.platform))
+        lowered = function.lower(*xla_call.structs(inputs, placed))
+        return lowered.compile(compiler_options=xla_call.options(self.platform))
 
     def compiled(self, name: str) -> Any:
         """The program whose file's name begins so, as jax compiled it: its HLO and memory can be asked for."""

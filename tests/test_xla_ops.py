@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from inferc.backends.xla.context import Facts
-from inferc.backends.xla.lower import LOWERINGS
+from inferc.backends.xla.context import Context, Facts
+from inferc.backends.xla.lower import LOWERINGS, lower
 from inferc.ir import quant
 from inferc.ir.graph import IRError
 from inferc.ir.ops import OPS
@@ -146,7 +146,7 @@ def cache_cases(dtypes: tuple[str, ...], tokens_of: tuple[int, ...]) -> dict[str
     return found
 
 
-def cache_case(dtype: str, slots: int, form: str, window: int, tokens: int, span: int) -> Case:
+def cache_case(dtype: str, slots: int, form: str, window: int, tokens: int, span: int, platform: str = "") -> Case:
     rows, width = (5 + tokens + 1 if window else 24), 32
     k, v, q, new_k, new_v = inputs(
         k=f"state {dtype}[{slots}, 2, {rows}, {width}]", v=f"state {dtype}[{slots}, 2, {rows}, {width}]",
@@ -170,7 +170,7 @@ def cache_case(dtype: str, slots: int, form: str, window: int, tokens: int, span
         **{n: RNG.normal(size=t.shape).astype(np.float32) for n, t in (("q", q), ("new_k", new_k), ("new_v", new_v))},
     }  # fmt: skip
     order = (k, v, q, new_k, new_v, sequence, position)
-    return case(graph(y, *written, order=order), arrays, facts=Facts(form, span))
+    return case(graph(y, *written, order=order), arrays, facts=Facts(form, span), platform=platform)
 
 
 FAMILIES = {
@@ -247,6 +247,17 @@ def test_what_cannot_be_expressed_is_named():
     repeated = op("broadcast", y, shape=(*typed("f32[R]").shape, *y.shape), dims=(1, 2))
     with pytest.raises(IRError, match="needs a value for R"):
         case(graph(repeated), {"y": np.zeros((1, 2), np.float32)})
+
+
+def test_any_name_is_a_modules():
+    """Of a file that begins with a digit, or has letters that MLIR's names have not."""
+    from inferc.backends.xla.portable import serialize
+
+    (x,) = inputs(x="f32[2]")
+    for name in ("1b q4_0", "é", "", "tiny"):
+        assert serialize(lower(Context({}), graph(op("exp", x), name=name or "g", order=(x,)), name))
+    with pytest.raises(IRError, match="StableHLO refuses the program"):
+        serialize("module { nothing }")
 
 
 @pytest.mark.slow

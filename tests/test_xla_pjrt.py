@@ -91,9 +91,9 @@ def test_forms_of_the_other_backend_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_a_real_plugin_makes_the_same_ids(emitted):
-    """XLA for the CPU as a plugin: pip install lammps-jax-pjrt-cpu, a build of it by others, for this test only."""
+    """XLA for the CPU as a plugin, a build of it by others, for this test only."""
     if importlib.util.find_spec("lammps_jax_pjrt_cpu") is None:
-        pytest.skip("needs a PJRT plugin for the CPU")
+        pytest.skip("needs a PJRT plugin for the CPU: pip install --no-deps lammps-jax-pjrt-cpu==0.11.2")
     import lammps_jax_pjrt_cpu as plugin
 
     plain = shutil.copytree(emitted, emitted.parent / "plain")

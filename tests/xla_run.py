@@ -11,6 +11,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from inferc.backends.xla import greedy
 from inferc.backends.xla.context import Context, Facts
 from inferc.backends.xla.lower import LOWERINGS, lower
 from inferc.backends.xla.parts import join, part_types, split
@@ -66,7 +67,7 @@ class Case:
 
 
 def case(graph: Graph, arrays: Mapping[str, Any], dims: Mapping[str, int] | None = None, facts: Facts = Facts(),
-         compute: DType = f32) -> Case:  # fmt: skip
+         compute: DType = f32, platform: str = "") -> Case:  # fmt: skip
     """Lowers a graph for the sizes of `arrays`; ops without a row are decomposed."""
     held = {n.attr("name"): to_array(n.types[0], arrays[n.attr("name")]) for n in graph.inputs}
     sizes = dict(dims or {})
@@ -75,7 +76,7 @@ def case(graph: Graph, arrays: Mapping[str, Any], dims: Mapping[str, int] | None
             match dim:
                 case Expr(terms=((((Sym(name=name), 1),), 1),)):
                     sizes.setdefault(name, size)
-    context = Context(sizes, facts, compute)
+    context = Context(sizes, facts, compute, platform)
     return Case(graph, held, context, lower(context, expand(graph, lambda n: n.op.name not in LOWERINGS)))
 
 
@@ -174,14 +175,24 @@ def run_step(plan: Any, spec: Any, ids: Sequence[int]) -> np.ndarray:
 
 def compiled_step(program: Any, spec: Any, options: Mapping[str, str]) -> Any:
     """A program of a step as the runtime compiles it, its states donated, with more compiler options."""
-    graph, context = program.graph, Context(spec.dims)
-    inputs = [h for n in graph.inputs for h in context.held(n.types[0])]
-    outputs = [h for v in graph.outputs for h in context.held(v.type)]
-    states = sum(len(i.parts) for i in program.states)
+    inputs, outputs, states = tensors(program, spec)
     call = xla_call.exported(serialize(program.text(spec)), inputs, outputs, "cpu").call
     donated = tuple(range(len(inputs) - states, len(inputs)))
     lowered = jax.jit(call, donate_argnums=donated).lower(*xla_call.structs(inputs))
     return lowered.compile(compiler_options=xla_call.options("cpu") | dict(options))
+
+
+def tensors(program: Any, spec: Any) -> tuple[list, list, int]:
+    """What a program of a step, or of its loop, takes and gives, and how many of the last are states."""
+    graph, context = program.graph, Context(spec.dims)
+    inputs = [h for n in graph.inputs for h in context.held(n.types[0])]
+    outputs = [h for v in graph.outputs for h in context.held(v.type)]
+    states = sum(len(i.parts) for i in program.states)
+    if spec.kind == "greedy":
+        arguments = len(inputs) - states - sum(len(i.parts) for i in program.weights)
+        inputs = [((1,), "i32"), ((1,), "i32"), ((), "i32"), ((greedy.ENDS,), "i32"), *inputs[arguments:]]
+        outputs = [((), "i32"), ((greedy.MOST,), "i32"), *outputs[-states:]]
+    return inputs, outputs, states
 
 
 def _prepared(module: Any, i: Any) -> list[np.ndarray]:

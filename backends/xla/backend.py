@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from ...errors import InfercError
 from ...ir.graph import Module
 from ...ir.target import Target
 from ...ir.types import Type
-from . import embedding, greedy, mesh, program, target
+from . import embedding, greedy, mesh, program, target, triton
 from .parts import split
 from .portable import VERSION, serialize
 from .program import Program, Spec
 
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+CUDA = "cuda"
+PLATFORMS = ("cpu", CUDA, "rocm", "tpu")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Lowered:
             "mesh": self.shape.as_data(),
             "kernels": [],
             "memory": {"weights": built.weight_bytes, "session": built.state_bytes // built.slots},
-            "programs": [spec.as_data(_file(spec)) | self._signature(spec) for spec in built.specs],
+            "programs": [self._program(spec) for spec in built.specs],
             "inputs": [i.as_data() | {"sharding": self.shape.of(i)} for i in built.inputs],
             "rewind": built.rewind,
             "greedy": {"most": greedy.MOST, "ends": greedy.ENDS},
@@ -69,23 +71,43 @@ class Lowered:
         embedding.write(self.program, weights, folder)
         return f"StableHLO {VERSION}"
 
-    def _signature(self, spec: Spec) -> dict[str, Any]:
-        return self.program.signature(spec) if spec.kind == "run" else {}
+    def _program(self, spec: Spec) -> dict[str, Any]:
+        found = spec.as_data(_file(spec))
+        if spec in self.variants:
+            found["variants"] = {CUDA: _file(spec, CUDA)}
+        return found | (self.program.signature(spec) if spec.kind == "run" else {})
+
+    @cached_property
+    def texts(self) -> Mapping[Spec, str]:
+        """The StableHLO of every program, as all platforms take it."""
+        return {spec: self.program.text(spec) for spec in self.program.specs}
+
+    @cached_property
+    def variants(self) -> Mapping[Spec, str]:
+        """The text of the programs of few tokens that differ for NVIDIA GPUs: kernels of their own read packed weights.
+        Devices that share a weight have none: XLA cannot part a kernel."""
+        if CUDA not in self.platforms or self.shape.tp > 1:
+            return {}
+        few = [s for s in self.program.specs if s.kind != "run" and s.dims["T"] <= triton.MOST]
+        texts = {spec: self.program.text(spec, CUDA) for spec in few}
+        return {spec: text for spec, text in texts.items() if text != self.texts[spec]}
 
     def files(self) -> tuple[dict[str, bytes], dict[str, Any]]:
         """The portable artifact of every program, and the text of the first to read."""
-        built = self.program
-        texts = [built.text(spec) for spec in built.specs]
+        texts = self.texts
         with ThreadPoolExecutor(2) as pool:
-            codes = list(pool.map(serialize, texts))
-        files = {_file(spec): code for spec, code in zip(built.specs, codes)}
-        if texts:
-            files[f"xla/{built.specs[0].name}.mlir"] = texts[0].encode()
+            codes = list(pool.map(serialize, texts.values()))
+            special = list(pool.map(serialize, self.variants.values()))
+        files = {_file(spec): code for spec, code in zip(texts, codes)}
+        files |= {_file(spec, CUDA): code for spec, code in zip(self.variants, special)}
+        first = next(iter(texts))
+        files[f"xla/{first.name}.mlir"] = texts[first].encode()
         return files, {}
 
 
-def _file(spec: Spec) -> str:
-    return f"xla/{spec.name}.vhlo"
+def _file(spec: Spec, platform: str = "") -> str:
+    """Of the program for all platforms, or for one alone."""
+    return f"xla/{platform}/{spec.name}.vhlo" if platform else f"xla/{spec.name}.vhlo"
 
 
 @dataclass(frozen=True)

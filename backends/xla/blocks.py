@@ -168,7 +168,34 @@ def _scales(w: Writer, fmt: Format, parts: dict[str, Tensor], lead: Shape) -> tu
     return scale, offset
 
 
-# --- Products of few tokens ---
+# --- Runs: values of a block that lie alike ---
+
+
+def runs_of(fmt: Format) -> tuple[int, tuple[int, ...]]:
+    """How many values a run of a format has, and the shape in which they are seen."""
+    planes = [p.plane for p in fmt.parts if p.kind == "q" and p.plane]
+    size = min(fmt.group, *(p.run for p in planes if p.run > 1))
+    # Where a byte of a plane holds neighbours, as eights.
+    return size, (size // 8, 8) if any(p.run == 1 for p in planes) else (size,)
+
+
+def run_values(w: Writer, fmt: Format, parts: dict[str, Tensor], start: int, size: int, run: tuple[int, ...]) -> Tensor:
+    """The values start … start + size of every block, f32 [N, blocks, *run], as `unpack` computes them."""
+    q = _run_of(w, fmt, parts, start, size, run)
+    signed = _codes(w, fmt.codes, q) if fmt.codes else _minus_zero(w, fmt, q)
+    scale = w.convert(parts["d"], "f32") if "d" in parts else None
+    if scale is not None and fmt.unit != 1:
+        scale = w.mul(scale, w.splat(fmt.unit, scale))
+    offset = w.convert(parts["m"], "f32") if "m" in parts else None
+    if fmt.scale_bits:
+        own, least = _scale_of(w, fmt, parts, start // fmt.group)
+        scale = own if scale is None else w.mul(scale, own)
+        if offset is not None and least is not None:
+            offset = w.map("negate", w.mul(offset, least))
+    assert scale is not None
+    result = w.mul(signed, _spread(w, scale, q.shape))
+    return result if offset is None else w.add(result, _spread(w, offset, q.shape))
+
 
 
 def multiplied(w: Writer, t: Type, value: Value, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
@@ -180,10 +207,7 @@ def multiplied(w: Writer, t: Type, value: Value, x: Tensor) -> tuple[Tensor, tup
     fmt = quant.FORMATS[quant.computed(t.dtype).name]
     parts = dict(zip(part_names(fmt), value))
     n, blocks = value[0].shape[:2]
-    planes = [p.plane for p in fmt.parts if p.kind == "q" and p.plane]
-    bits = any(p.run == 1 for p in planes)  # a plane whose byte holds neighbours: runs are seen as eights
-    size = min(fmt.group, *(p.run for p in planes if p.run > 1))
-    run = (size // 8, 8) if bits else (size,)
+    size, run = runs_of(fmt)
     tokens = (x.shape[0],) if x.shape[0] > 1 else ()
     full = (*tokens, n, blocks, *run)
     rows = len(tokens)  # the axis of the weight's rows

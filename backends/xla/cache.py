@@ -191,11 +191,26 @@ def _of_own_slot(a: Attention, alone: bool) -> Tensor:
     queries = w.broadcast(w.reshape(a.q, (*head, *inner)), full, (0, 1, 2, *across))
     scores = a.scores(w.total(w.mul(queries, w.broadcast(keys, full, (*lead, 1, 3, *across))), across))
     p, total = _weights(a, scores, a.visible(w.iota((a.span,), 0), scores.shape, 0, 3), (3,))
+    if a.step.context.platform == "cuda":
+        mixed = _mixed_by_product(a, p, widen(w, v_type, v), alone)
+        return w.div(mixed, w.broadcast(total, mixed.shape, (0, 1, 2)))
     inner = values.shape[len(lead) + 2 :]
     full, across = (*head, a.span, *inner), tuple(range(4, 4 + len(inner)))
     mixed = w.mul(w.broadcast(p, full, (0, 1, 2, 3)), w.broadcast(values, full, (*lead, 1, 3, *across)))
     mixed = w.reshape(w.total(mixed, (3,)), (*head, v_type.sizes[-1]))
     return w.div(mixed, w.broadcast(total, mixed.shape, (0, 1, 2)))
+
+
+def _mixed_by_product(a: Attention, p: Tensor, values: Tensor, alone: bool) -> Tensor:
+    """The mixture as a matrix product for each head: XLA for GPUs would transpose the cache in memory to reduce it."""
+    w, (tokens, heads, each, span) = a.step.writer, p.shape
+    element = _element(a, a.step.operand_type(2))
+    p, values = w.convert(p, element), w.convert(values, element)
+    if not alone:  # a slot for each token: [slots, heads, rows, width]
+        return w.dot(p, values, ((3,), (2,)), ((0, 1), (0, 1)), "f32")
+    by_head = w.reshape(w.transpose(p, (1, 0, 2, 3)), (heads, tokens * each, span))
+    mixed = w.dot(by_head, values, ((2,), (1,)), ((0,), (0,)), "f32")
+    return w.transpose(w.reshape(mixed, (heads, tokens, each, mixed.shape[-1])), (1, 0, 2, 3))
 
 
 def _rows(w: Writer, t: Type, value: Value) -> Tensor:

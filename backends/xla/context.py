@@ -28,11 +28,14 @@ class Facts:
 
 @dataclass
 class Context:
-    """The lowering of one module: `dims` are the values of symbols, `compute` the dtype that products multiply in."""
+    """The lowering of one module: `dims` are the values of symbols, `compute` the dtype that products multiply in;
+    `platform` is one that the program is for alone, so that it may use that one's kernels, or "" where it is for all.
+    """
 
     dims: Mapping[str, int]
     facts: Facts = Facts()
     compute: DType = f32
+    platform: str = ""
     functions: dict[Graph, str] = field(default_factory=dict)  # names of the functions written, callees first
     texts: list[str] = field(default_factory=list)
 

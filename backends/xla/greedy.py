@@ -9,8 +9,6 @@ them not evaluated yet.
 
 from __future__ import annotations
 
-import re
-
 from ...ir.graph import Graph
 from .context import Context
 from .lower import function_of
@@ -58,7 +56,7 @@ def write(context: Context, graph: Graph, name: str) -> str:
     first = (zero, w.constant(False, "i1"), token, w.constant(0, "i32", (MOST,)), *states)
     made, _, _, ids, *new = w.loop(first, going, body)
     main = w.function("main", given, [made, ids, *new], True)
-    return module_text(re.sub(r"\W", "_", name), [*context.texts, main])
+    return module_text(name, [*context.texts, main])
 
 
 def likeliest(w: Writer, logits: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 For few tokens a product is a multiplication and one reduction, in which weights are unpacked where they are read: one
 kernel, and of memory exactly the packed bytes. For many tokens the weight is widened first and multiplied by the
-device's matrix product: XLA then writes the wide weight to memory, which many tokens share.
+device's matrix product: XLA then writes the wide weight to memory, which many tokens share. In between, programs for
+NVIDIA GPUs alone have kernels of their own (`triton.py`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from ...ir.graph import IRError
 from ...ir.numerics.linear import SMALLEST
 from ...ir.types import ACTIVATION_SIZES, Type, f32
+from . import triton
 from .blocks import multiplied, widen
 from .context import Context, Lowering, Step, Value
 from .text import Tensor, Writer, element_of
@@ -24,6 +26,9 @@ def product(step: Step, x: Value, x_type: Type, weight: Value, weight_type: Type
     wide = widen(w, x_type, x)
     if weight_type.dtype.name in (compute, "f32"):
         return w.dot(w.convert(wide, compute), w.convert(weight[0], compute), ((1,), (1,)), element="f32")
+    own = step.context.platform == "cuda" and triton.fits(weight_type, tokens)
+    if own and (tokens > FEW or not triton.is_simple(weight_type)):
+        return triton.product(w, weight_type, weight, w.convert(wide, compute))
     if tokens > FEW:
         rows = w.convert(widen(w, weight_type, weight), compute)
         return w.dot(w.convert(wide, compute), rows, ((1,), (1,)), element="f32")

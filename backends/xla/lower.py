@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from ...ir.graph import Graph, IRError
@@ -14,7 +13,7 @@ from .elementwise import ELEMENTWISE
 from .index import INDEX
 from .linear import LINEAR
 from .shape import SHAPE
-from .text import Tensor, Writer, module_text
+from .text import Tensor, Writer, identifier, module_text
 from .window import WINDOW
 
 
@@ -34,7 +33,7 @@ LOWERINGS: dict[str, Lowering] = {
 def function_of(context: Context, graph: Graph) -> str:
     """The name of a graph's function in the module; callees are written before it."""
     if graph not in context.functions:
-        base = re.sub(r"\W", "_", graph.name) or "graph"
+        base = identifier(graph.name) or "graph"
         taken = set(context.functions.values()) | {"main"}
         name = next(n for n in (base, *(f"{base}_{i}" for i in range(1, 1 << 20))) if n not in taken)
         text = write_function(context, graph, name)
@@ -86,4 +85,4 @@ def _check(where: str, context: Context, types: Sequence, results: Sequence[Valu
 def lower(context: Context, graph: Graph, name: str = "program", attributes: Sequence[str] = ()) -> str:
     """The module whose `main` is the graph. Raises IRError for an op without a row, naming where it came from."""
     main = write_function(context, graph, "main", True, attributes)
-    return module_text(re.sub(r"\W", "_", name) or "program", [*context.texts, main])
+    return module_text(name, [*context.texts, main])

@@ -13,6 +13,6 @@ def serialize(text: str) -> bytes:
 
     try:
         return mlir.serialize_portable_artifact(text.encode(), VERSION)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # jax 0.10's, and JaxRuntimeError since
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise IRError(f"StableHLO refuses the program: {lines[0] if lines else error}") from error

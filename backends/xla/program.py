@@ -112,9 +112,10 @@ class Program:
     def state_bytes(self) -> int:
         return sum(p.bytes for i in self.states for p in i.parts)
 
-    def text(self, spec: Spec) -> str:
-        """The StableHLO of one specialisation. Raises IRError for what cannot be expressed."""
-        context = Context(spec.dims, spec.facts, self.target.compute)
+    def text(self, spec: Spec, platform: str = "") -> str:
+        """The StableHLO of one specialisation, for one platform alone or for all. Raises IRError for what cannot be
+        expressed."""
+        context = Context(spec.dims, spec.facts, self.target.compute, platform)
         if spec.kind == "greedy":
             return greedy.write(context, self.graph, f"{self.name} {spec.name}")
         return lower(context, self.graph, f"{self.name} {spec.name}", self.attributes(context))

@@ -5,6 +5,7 @@ One method of `Writer` is one operation in StableHLO's own syntax; it takes and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -435,7 +436,13 @@ class Writer:
         return "\n".join([*(f"// {n}" for n in notes), head, *self.lines, last, "}"])
 
 
+def identifier(name: str) -> str:
+    """A name as MLIR takes one after @: letters, digits and _ of ASCII, no digit first."""
+    plain = re.sub(r"\W", "_", name, flags=re.ASCII)
+    return f"_{plain}" if plain[:1].isdigit() else plain
+
+
 def module_text(name: str, functions: Sequence[str]) -> str:
     """A module of functions."""
     inside = "\n\n".join(functions)
-    return f"module @{name} {{\n{inside}\n}}\n"
+    return f"module @{identifier(name) or 'program'} {{\n{inside}\n}}\n"

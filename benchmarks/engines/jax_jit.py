@@ -52,7 +52,8 @@ class JaxJit(Adapter):
 
         self.source = gguf.load(job.path)
         self.weights: Any = None
-        self.functions: dict[int, Any] = {}
+        self.functions: dict[int, Any] = {}  # of prompts, by their length
+        self.steps: dict[int, Any] = {}  # of tokens, by the positions that caches have
 
     def facts(self) -> dict[str, Any]:
         return {"version": self.jax.__version__}
@@ -60,8 +61,12 @@ class JaxJit(Adapter):
     def run(self, test: Test) -> Sample:
         if self.job.kind == "function":
             return repeated(self.call)
-        if not test.prompt or test.depth or test.batch > 1:
-            raise CannotRun("the reference has no cache between calls: prompts from an empty one only")
+        if test.batch > 1:
+            raise CannotRun("the reference has one sequence")
+        if test.generate:
+            return self._generate(test)
+        if test.depth:
+            raise CannotRun("the reference reads prompts from an empty cache only")
         import numpy as np
 
         from ...compiler.frontends import language
@@ -80,4 +85,32 @@ class JaxJit(Adapter):
             self.jax.block_until_ready(function(self.weights, ids.astype(np.int32), last))
 
         call()
+        return timed(call)
+
+    def _generate(self, test: Test) -> Sample:
+        """Tokens one after another, the caches donated."""
+        from ...compiler.frontends import language
+
+        jax, jnp = self.jax, self.jax.numpy
+        step, empty = language.reference_step(self.source, test.depth + test.generate)
+        if self.weights is None:
+            made = {name: language.dequantized(weight) for name, weight in self.source.weights.items()}
+            self.weights = jax.device_put(made)
+        context = test.depth + test.generate
+        if context not in self.steps:
+            self.steps[context] = jax.jit(step, donate_argnums=4)
+        jitted, zero = self.steps[context], jnp.zeros(1, jnp.int32)
+        state: Any = empty()
+        if test.depth:
+            ids = jnp.arange(test.depth, dtype=jnp.int32) % self.source.config.vocabulary
+            _, state = jitted(self.weights, ids, jnp.arange(test.depth, dtype=jnp.int32), zero, state)
+        _, again = jitted(self.weights, zero, zero + test.depth, zero, jax.tree.map(jnp.copy, state))  # compiles
+        jax.block_until_ready((state, again))
+
+        def call() -> None:
+            held: Any = state
+            for i in range(test.generate):
+                logits, held = jitted(self.weights, zero + 1, zero + test.depth + i, zero, held)
+                jax.block_until_ready(logits)
+
         return timed(call)

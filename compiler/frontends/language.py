@@ -133,19 +133,33 @@ def reference(source: Source, count: int) -> tuple[Callable[..., jax.Array], dic
 
     `logits(weights, ids i32 [count], rows i32 [R])` -> f32 [R, vocabulary], of one sequence from an empty cache.
     """
-    config = source.config.within(count)
+    step, empty = reference_step(source, count)
 
     def logits(weights: Mapping[str, jax.Array], ids: jax.Array, rows: jax.Array) -> jax.Array:
-        state = {
-            f"layers.{i}.{which}": jnp.zeros((1, config.kv_heads, count, length), jnp.float32)
+        return step(weights, ids, jnp.arange(count, dtype=jnp.int32), rows, empty())[0]
+
+    return logits, {name: dequantized(weight) for name, weight in source.weights.items()}
+
+
+def reference_step(source: Source, context: int) -> tuple[Callable[..., Any], Callable[[], dict[str, jax.Array]]]:
+    """The step of the model in plain JAX for one sequence, and what makes its empty caches of `context` positions.
+
+    `step(weights, ids i32 [T], position i32 [T], rows i32 [R], caches)` -> (f32 [R, vocabulary], caches).
+    """
+    config = source.config.within(context)
+
+    def step(weights: Mapping[str, jax.Array], ids: jax.Array, position: jax.Array, rows: jax.Array, state: Any) -> Any:
+        evaluate = ARCHITECTURES[source.architecture].step
+        return evaluate(config, weights, ids, jnp.zeros_like(position), position, rows, state)
+
+    def empty() -> dict[str, jax.Array]:
+        return {
+            f"layers.{i}.{which}": jnp.zeros((1, config.kv_heads, context, length), jnp.float32)
             for i in range(config.layers)
             for which, length in (("k", config.key_length), ("v", config.value_length))
         }
-        position = jnp.arange(count, dtype=jnp.int32)
-        step = ARCHITECTURES[source.architecture].step
-        return step(config, weights, ids, jnp.zeros_like(position), position, rows, state)[0]
 
-    return logits, {name: dequantized(weight) for name, weight in source.weights.items()}
+    return step, empty
 
 
 def reference_logits(source: Source, ids: Sequence[int]) -> np.ndarray:

@@ -1,0 +1,85 @@
+"""Programs compiled for an H100 and a TPU without one: weights stay packed, states in place, kernels few.
+
+Needs Python 3.12, and jax's CUDA 13 plugin or libtpu: pip install 'inferc[plugins]'.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from inferc.ir.types import DTYPES
+
+from .xla_aot import CONTEXT, FORMATS, LAYERS, ROWS, TOKENS, WIDTH
+
+pytestmark = pytest.mark.slow  # a minute of compiling for each platform
+
+ROOT = Path(__file__).resolve().parent.parent
+NEEDS = {"cuda": ("jax_plugins.xla_cuda13", "nvidia.cu13"), "tpu": ("libtpu",)}
+
+# Kernels of a layer at one token, and with a token of each of 32 slots, of a Llama. They may only fall.
+IN_A_LAYER = {"cuda": {1: 18, 32: 15}, "tpu": {1: 53, 32: 45}}
+# Kernels of a product of few tokens by itself: for an H100 at most x in its dtype, ours, and the sum of shared rows.
+OF_A_PRODUCT = {"cuda": 3, "tpu": 13}
+ALONE = ("q4_0", "q8_0")  # one kernel for an H100, up to 8 tokens
+
+
+def found(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+@pytest.fixture(scope="module", params=["cuda", "tpu"])
+def platform(request, tmp_path_factory) -> tuple[str, dict[str, Any]]:
+    """A platform, and what was compiled for it."""
+    name = request.param
+    if lacking := [n for n in NEEDS[name] if not found(n)]:
+        pytest.skip(f"compiling for {name} without one needs {lacking[0]}: pip install 'inferc[plugins]', Python 3.12")
+    if jax.__version_info__ < (0, 11):
+        pytest.skip(f"compiling for {name} without one needs jax 0.11, and this is {jax.__version__}")
+    output = tmp_path_factory.mktemp("aot") / "found.json"
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / '.dev'}:{ROOT}"}
+    done = subprocess.run([sys.executable, ROOT / "tests/xla_aot.py", name, output], env=environment, text=True,
+                          capture_output=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return name, json.loads(output.read_text())
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_weights_stay_packed(platform, tokens):
+    """Temporaries are less than a tenth of the widened weight, and kernels few. TPUs have no kernels of our own, so
+    that 32 tokens widen a weight there."""
+    name, made = platform
+    wide = 2 * ROWS * WIDTH
+    for dtype in FORMATS:
+        case = made[f"{dtype} {tokens}"]
+        most = 1 if name == "cuda" and dtype in ALONE and tokens <= 8 else OF_A_PRODUCT[name]
+        assert len(case["kernels"]) <= most, (dtype, case["kernels"])
+        if tokens <= 8 or name == "cuda" and DTYPES[dtype].is_block:
+            assert case["temporary"] <= 0.05 * wide + 4 * 8 * tokens * ROWS, (dtype, case["temporary"])  # shared sums
+
+
+@pytest.mark.parametrize("tokens", [1, 32])
+def test_steps_are_in_place_and_of_few_kernels(platform, tokens):
+    name, made = platform
+    few, more = (made[f"llama {layers} {tokens}"] for layers in LAYERS)
+    assert len(more["kernels"]) - len(few["kernels"]) <= IN_A_LAYER[name][tokens], "\n".join(more["kernels"])
+    assert few["alias"] == few["states"] and more["alias"] == more["states"]
+    if name == "tpu":  # values' caches are widened there: docs/xla.md
+        return
+    assert more["temporary"] < 0.05 * more["states"]  # of three layers; all layers share them
+    widened = 4 * 8 * CONTEXT * 64 * tokens  # a layer's keys or values in f32
+    for line in more["kernels"]:
+        assert not (moved := re.search(r"= f32\[([\d,]+)\]", line)) or 4 * prod(map(int, moved[1].split(","))) < widened

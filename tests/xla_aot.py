@@ -1,0 +1,145 @@
+"""What XLA makes of programs for an accelerator that is not here: python tests/xla_aot.py cuda|tpu OUTPUT.json
+
+jax's plugins compile for a described device without one: `jax-cuda13-plugin` for an H100, `libtpu` for a TPU v5e. For
+each case it writes bytes of temporaries, of what is aliased, and the kernels. A process of its own: a plugin can be
+loaded once, and libtpu looks for its device otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+# What XLA asks of an H100 (SXM): NVIDIA's published numbers, and CUDA's limits for compute capability 9.0.
+H100 = """
+gpu_device_info {
+  name: "NVIDIA H100" cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
+  core_count: 132 fpus_per_core: 128 threads_per_warp: 32 clock_rate_ghz: 1.98
+  threads_per_block_limit: 1024 threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+  registers_per_block_limit: 65536 registers_per_core_limit: 65536
+  l2_cache_size: 52428800 memory_bandwidth: 3352320000000 device_memory_size: 84942979072
+  driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0" dnn_version: "9.10.0"
+}
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "NVIDIA H100"
+"""
+FORMATS = ("q4_0", "q5_1", "q8_0", "q4_k", "q6_k", "mxfp4", "f16")  # one of each kind of scale, and of plane
+TOKENS = (1, 8, 32)
+ROWS, WIDTH = 1024, 2048
+KERNEL = re.compile(r" (fusion|custom-call|dot|convolution|reduce|copy|convert|sort|gather|scatter)\(")
+CONTEXT, LAYERS = 4096, (2, 3)
+
+
+def device(platform: str) -> Any:
+    """One that only compiles."""
+    from jax.experimental import topologies
+
+    if platform == "tpu":
+        return topologies.get_topology_desc("v5e:2x2x1", "tpu").devices[0]
+    import jax
+
+    jax.devices()  # jax finds its plugins then
+    return topologies.get_topology_desc("", "cuda", target_config=H100, topology="1x1x1").devices[0]
+
+
+def forms() -> Iterator[tuple[str, str, list, list, int]]:
+    """Products with a weight of each format: name, text, inputs, outputs, number of states."""
+    from inferc.backends.xla.context import Context, Facts
+    from inferc.backends.xla.lower import lower
+    from inferc.ir.types import DTYPES
+    from tests.ir_build import graph, inputs, op
+
+    for dtype in FORMATS:
+        for tokens in TOKENS:
+            x, w = inputs(x=f"f32[{tokens}, {WIDTH}]", w=f"weight {dtype}[{ROWS}, {WIDTH}]")
+            g = graph(op("linear", x, w), order=(x, w))
+            context = Context({}, Facts(), DTYPES["bf16"], sys.argv[1])
+            held = [context.held(n.types[0]) for n in g.inputs], [context.held(v.type) for v in g.outputs]
+            yield f"{dtype} {tokens}", lower(context, g), *(sum(h, []) for h in held), 0
+
+
+def models(folder: Path) -> Iterator[tuple[str, str, list, list, int]]:
+    """Steps of Llamas of the 1B's layers, for one token and, with 32 slots, for a token of each."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    from inferc.benchmarks import random_gguf
+    from inferc.compiler.driver import plan_model
+    from tests.xla_run import tensors
+
+    def zeros(_: Any, dims: tuple[int, int], kind: Any) -> np.ndarray:  # nothing is computed with them
+        return np.zeros(random_gguf.quant_shape_to_byte_shape(dims, kind), np.uint8)
+
+    for layers in LAYERS:
+        path = folder / f"{layers}.gguf"
+        shape = replace(random_gguf.SHAPES["llama-3.2-1b"], layers=layers, vocabulary=4096)
+        with mock.patch.object(random_gguf, "random_matrix", zeros):
+            random_gguf.write(path, shape, "q4_0")
+        for slots in (1, 32):
+            plan = plan_model(path, backend="xla", context=CONTEXT, chunk=64, compute="bf16", slots=slots)
+            program = plan.lowered.program
+            form, tokens = ("one", 1) if slots == 1 else ("each", 32)
+            spec = next(s for s in program.specs if (s.facts.form, s.dims["T"], s.kind) == (form, tokens, "step")
+                        and s.facts.span == CONTEXT)  # fmt: skip
+            yield f"llama {layers} {tokens}", program.text(spec, sys.argv[1]), *tensors(program, spec)
+
+
+def compiled(case: tuple[str, str, list, list, int], on: Any, platform: str) -> dict[str, Any]:
+    import jax
+    import numpy as np
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    from inferc.backends.xla.portable import serialize
+    from inferc.runtime import xla_call
+
+    name, text, inputs, outputs, states = case
+    place = NamedSharding(Mesh(np.array([on]), ("x",)), PartitionSpec())
+    call = xla_call.exported(serialize(text), inputs, outputs, platform).call
+    donated = tuple(range(len(inputs) - states, len(inputs)))
+    function = jax.jit(call, donate_argnums=donated, out_shardings=place)
+    traced = function.trace(*xla_call.structs(inputs, [place] * len(inputs)))
+    made = traced.lower(lowering_platforms=(platform,)).compile()
+    memory, hlo = made.memory_analysis(), made.as_text()
+    lines = hlo[hlo.index("\nENTRY") :].splitlines()
+    size = {e: xla_call.dtype_of(e).itemsize for _, e in inputs}
+    return {
+        "temporary": memory.temp_size_in_bytes, "alias": memory.alias_size_in_bytes,
+        "states": sum(int(np.prod(s)) * size[e] for s, e in inputs[len(inputs) - states :]) if states else 0,
+        "kernels": [line.strip() for line in lines if KERNEL.search(line)],
+    }  # fmt: skip
+
+
+def main(platform: str, output: str, only: str = "") -> None:
+    """Writes what came of the cases whose names begin with `only`."""
+    os.environ |= {"JAX_PLATFORMS": "cpu"}
+    if platform == "cuda":
+        import nvidia.cu13
+
+        flags = f"--xla_gpu_cuda_data_dir={next(iter(nvidia.cu13.__path__))} --xla_gpu_autotune_level=0"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+    else:
+        os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_ID": "0",
+                       "TPU_WORKER_HOSTNAMES": "localhost"}  # fmt: skip
+    on = device(platform)
+    with tempfile.TemporaryDirectory() as folder:
+        cases = chain(forms(), models(Path(folder)))
+        found = {}
+        for case in cases:
+            if case[0].startswith(only):
+                found[case[0]] = compiled(case, on, platform)
+                Path(output).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
