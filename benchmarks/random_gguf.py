@@ -150,8 +150,8 @@ def write(path: Path, shape: Shape, type: str, seed: int = 0) -> None:
     kind = GGMLQuantizationType[type.upper()]
     writer = GGUFWriter(path, "llama")
     describe(writer, shape, path.stem)
-    mostly = {"f32": "ALL_F32", "mxfp4": "MOSTLY_MXFP4_MOE", "q4_k": "MOSTLY_Q4_K_S"}.get(type, f"MOSTLY_{type.upper()}")
-    writer.add_file_type(LlamaFileType[mostly])
+    mostly = {"f32": "ALL_F32", "mxfp4": "MOSTLY_MXFP4_MOE", "q4_k": "MOSTLY_Q4_K_S"}
+    writer.add_file_type(LlamaFileType[mostly.get(type, f"MOSTLY_{type.upper()}")])
     tensors = list(shape.tensors())
     for name, dims in tensors:
         if len(dims) == 1:

@@ -291,9 +291,8 @@ def adaptive_max(n: int) -> Rule:
 
 def col2im(c: Call) -> Array:
     x = c.self if c.self.rank == 3 else c.self.unsqueeze(0)
-    settings = (_each(c.get(name), 2) for name in ("stride", "dilation"))
-    pads = _each(c.padding, 2)
-    return blocks_added(x, c.output_size, c.kernel_size, *settings, [*pads, *pads]).reshape(*c.shape)
+    strides, dilation, pads = (_each(c.get(name), 2) for name in ("stride", "dilation", "padding"))
+    return blocks_added(x, c.output_size, c.kernel_size, strides, dilation, [*pads, *pads]).reshape(*c.shape)
 
 
 # --- Resampling ---

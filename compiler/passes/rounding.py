@@ -39,7 +39,8 @@ def _rounded(graph: Graph, wanted: DType) -> Graph:
         """The format for a product with a matrix, None for any other node."""
         if node.op.name != "patch_linear" or node.attr("window") or node.inputs[1].node not in fixed:
             return None
-        return _format(int(node.inputs[1].shape[1]), wanted)
+        inner = node.inputs[1].shape[1]
+        return _format(inner, wanted) if isinstance(inner, int) else None
 
     def linear(node: Node, x: Value, w: Value, *bias: Value) -> Value:
         dtype = product(node)
