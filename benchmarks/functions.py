@@ -4,7 +4,8 @@
 
 Every engine has two threads. Each first runs the model once, and results more than 1e-4 of the greatest apart are an
 error. Then each engine in turn is called for at least `--seconds`, in `--rounds` rounds. Printed are
-the median of all calls, the spread of the rounds' medians, and ours as a multiple of each.
+the median of all calls, the spread of the rounds' medians, ours as a multiple of each, and the share of the peak of
+fused multiply-adds, measured before and after, that our best call reached.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ import numpy as np
 import onnxruntime
 import torch
 import torch._inductor.config as inductor
+from torch.utils.flop_counter import FlopCounterMode
 
 from functions_models import MODELS, Model  # isort: skip
 from inferc.backends.c import program, target, toolchain
+from inferc.benchmarks.roofline import Roofline
 from inferc.compiler.pipeline import run_passes
 from inferc.compiler.tracing import Input, trace
 from inferc.ir.graph import Module, Weight
@@ -36,6 +39,7 @@ from inferc.ir.types import Type, f32, i32
 
 ENGINES = ("inferc", "onnxruntime", "torch", "torch.compile")
 TOLERANCE = 1e-4
+PEAK, PEAK_SECONDS = "fp32_fma", 0.1
 SLEEP = 0.5  # seconds after which the threads of the engine before have stopped spinning
 Call = Callable[[], np.ndarray]
 
@@ -134,6 +138,15 @@ def timed(calls: dict[str, Call], rounds: int, seconds: float) -> dict[str, list
     return times
 
 
+def multiply_adds(model: Model, weights: dict[str, np.ndarray], inputs: list[np.ndarray]) -> int:
+    """Multiply-adds of the model's products, as torch counts them."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.backends.mkldnn.flags(enabled=False):  # whose LSTM is one op that is not counted
+            model.torch_module(weights).eval()(*model.torch_inputs(inputs))
+    return int(counter.get_total_flops()) // 2
+
+
 def measure(name: str, batch: int, threads: int, rounds: int, seconds: float, engines: list[str]) -> dict[str, Any]:
     """Times of one model in ms, by engine: all calls, and the median of each round."""
     model = MODELS[name]
@@ -149,8 +162,12 @@ def measure(name: str, batch: int, threads: int, rounds: int, seconds: float, en
         for engine, distance in apart.items():
             if not distance <= TOLERANCE:
                 raise RuntimeError(f"{name}: {engine} is {distance:.1e} of the greatest result away from JAX")
+        roofline = Roofline()
+        peaks = [roofline.peak(PEAK, threads, PEAK_SECONDS)]
         times = timed(calls, rounds, seconds)
+        peaks.append(roofline.peak(PEAK, threads, PEAK_SECONDS))
     return {"model": name, "batch": batch, "threads": threads, "apart": apart,
+            "multiply_adds": multiply_adds(model, weights, inputs), "peak": max((p for p in peaks if p), default=None),
             "ms": {e: median(t for r in rs for t in r) for e, rs in times.items()},
             "best": {e: min(t for r in rs for t in r) for e, rs in times.items()},
             "rounds": {e: [median(r) for r in rs] for e, rs in times.items()}}  # fmt: skip
@@ -159,14 +176,15 @@ def measure(name: str, batch: int, threads: int, rounds: int, seconds: float, en
 def table(results: list[dict[str, Any]], engines: list[str]) -> str:
     """The results as Markdown: ms (spread of rounds), and how many times as fast ours is as each peer."""
     others = [e for e in engines if e != "inferc"]
-    head = ["model", "batch", *(f"{e}, ms" for e in engines), *(f"× {e}" for e in others)]
+    head = ["model", "batch", *(f"{e}, ms" for e in engines), *(f"× {e}" for e in others), "of the peak"]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---|" * (len(head) - 1)]
     for r in results:
         cells = [f"{r['ms'][e]:.3g} ({min(r['rounds'][e]):.3g}–{max(r['rounds'][e]):.3g})" for e in engines]
         ratios = [f"{r['ms'][e] / r['ms']['inferc']:.2f}" for e in others]
-        lines.append("| " + " | ".join([r["model"], str(r["batch"]), *cells, *ratios]) + " |")
+        share = f"{r['multiply_adds'] / (r['best']['inferc'] * 1e-3) / r['peak']:.0%}" if r["peak"] else "–"
+        lines.append("| " + " | ".join([r["model"], str(r["batch"]), *cells, *ratios, share]) + " |")
     means = [f"{geometric_mean(r['ms'][e] / r['ms']['inferc'] for r in results):.2f}" for e in others]
-    lines.append("| " + " | ".join(["geometric mean", "", *([""] * len(engines)), *means]) + " |")
+    lines.append("| " + " | ".join(["geometric mean", "", *([""] * len(engines)), *means, ""]) + " |")
     return "\n".join(lines) + "\n"
 
 

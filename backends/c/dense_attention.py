@@ -84,7 +84,7 @@ static void attention_rows(const dense_attention *a, const float *q, const float
     for (int32_t g = 0; g < groups; g++) {{
       const int32_t key = block + g * GROUP, panel_count = (int_min(count - g * GROUP, GROUP) + 15) / 16;
       const product_block b = {{panels + (size_t)key * (size_t)a->width, at, scores + g * ATTENTION_ROWS * GROUP, 16,
-                               (size_t)a->width * 16, 0, 1, 1, 0, a->width, 1}};
+                               (size_t)a->width * 16, 0, 1, 1, 0, a->width, 1, 0, 0, NULL}};
       product_panels(NULL, b, panel_count, 0, rows, 0, 0);
     }}
     float ms[ATTENTION_ROWS], ls[ATTENTION_ROWS];
@@ -116,7 +116,7 @@ static void attention_rows(const dense_attention *a, const float *q, const float
       const int32_t panel_count = (int_min(width - column, GROUP) + 15) / 16, whole = count / GROUP;
       float *to = parts + column * ATTENTION_ROWS;
       product_block b = {{v + (int64_t)block * a->v_step[2] + column, at, to, (size_t)a->v_step[2], 16,
-                         (size_t)a->v_step[2] * GROUP, groups, whole, 0, GROUP, 1}};
+                         (size_t)a->v_step[2] * GROUP, groups, whole, 0, GROUP, 1, 0, 0, NULL}};
       if (whole) product_panels(NULL, b, panel_count, 0, rows, 0, 0);
       if (count % GROUP) {{
         b.w += (size_t)whole * b.w_run, b.at += whole, b.runs = 1, b.count = count % GROUP, b.start = !whole;

@@ -24,7 +24,10 @@ from .text import indented
 
 GROUP = 4  # panels that a worker computes together
 BLOCK = 128  # values of k whose weights stay in the first-level cache: 32 KB of four panels
+SHORT = 96  # the same where a chunk has few rows: 24 KB, beside as much of the next block's, fetched meanwhile
+FEW = 128  # rows
 LONGEST = BLOCK * 3 // 2  # values of k that are not worth dividing
+FETCHING = 4  # tiles that are enough to fetch the next block's weights meanwhile; with fewer the loads themselves do
 CHUNK = 256  # rows of a chunk at most
 SERIAL = 1 << 19  # multiplications, and 16 for each weight, that are not worth a second worker
 
@@ -61,7 +64,8 @@ struct product {{
   size_t scratch_bytes; /* of each worker: sums[chunk][GROUP], then pointers to the runs of each row */
 }};
 
-/* A tile over one block of k: weights from `w` on; a line's, a panel's and a run's distance in floats. */
+/* A tile over one block of k: weights from `w` on; a line's, a panel's and a run's distance in floats. The weights of
+ * the block that follows are fetched meanwhile: `lines_ahead` of each of `panels_ahead` panels. */
 typedef struct product_block {{
   const float *w;
   const float *const *at;
@@ -69,6 +73,8 @@ typedef struct product_block {{
   size_t line, panel, w_run;
   int32_t stride, runs, first, count; /* of `at` for a row; runs, and which part of each */
   int start;
+  int32_t panels_ahead, lines_ahead;
+  const float *ahead;
 }} product_block;
 typedef void product_tile(const product_block *b);
 
@@ -116,6 +122,13 @@ def panels(sizes: Sequence[int]) -> Kernel:
     last = f"    default: tiles = product_tiles_{widest}, most = {sizes[-1]};"
     choice = f"    switch (wide) {{\n{cases}\n{last}\n    }}" if cases else "    " + last.split(": ")[1]
     return Kernel("product_panels", f"""\
+/* Fetches part t of `count` of the weights that follow those of `wide` panels from `first` on. */
+INLINE void product_fetch(const product_block *b, int32_t first, int32_t wide, int32_t t, int32_t count) {{
+  const int32_t begin = b->lines_ahead * t / count, end = b->lines_ahead * (t + 1) / count;
+  for (int32_t p = first; p < int_min(first + wide, b->panels_ahead); p++)
+    for (int32_t l = begin; l < end; l++) __builtin_prefetch(b->ahead + (size_t)p * b->panel + (size_t)l * 16);
+}}
+
 /* Tiles of all rows of a chunk over one block of k, for `panels` panels side by side. */
 static void product_panels(const product *p, product_block b, int32_t panels, int32_t row, int32_t rows, int32_t col,
                            int finish) {{
@@ -131,6 +144,7 @@ static void product_panels(const product *p, product_block b, int32_t panels, in
       m = rows / count + (t < rows % count);
       product_block tile = b;
       tile.w += (size_t)first * b.panel, tile.at = at, tile.sums = sums + first * 16;
+      if (count >= {FETCHING}) product_fetch(&b, first, wide, t, count);
       tiles[m - 1](&tile);
       if (finish && first + wide == panels) {{
         const int32_t done = rows / count * t + int_min(t, rows % count);
@@ -157,14 +171,22 @@ static void product_part(const void *args, int32_t begin, int32_t end, int32_t w
     const int32_t rows = int_min(p->chunk, p->rows - row), panels = int_min((p->n - group * GROUP + 15) / 16, {GROUP});
     if (chunk != found) p->find(p, row, rows, at);
     found = chunk;
+    const float *w = p->w + (size_t)group * {GROUP} * panel;
+    const int32_t after = (group + 1) % groups;
     for (int32_t s = 0; s < p->runs; s += p->runs_block)
       for (int32_t c = 0; c < p->run; c += p->run_block) {{
-        const product_block block = {{
-            p->w + (size_t)group * {GROUP} * panel + ((size_t)s * (size_t)p->run + (size_t)c) * 16, at + s,
-            (float *)(void *)scratch, 16, panel, (size_t)p->run * 16, p->runs, int_min(p->runs - s, p->runs_block), c,
-            int_min(p->run - c, p->run_block), s == 0 && c == 0}};
-        product_panels(p, block, panels, row, rows, group * GROUP,
-                       s + p->runs_block >= p->runs && c + p->run_block >= p->run);
+        product_block block = {{
+            w + ((size_t)s * (size_t)p->run + (size_t)c) * 16, at + s, (float *)(void *)scratch, 16, panel,
+            (size_t)p->run * 16, p->runs, int_min(p->runs - s, p->runs_block), c, int_min(p->run - c, p->run_block),
+            s == 0 && c == 0, panels, 0, NULL}};
+        const int32_t lines = block.runs * block.count, left = (p->runs - s) * p->run - c - lines;
+        if (left > 0) block.ahead = block.w + (size_t)lines * 16;
+        else {{ /* the next group's first */
+          block.ahead = p->w + (size_t)after * {GROUP} * panel;
+          block.panels_ahead = int_min((p->n - after * GROUP + 15) / 16, {GROUP});
+        }}
+        block.lines_ahead = int_min(left > 0 ? left : p->runs * p->run, p->runs_block * p->run_block);
+        product_panels(p, block, panels, row, rows, group * GROUP, left == 0);
       }}
   }}
 }}
@@ -244,8 +266,8 @@ def product(node: Node, anchor: Node, finish: Loop, operands: Mapping[Value, int
     end = epilogue(anchor, finish, (*anchor.types[0].shape[:-1], *x.shape))
     found = _rows(anchor, "@_zeros")
     chunk = CHUNK if not isinstance(rows, int) else _chunk(rows, n, k, sizes)
-    whole = found.runs * found.run <= LONGEST
-    run_block = BLOCK if found.run > LONGEST else found.run
+    whole, few = found.runs * found.run <= LONGEST, isinstance(rows, int) and rows <= FEW
+    run_block = found.run if found.run <= LONGEST else _block(found.run, SHORT if few else BLOCK)
     runs_block = found.runs if whole else 1 if found.run > LONGEST else max(1, BLOCK // found.run)
     given = [f"const int64_t {size_name(s)} = ((const @_args *)p->args)->{size_name(s)};" for s in end.dims
              if re.search(rf"\b{size_name(s)}\b", found.source)]  # fmt: skip
@@ -286,6 +308,11 @@ def _chunk(rows: int, n: int, k: int, sizes: Sequence[int]) -> int:
     tile = sizes[min(len(sizes), -(-n // 16)) - 1]
     each = -(-rows // chunks)
     return min(rows, -(-each // tile) * tile)
+
+
+def _block(run: int, most: int) -> int:
+    """Values of k of a block: about equal ones, at most `most`."""
+    return -(-run // -(-run // most) // 8) * 8
 
 
 def _grain(rows: Dim, n: int, k: int) -> str:
