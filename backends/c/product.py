@@ -27,6 +27,7 @@ BLOCK = 128  # values of k whose weights stay in the first-level cache: 32 KB of
 SHORT = 96  # the same where a chunk has few rows: 24 KB, beside as much of the next block's, fetched meanwhile
 FEW = 128  # rows
 LONGEST = BLOCK * 3 // 2  # values of k that are not worth dividing
+LARGE = 1 << 19  # bytes of weights that do not stay in the second-level cache beside all else
 FETCHING = 4  # tiles that are enough to fetch the next block's weights meanwhile; with fewer the loads themselves do
 CHUNK = 256  # rows of a chunk at most
 SERIAL = 1 << 19  # multiplications, and 16 for each weight, that are not worth a second worker
@@ -54,7 +55,7 @@ typedef struct product product;
 struct product {{
   const float *x, *w;
   int32_t rows, n, runs, run; /* of a row: runs of adjacent values, and the values of one */
-  int32_t runs_block, run_block, chunk;
+  int32_t runs_block, run_block, chunk, fetching; /* `fetching`: whether weights are fetched ahead */
   /* Where the runs of `count` rows from `row` on begin. */
   void (*find)(const product *p, int32_t row, int32_t count, const float **at);
   /* Takes sums[rows][GROUP] of the outputs [col, col + cols). */
@@ -185,7 +186,7 @@ static void product_part(const void *args, int32_t begin, int32_t end, int32_t w
           block.ahead = p->w + (size_t)after * {GROUP} * panel;
           block.panels_ahead = int_min((p->n - after * GROUP + 15) / 16, {GROUP});
         }}
-        block.lines_ahead = int_min(left > 0 ? left : p->runs * p->run, p->runs_block * p->run_block);
+        if (p->fetching) block.lines_ahead = int_min(left > 0 ? left : p->runs * p->run, p->runs_block * p->run_block);
         product_panels(p, block, panels, row, rows, group * GROUP, left == 0);
       }}
   }}
@@ -283,7 +284,7 @@ static void @_rows(const product *p, int32_t row, int32_t count, const float **a
 
 static void @({end.signature("void *scratch")}) {{
   const product p = {{x, w, {dim_text(rows)}, {n}, {found.runs}, {found.run}, {runs_block}, {run_block}, {chunk},
-      @_rows, @_finish, &(@_args){{{end.values}}}, scratch, {worker_bytes}}};
+      {int(4 * n * k >= LARGE)}, @_rows, @_finish, &(@_args){{{end.values}}}, scratch, {worker_bytes}}};
   product_run(r, &p, {grain});
 }}
 """

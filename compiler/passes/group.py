@@ -57,7 +57,7 @@ def _grouped(graph: Graph) -> Graph:
                 anchored.add(target)
         elif node.op.name in SCALAR | MOVES | {"reduce"} and _plain(node) and len(node.types) == 1:
             root[node], members[node], exact[node] = node, [node], True
-    replaced = {r: (_fused(r, nodes),) for r, nodes in members.items() if len(nodes) > 1 and _worth(nodes)}
+    replaced = {r: (_fused(r, nodes),) for r, nodes in members.items() if _worth(nodes)}
     replaced |= {last: (_fused(last, nodes),) for last, nodes in views.items() if len(nodes) > 1}
     return substitute(graph, replaced)
 
@@ -91,7 +91,9 @@ def _is_depthwise(node: Node) -> bool:
 
 
 def _worth(nodes: list[Node]) -> bool:
-    return any(n.op.name not in SPREAD for n in nodes[1:])
+    """Whether one kernel saves an array: of another op, or of a number that the only op reads spread."""
+    spread = any(v.node.op.name in SPREAD and _is_number(v) for v in nodes[0].inputs)
+    return any(n.op.name != "reshape" for n in nodes[1:]) or nodes[0].op.name in SCALAR and spread
 
 
 def _joinable(node: Node, users: dict[Value, list[Node]], outputs: set[Value], root: dict[Node, Node],
@@ -158,8 +160,8 @@ def _fused(last: Node, nodes: list[Node]) -> Value:
 
 
 def _is_number(value: Value) -> bool:
-    """A constant of one number, which goes inside."""
-    return value.node.op.name == "constant" and splat(value) is not None
+    """One number, spread or not, which goes inside of every group that reads it."""
+    return value.node.op.name in ("constant", *SPREAD) and splat(value) is not None
 
 
 def _names() -> Callable[[str], str]:
