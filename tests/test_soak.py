@@ -66,8 +66,10 @@ def test_restored_sessions_are_fuzzed(tmp_path: Path, request: pytest.FixtureReq
 
 def fuzz(fuzzer: Path, seeds: Path, request: pytest.FixtureRequest) -> None:
     seconds = max(10, request.config.getoption("--soak-seconds"))
-    run([fuzzer, seeds, f"-max_total_time={seconds}", "-max_len=400000", "-len_control=0", "-print_final_stats=1"],
-        timeout=seconds + 300)  # fmt: skip
+    # libFuzzer's limit of resident memory counts what the process that starts it had at its largest.
+    limits = "-rss_limit_mb=0", "-malloc_limit_mb=1024"
+    run([fuzzer, seeds, f"-max_total_time={seconds}", "-max_len=400000", "-len_control=0", "-print_final_stats=1",
+         *limits], timeout=seconds + 300)  # fmt: skip
 
 
 @pytest.mark.slow

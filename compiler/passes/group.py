@@ -58,7 +58,8 @@ def _grouped(graph: Graph) -> Graph:
         elif node.op.name in SCALAR | MOVES | {"reduce"} and _plain(node) and len(node.types) == 1:
             root[node], members[node], exact[node] = node, [node], True
     replaced = {r: (_fused(r, nodes),) for r, nodes in members.items() if _worth(nodes)}
-    replaced |= {last: (_fused(last, nodes),) for last, nodes in views.items() if len(nodes) > 1}
+    # An attention reads its mask where it lies, if all of it is one number too.
+    replaced |= {last: (_fused(last, nodes, numbers=False),) for last, nodes in views.items() if len(nodes) > 1}
     return substitute(graph, replaced)
 
 
@@ -113,9 +114,8 @@ def _joinable(node: Node, users: dict[Value, list[Node]], outputs: set[Value], r
     if not _plain(node):
         return None
     if node.op.name in SPREAD:
-        cheap = node.op.name == "reshape" or splat(value) is not None or not _expands_computed(node)
         scalar_users = all(u.op.name in SCALAR | SPREAD for u in using)
-        return target if cheap and scalar_users and node.op.name == "broadcast" else None
+        return target if scalar_users and node.op.name == "broadcast" else None
     if node.op.name == "slice":
         return target if all(u.op.name in SCALAR for u in using) else None
     if node.op.name in SCALAR:
@@ -126,12 +126,8 @@ def _joinable(node: Node, users: dict[Value, list[Node]], outputs: set[Value], r
     return None
 
 
-def _expands_computed(node: Node) -> bool:
-    """Never: what a broadcast reads stays outside, unless it is spread too."""
-    return False
-
-
-def _fused(last: Node, nodes: list[Node]) -> Value:
+def _fused(last: Node, nodes: list[Node], numbers: bool = True) -> Value:
+    """The nodes as one, of which `last` gives the result; `numbers` that they read go inside."""
     inside = set(nodes)
     inputs: dict[Value, Node] = {}
     names = _names()
@@ -140,7 +136,7 @@ def _fused(last: Node, nodes: list[Node]) -> Value:
         if value.node in inside:
             for v in value.node.inputs:
                 visit(v)
-        elif value not in inputs and not _is_number(value):
+        elif value not in inputs and not (numbers and _is_number(value)):
             wanted = value.node.attr("name").rpartition(".")[2] if value.node.op.name == "input" else "x"
             inputs[value] = make_input(names(wanted), "arg", value.type)
 
