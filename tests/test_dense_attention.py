@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from inferc.backends.c import target
+from inferc.compiler.passes import group
 from inferc.ir.graph import Graph, Module, make, make_input
 from inferc.ir.interpret import interpret
 from inferc.ir.ops import OPS
@@ -50,4 +51,24 @@ def test_attention(name):
         got = np.full(want.shape, 0x5A, np.float32)
         assert run_function(library, case, {}, list(data.values()), [got]) == OK
         assert same_bits(got, want), case
+    library.close()
+
+
+def test_a_mask_of_one_number_is_read_where_it_lies():
+    """Grouped with the transposes of its operands, attention keeps its mask as an operand, spread from a number too."""
+    types = [Type((2, n, 3, 8), f32) for n in (4, 6, 6)]
+    inputs = tuple(make_input(f"x{i}", "arg", t) for i, t in enumerate(types))
+    turned = [make(OPS["transpose"], n[0], permutation=(0, 2, 1, 3))[0] for n in inputs]
+    one = make(OPS["constant"], value=b"\1", type=Type((), boolean))[0]
+    mask = make(OPS["broadcast"], one, shape=(2, 1, 4, 6), dims=())[0]
+    y = make(OPS["attention"], *turned, mask, scale=0.3)[0]
+    y = make(OPS["transpose"], y, permutation=(0, 2, 1, 3))
+    module = group.run(Module({"turned": Graph("turned", inputs, y.values, ("y",))}, {}), target.choose("native")[0].ir)
+    assert [n.op.name for n in module.entries["turned"].nodes()].count("fused") == 1
+    rng = np.random.default_rng(4)
+    data = {n.attr("name"): rng.standard_normal(n.types[0].sizes).astype(np.float32) for n in inputs}
+    want = interpret(module, data, entry="turned")["y"]
+    got = np.full(want.shape, 0x5A, np.float32)
+    library = compile_library(module, "native", threads=2)
+    assert run_function(library, "turned", {}, list(data.values()), [got]) == OK and same_bits(got, want)
     library.close()
