@@ -62,6 +62,8 @@ typedef struct model_info {
   const char *target;       /* the variant: the kind of CPU that its code is for */
   const char *cpu_features; /* that the variant needs, separated by spaces, as in Linux's /proc/cpuinfo */
   const char *targets;      /* all variants in this library, separated by spaces, the best first */
+  const char *output;       /* what model_eval gives of a wanted token: "logits" or "embeddings"; "" without one */
+  int32_t output_width;     /* floats of that: vocab_size logits, or the model's width; 0 without one */
 } model_info;
 
 /* A loaded model: the weights and a pool of threads. Any number may be open, of this and of other models. */
