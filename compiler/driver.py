@@ -116,8 +116,8 @@ class Backend(Protocol):
 
     def lower(self, module: Module, *, name: str, prefix: str, context: int, chunk: int,
               vocabulary: int = 0) -> Lowered:  # fmt: skip
-        """A module after the passes; `vocabulary` counts the tokens of a model that gives embeddings, else it is 0.
-        Raises IRError for what the backend cannot express."""
+        """A module after the passes; `vocabulary` counts the tokens of a model that takes some and gives no logits,
+        else it is 0. Raises IRError for what the backend cannot express."""
         ...
 
 
@@ -188,7 +188,8 @@ def plan(source: Source, options: Options) -> Plan:
     try:
         passes_for = replace(backend.ir, cache=DTYPES[options.kv], rounded=_function_quant(source, options))
         module = run_passes(source.build(context, chunk), passes_for, options.dump_ir)
-        vocabulary = source.facts()["vocab_size"] if options.embeddings else 0
+        columns = source.kind == "language" and not options.embeddings  # of logits: they count the tokens
+        vocabulary = 0 if columns else source.facts().get("vocab_size", 0)
         lowered = backend.lower(module, name=source.name, prefix=options.prefix, context=context, chunk=chunk,
                                 vocabulary=vocabulary)  # fmt: skip
     except IRError as error:
@@ -226,7 +227,8 @@ def _giving(source: Source, options: Options) -> Source:
     if not options.embeddings:
         return source
     if not isinstance(source, LanguageSource):
-        raise InfercError(f"{source.path or source.name} is a function: only language models can be asked for embeddings")
+        what = source.path or source.name
+        raise InfercError(f"{what} is a function: only language models can be asked for embeddings")
     if options.backend != "c" or options.emit == "wasm":
         raise InfercError("embeddings are given by the backend c, in all forms but wasm: leave --embeddings out")
     return without_head(source)

@@ -44,7 +44,8 @@ def mapped(path: Path) -> np.ndarray:
 def ask(model: Compiled) -> list[dict[str, Any]]:
     """What the model answers to prompts of pseudo-random ids: for each "ids", the "sha256" of the logits f32[ids, V] of
     all its tokens in memory's order, the first few "logits" of its last token, and for one the likeliest ids that
-    follow ("next"). Of a model that gives embeddings, these stand in the place of logits, and nothing follows. Raises InfercError where the model cannot be opened."""
+    follow ("next"). Embeddings, where it gives them, stand in the place of logits, and nothing follows. Raises
+    InfercError where the model cannot be opened."""
     engine = Engine(model)
     try:
         found = []

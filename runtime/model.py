@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import InfercError
 from .artifact import Artifact
+from .encoder import normalized
 from .engine import open_engine
 from .sampling import Sampler, Sampling
 from .session import Opened
@@ -239,8 +240,7 @@ class Model:
             found = self._evaluate(ids, 1)[0]
         else:
             found = self._evaluate(ids, len(ids)).mean(0, dtype=np.float64).astype(np.float32)
-        length = float(np.linalg.norm(found.astype(np.float64)))
-        return (found / np.float32(length)) if normalize and length else found
+        return normalized(found) if normalize else found
 
     def _gives(self, wanted: str) -> None:
         if self.output != wanted:

@@ -322,8 +322,8 @@ class Session:
         return []
 
     def eval(self, ids: Sequence[int], rows: int = 1) -> np.ndarray:
-        """Evaluates at most `chunk` ids after those before; the logits f32[rows, V] of the last `rows` of them, or their
-        embeddings f32[rows, output_width].
+        """Evaluates at most `chunk` ids after those before; what the last `rows` of them give, logits or embeddings
+        f32[rows, output_width].
 
         On InfercError (the context is full, an id outside the vocabulary) the position is as before.
         """

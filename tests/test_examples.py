@@ -42,22 +42,23 @@ def talker() -> Path:
 
 
 @cache
-def tiny(name: str, emit: str, weights: str, prefix: str, target: str) -> Path:
+def tiny(name: str, emit: str, weights: str, prefix: str, target: str, embeddings: bool) -> Path:
     """A folder with a tiny model in a form, compiled quickly."""
     folder = Path(mkdtemp(prefix="inferc-pages-"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(toolchain, "FLAGS", (*toolchain.FLAGS, "-O1"))
         compile_model(str(talker()), folder / name, prefix=prefix, emit=emit, chunk=64, weights=weights,
-                      target=TARGET if target == "native" else target)  # fmt: skip
+                      embeddings=embeddings, target=TARGET if target == "native" else target)  # fmt: skip
     return folder
 
 
 @cache
-def real(name: str, emit: str, weights: str, prefix: str, target: str) -> Path:
+def real(name: str, emit: str, weights: str, prefix: str, target: str, embeddings: bool) -> Path:
     """A folder with SmolLM2 in a form."""
     folder = Path(mkdtemp(prefix="inferc-pages-"))
     path = hub.pull("smollm2", lambda *_: None)
-    compile_model(str(path), folder / name, prefix=prefix, emit=emit, weights=weights, target=target)
+    compile_model(str(path), folder / name, prefix=prefix, emit=emit, weights=weights, target=target,
+                  embeddings=embeddings)  # fmt: skip
     return folder
 
 

@@ -16,6 +16,8 @@ from .state import HEADER_BYTES, SessionLayout
 from .target import CTarget
 from .text import c_string, comment_text, folded, runtime_text
 
+# Parts of a language model that depend on what it gives: what samples from logits, a comment on embeddings.
+OWN_PARTS = {("sampling", "h"), ("sampling", "c"), ("embeddings", "h")}
 STEP_INPUTS = ("tokens", "sequence", "position", "rows")
 
 
@@ -41,7 +43,8 @@ class Variant:
 class Facts:
     """What the interface says about a module; `variants` are in the order in which a CPU tries them.
 
-    `vocabulary` counts the tokens of a model whose step gives embeddings; 0: its columns, logits, do.
+    `vocabulary` counts the tokens of a model whose step gives embeddings (where it is 0, the columns of the logits do),
+    and of a function that has a tokenizer.
     """
 
     prefix: str
@@ -89,7 +92,7 @@ class Facts:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens of a language model; 0 without a step."""
+        """Tokens of a model with text; 0 of other functions."""
         return self.vocabulary or self.output_width
 
     @property
@@ -135,7 +138,7 @@ def header(facts: Facts, memory: Mapping[str, Any]) -> str:
     title = comment_text(f"{facts.name}, compiled by inferc for {facts.targets}.")
     text = runtime_text("abi.h").replace("@TITLE@", title)
     constants = []
-    if facts.vocab_size:
+    if facts.output:
         constants = [f"MODEL_VOCAB_SIZE = {facts.vocab_size},",
                      f"MODEL_OUTPUT_WIDTH = {facts.output_width}, /* floats that an eval gives of a wanted token */",
                      f"MODEL_MAX_POSITIONS = {facts.context}, /* of a session */",
@@ -143,6 +146,9 @@ def header(facts: Facts, memory: Mapping[str, Any]) -> str:
         language = _language(facts, "h").replace("@SESSION_FORMULA@", memory["session"])
         formulas = [f"{key} = {value}" for key, value in memory.items() if key == "workspace" or "_arena" in key]
         text += language.replace("@WORKSPACE_FORMULA@", "\n * ".join(map(_folded, formulas)))
+    elif facts.vocab_size:
+        constants = [f"MODEL_VOCAB_SIZE = {facts.vocab_size} /* ids of a text are less */"]
+        text += runtime_text("encoder.h") + runtime_text("text.h")
     text = text.replace("  @CONSTANTS@\n", "".join(f"  {line}\n" for line in constants))
     for name, graph in facts.functions.items():
         text += "\n" + _function_declaration(facts, name, graph)
@@ -154,8 +160,8 @@ def header(facts: Facts, memory: Mapping[str, Any]) -> str:
 def _language(facts: Facts, kind: str) -> str:
     """The hand-written part of a language model, of "h" or "c". What an eval gives is named after what it is."""
     session = runtime_text(f"language.{kind}").replace("logits", facts.output)
-    last = {"logits": runtime_text(f"sampling.{kind}"), "embeddings": runtime_text("embeddings.h") if kind == "h" else ""}
-    return session + runtime_text(f"text.{kind}") + last[facts.output]
+    own = "sampling" if facts.output == "logits" else "embeddings"
+    return session + runtime_text(f"text.{kind}") + (runtime_text(f"{own}.{kind}") if (own, kind) in OWN_PARTS else "")
 
 
 def _folded(text: str, width: int = 110) -> str:
@@ -205,7 +211,7 @@ def program_header(facts: Facts, fingerprint: int) -> str:
         "#ifndef MODEL_PROGRAM_H\n#define MODEL_PROGRAM_H\n",
         '#include "model.h"\n#include "run.h"\n',
     ]
-    if facts.vocab_size:
+    if facts.output:
         layout = facts.layout
         rewind = "INT32_MAX" if layout.rewind is None else str(layout.rewind)
         lines += [
@@ -237,7 +243,7 @@ def program_table(facts: Facts, variant: Variant) -> str:
     features = ", ".join([*(c_string(f) for f in target.cpu_features), "NULL"])
     fields = [
         f".abi = {facts.prefix.upper()}_ABI", f".vocab_size = {facts.vocab_size}",
-        f".context = {facts.context if facts.vocab_size else 0}", f".chunk = {facts.chunk if facts.vocab_size else 0}",
+        f".context = {facts.context if facts.output else 0}", f".chunk = {facts.chunk if facts.output else 0}",
         f".weights_bytes = {facts.weight_bytes}", f".name = {c_string(facts.name)}",
         f".target = {c_string(variant.name)}", f".cpu_features = {c_string(' '.join(target.cpu_features))}",
         f".targets = {c_string(facts.targets)}", f".output = {c_string(facts.output)}",
@@ -259,7 +265,7 @@ def implementation(facts: Facts) -> str:
     """PREFIX_abi.c."""
     programs = "".join(f"    &model_program_{v.name},\n" for v in facts.variants)
     text = runtime_text("abi.c").replace("    @PROGRAMS@\n", programs)
-    text += _language(facts, "c") if facts.vocab_size else ""
+    text += _language(facts, "c") if facts.output else runtime_text("text.c") if facts.vocab_size else ""
     for name, graph in facts.functions.items():
         text += "\n" + _function_definition(facts, name, graph)
     if run := facts.entries.get(described.ENTRY):

@@ -37,8 +37,7 @@ from .weights import unit as weights_unit
 
 RUNTIME_HEADERS = ("run.h", "parallel.h", "floating.h", "cpu.h", "sum.h", "text_tables.h")
 TEXT_HEADERS = ("utf8.h", "normalize.h", "pieces.h", "tokenizer.h", "detokenizer.h", "chat.h")
-# Headers of a language model, by what it gives.
-LANGUAGE_HEADERS = {"": (), "logits": (*TEXT_HEADERS, "sampler.h"), "embeddings": TEXT_HEADERS}
+SAMPLING_HEADERS = ("sampler.h",)
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,9 @@ def build(module: Module, targets: Sequence[CTarget], *, prefix: str = "model", 
     An entry named `step` becomes the language model's sessions and eval; any other entry, which may have no states,
     becomes a function PREFIX_ENTRY of its dimensions, arguments and results. `context` is the most positions of a
     session, `chunk` the most tokens of one eval. A step gives logits, whose columns are its tokens; `vocabulary` counts
-    the tokens of one that gives embeddings. Raises IRError for an op without a kernel, a state that is not a
-    cache, a step without its inputs, or targets that the passes would give different modules.
+    the tokens of one that gives embeddings, or of a function that has a tokenizer. Raises IRError for an op without a
+    kernel, a state that is not a cache, a step without its inputs, or targets that the passes would give different
+    modules.
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", prefix):
         raise IRError(f"the prefix {prefix!r} is no C identifier")
@@ -102,8 +102,11 @@ def build(module: Module, targets: Sequence[CTarget], *, prefix: str = "model", 
         words = [functions_of(isa_text(header)) for header in (target.header, *BASELINE_HEADERS)]
         names = Names(("cpu_features", f"{prefix}_program_{target.name}", *LIBRARY, *chain(*words)))
         variants.append(interface.Variant(target, Emitter(functions, entries, context, offsets, layout.regions, names)))
-    facts = interface.Facts(prefix, name, tuple(variants), context, chunk, weight_bytes, module.entries, layout, vocabulary)
+    facts = interface.Facts(prefix, name, tuple(variants), context, chunk, weight_bytes, module.entries, layout,
+                            vocabulary)  # fmt: skip
     memory = _merged({v.name: _memory(facts, v) for v in variants})
+    headers = (*RUNTIME_HEADERS, *(TEXT_HEADERS if facts.vocab_size else ()),
+               *(SAMPLING_HEADERS if facts.output == "logits" else ()))  # fmt: skip
     sources = {f"{prefix}.h": interface.header(facts, memory)}
     for v in variants:
         sources[f"{prefix}_{v.name}.c"] = _model(facts, v)
@@ -112,7 +115,7 @@ def build(module: Module, targets: Sequence[CTarget], *, prefix: str = "model", 
         f"{prefix}_program.h": interface.program_header(facts, _fingerprint(facts, order)),
         f"{prefix}_abi.c": interface.implementation(facts),
         f"{prefix}_weights.c": weights_unit(prefix, weight_bytes),
-        **{header: runtime_text(header) for header in (*RUNTIME_HEADERS, *LANGUAGE_HEADERS[facts.output])},
+        **{header: runtime_text(header) for header in headers},
         **{header: isa_text(header) for t in targets for header in (t.header, *BASELINE_HEADERS)},
     }
     units = {f"{prefix}_{v.name}.c": v.target.cflags for v in variants}
@@ -147,7 +150,7 @@ def _memory(facts: interface.Facts, variant: interface.Variant) -> dict[str, Any
     """Exact formulas as text, and bytes at the context and at a full chunk with one wanted row on one thread."""
     emitter, functions = variant.emitter, variant.emitter.functions
     memory: dict[str, Any] = {"weights": facts.weight_bytes}
-    if facts.vocab_size:
+    if facts.output:
         layout = facts.layout
         step = facts.entries["step"]
         tokens, rows = symbol("T", 1, facts.chunk), symbol("R", 1, facts.chunk)

@@ -111,7 +111,7 @@ def session_layout(entries: Mapping[str, Graph], context: int, chunk: int) -> Se
 
 
 def workspace(tokens: Dim, rows: Dim, width: int, arena: Dim) -> Dim:
-    """Bytes of an evaluation's workspace: the lists that `step` reads, what it gives, its arena; language.c lays them out."""
+    """Bytes of an evaluation's workspace: the lists that `step` reads, what it gives, its arena, as in language.c."""
     pointer, number = 8, 4
     lists = (tokens * pointer, tokens * number, tokens * number, tokens * number, rows * number)
     return sum(map(align, (*lists, rows * (width * number))), start=arena)

@@ -149,8 +149,8 @@ class Backend:
 
     def lower(self, module: Module, *, name: str, prefix: str, context: int, chunk: int,
               vocabulary: int = 0) -> Lowered:  # fmt: skip
-        """The module after the passes, which gives no embeddings: `vocabulary` is 0. Raises IRError for what cannot be expressed, InfercError for a mesh that does
-        not divide the heads."""
+        """The module after the passes; `vocabulary` does not matter here. Raises IRError for what cannot be expressed,
+        InfercError for a mesh that does not divide the heads."""
         built = program.build(module, self.ir, name=name, context=context, chunk=chunk, slots=self.slots)
         self.shape.check(built)
         return Lowered(built, self.platforms, self.shape)

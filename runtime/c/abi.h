@@ -54,8 +54,8 @@ MODEL_API const char *model_message(model_status status);
 
 typedef struct model_info {
   int32_t abi;
-  int32_t vocab_size; /* of a language model; these three are 0 for any other */
-  int32_t context;    /* most positions of a session */
+  int32_t vocab_size; /* of a model with text; 0 for any other */
+  int32_t context;    /* most positions of a session; these two are 0 for what is no language model */
   int32_t chunk;      /* most tokens of one eval */
   size_t weights_bytes;
   const char *name;
