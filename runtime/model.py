@@ -161,10 +161,15 @@ class Model:
         self._gives("embeddings")
         if pooling not in POOLINGS:
             raise InfercError(f"there is no pooling {pooling!r}: choose one of {', '.join(POOLINGS)}")
-        if isinstance(texts, str) or (len(texts) and not isinstance(texts[0], str)):
-            ids = self.tokenize(texts, parse_special=False) if isinstance(texts, str) else texts
+        if isinstance(texts, str):
+            texts = self.tokenize(texts, parse_special=False)
+            return self._pooled(self._checked(texts), pooling, normalize)
+        ids = [item for item in texts if not isinstance(item, str)]
+        if ids and len(ids) < len(texts):
+            raise InfercError("some of these are texts and some are ids: give one kind")
+        if ids:
             return self._pooled(self._checked(ids), pooling, normalize)
-        pooled = [self.embed(text, pooling=pooling, normalize=normalize) for text in texts]
+        pooled = [self.embed(text, pooling=pooling, normalize=normalize) for text in texts if isinstance(text, str)]
         return np.stack(pooled) if pooled else np.empty((0, self.output_width), np.float32)
 
     def logits_from(self, ids: Sequence[int], first: int) -> Iterator[tuple[int, np.ndarray]]:

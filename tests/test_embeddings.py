@@ -42,12 +42,12 @@ def model(gguf: Path, quick_compiler: object) -> Iterator[Model]:
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])  # an own head, and a tied one with a cap on the logits
-def test_bits_are_the_interpreters_on_every_target_and_thread_count(name: str, tmp_path: Path) -> None:
+def test_bits_are_the_interpreters_on_any_thread_count(name: str, tmp_path: Path) -> None:
     path = write_model(tmp_path / "tiny.gguf", name, "q4_0", tokenizer="bpe")
     plan = plan_model(path, chunk=CHUNK, embeddings=True)
     expected = expected_logits(plan, IDS)
     assert expected.shape == (len(IDS), WIDTH) and np.isfinite(expected).all() and expected.std() > 1e-3
-    for target in HOST:
+    for target in ("generic", HOST[-1]):
         compile_model(str(path), tmp_path / "e.inferc", target=target, chunk=CHUNK, embeddings=True)
         for threads in (1, 3):
             with load(tmp_path / "e.inferc", threads) as model:
@@ -55,14 +55,15 @@ def test_bits_are_the_interpreters_on_every_target_and_thread_count(name: str, t
 
 
 def test_embeddings_are_what_the_head_reads(model: Model, gguf: Path) -> None:
-    """Against the hidden states of the model in plain JAX, and its head on them against its logits."""
+    """The head, which tells all of them apart, makes of them the logits of the model in plain JAX."""
     source = open_model(gguf)
     logits, weights = reference(source, len(IDS))
     rows = np.arange(len(IDS), dtype=np.int32)
     found = model.embeddings(IDS)
     from_head = found @ weights["output.weight"].T
     wanted = np.asarray(jax.jit(logits)(weights, np.array(IDS, np.int32), rows))
-    assert np.abs(from_head - wanted).max() < 0.1 * wanted.std()  # activations are rounded to int8
+    assert np.linalg.matrix_rank(weights["output.weight"]) == WIDTH
+    assert np.abs(from_head - wanted).mean() < 0.02 * wanted.std()  # activations are rounded to int8
 
 
 def test_embed(model: Model) -> None:
@@ -82,6 +83,8 @@ def test_embed(model: Model) -> None:
     longer = (ids * 20)[:40]  # more than a chunk
     np.testing.assert_allclose(model.embed(longer, normalize=False), model.embeddings(longer).mean(0), rtol=1e-4,
                                atol=1e-6)  # fmt: skip
+    with pytest.raises(InfercError, match="give one kind"):
+        model.embed(["the", 3])
     with pytest.raises(InfercError, match="no pooling 'max': choose one of mean, last"):
         model.embed(TEXT, pooling="max")
 

@@ -91,6 +91,14 @@ def test_c_examples_are_clean(name: str) -> None:
         cwd=emitted_as("model", "a"))  # fmt: skip
 
 
+def test_the_example_of_embeddings() -> None:
+    folder = tiny("libembed.a", "a", "embed", "embed", "native", True)
+    run(toolchain.find_compiler()[0], "-std=c11", *STRICT, EXAMPLES / "c/embed.c", "libembed.a", "-lm", "-pthread",
+        "-o", "c-embed", cwd=folder)  # fmt: skip
+    lines = run("./c-embed", "the one", "the one", "an is", cwd=folder).splitlines()
+    assert lines[:2] == ["1.00 the one"] * 2 and lines[2].endswith(" an is") and not lines[2].startswith("1.00")
+
+
 def test_cpp_is_clean() -> None:
     compiler = pages.missing("cpp") or "c++"
     if compiler != "c++":
