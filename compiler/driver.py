@@ -407,7 +407,8 @@ def _file_facts(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
     if path.is_dir():
-        files = {f.name: emit.sha256(f) for f in sorted(path.iterdir()) if f.suffix in SOURCE_FILES}
+        found = [f for f in sorted(path.rglob("*")) if f.suffix in SOURCE_FILES and f.is_file()]
+        files = {f.relative_to(path).as_posix(): emit.sha256(f) for f in found}
         return {"file": path.name, "files": files}
     return {"file": path.name, "sha256": emit.sha256(path), "bytes": path.stat().st_size}
 

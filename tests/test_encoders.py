@@ -15,7 +15,7 @@ import pytest
 import inferc
 from inferc.backends.c import target as c_target
 from inferc.backends.c import toolchain
-from inferc.compiler.driver import compile_model, plan_model
+from inferc.compiler.driver import compile_model, open_model, plan_model
 from inferc.compiler.frontends.gguf_tokenizer import TokenType
 from inferc.errors import InfercError
 from inferc.ir.interpret import interpret
@@ -163,11 +163,19 @@ def test_pooling_of_sentence_transformers(folder: Path, tmp_path: Path) -> None:
         (tmp_path / file.name).write_bytes(file.read_bytes())
     modes = tmp_path / "1_Pooling" / "config.json"
     modes.parent.mkdir()
-    modes.write_text(json.dumps({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}))
-    assert plan_model(tmp_path).source.facts()["pooling"] == "cls"
-    modes.write_text(json.dumps({"pooling_mode_max_tokens": True}))
-    with pytest.raises(InfercError, match="pooling by pooling_mode_max_tokens is not supported"):
-        plan_model(tmp_path)
+    for settings, pooling in (({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+                              ({"pooling_mode_mean_tokens": True}, "mean"), ({"pooling_mode": "cls"}, "cls"),
+                              ({"pooling_mode": ["mean"]}, "mean")):  # fmt: skip
+        modes.write_text(json.dumps(settings))
+        assert open_model(tmp_path).facts()["pooling"] == pooling
+    for settings in ({"pooling_mode_max_tokens": True}, {"pooling_mode": ["cls", "mean"]},
+                     {"pooling_mode_mean_sqrt_len_tokens": True}, {"pooling_mode": 3}):  # fmt: skip
+        modes.write_text(json.dumps(settings))
+        with pytest.raises(InfercError, match="pooling by .* is not supported; mean and cls are"):
+            open_model(tmp_path)
+    (tmp_path / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense"}]))
+    with pytest.raises(InfercError, match="its module Dense is not supported"):
+        open_model(tmp_path)
 
 
 def test_refusals(folder: Path, tmp_path: Path) -> None:

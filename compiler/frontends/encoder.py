@@ -28,7 +28,7 @@ from .metadata import Metadata
 
 NAME = "bert"  # in general.architecture, and the `model_type` of a Hugging Face folder
 POOLING_TYPES = {0: "mean", 1: "mean", 2: "cls"}  # `bert.pooling_type`; 0 is none
-POOLING_MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}  # sentence-transformers'
+MODULES = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers; the last is the caller's to do
 KEYS = {
     "num_hidden_layers": "block_count", "max_position_embeddings": "context_length",
     "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length",
@@ -108,9 +108,7 @@ def from_folder(path: Path, config: Mapping[str, Any], metadata: Metadata, pooli
     for option, known in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
         if config.get(option, known) != known:
             raise metadata.error(f"{option} {config[option]!r:.40} is not supported; {known!r} is")
-    modes = [mode for mode, on in pooling.items() if mode.startswith("pooling_mode_") and on is True]
-    if len(modes) > 1 or any(mode not in POOLING_MODES for mode in modes):
-        raise InfercError(f"{path}: pooling by {', '.join(modes):.80} is not supported; {', '.join(POOLING_MODES)} are")
+    pooled = _pooling(path, pooling)
     layers = metadata.integer(f"{NAME}.block_count", low=1, high=4096)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BERT, layers)
     found: dict[str, tuple[tuple[int, ...], Read]] = {}
@@ -122,8 +120,27 @@ def from_folder(path: Path, config: Mapping[str, Any], metadata: Metadata, pooli
         if ours is None or tensor.kind not in ("F32", "F16", "BF16"):
             raise InfercError(f"{path}: the tensor {theirs} ({tensor.kind}) is no part of {NAME!r}; update inferc")
         found[ours] = tensor.shape, partial(safetensors.widened, tensor)
-    pooled = POOLING_MODES[modes[0]] if modes else "mean"
     return _checked(path, path.resolve().name, metadata, found, pooled, partial(_tokenizer, path))
+
+
+def _pooling(path: Path, settings: Mapping[str, Any]) -> str:
+    """The pooling of sentence-transformers' settings, which name it or, as they used to, have a flag for each. Raises
+    InfercError for one that is not known, and for modules other than `MODULES`."""
+    file = path / "modules.json"
+    try:
+        modules = json.loads(file.read_text("utf-8")) if file.exists() else []
+        kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InfercError(f"{file}: cannot be read ({error}); download the model again") from error
+    if other := [kind for kind in kinds if kind not in MODULES]:
+        raise InfercError(f"{path}: its module {other[0]:.40} is not supported; {', '.join(MODULES)} are")
+    flags = [name.removeprefix("pooling_mode_").removesuffix("s").removesuffix("_token")
+             for name, on in settings.items() if name.startswith("pooling_mode_") and on is True]  # fmt: skip
+    named = settings.get("pooling_mode", flags)
+    modes = [named] if isinstance(named, str) else named
+    if not isinstance(modes, list) or len(modes) > 1 or any(mode not in bert.POOLINGS for mode in modes):
+        raise InfercError(f"{path}: pooling by {modes!r:.80} is not supported; {' and '.join(bert.POOLINGS)} are")
+    return modes[0] if modes else "mean"
 
 
 def _checked(path: Path, name: str, metadata: Metadata, found: Mapping[str, tuple[tuple[int, ...], Read]], pooling: str,
