@@ -10,20 +10,6 @@ import pytest
 from inferc.backends.c import toolchain
 
 GOLDEN = Path(__file__).parent / "golden"
-ROOT = Path(__file__).resolve().parent.parent
-
-
-class RootIsNoPackage:
-    """Pytest imports the package that lies at the root by its folder's name, which may be no identifier; tests import
-    it as `inferc`."""
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-        return pytest.Dir.from_parent(parent, path=path) if path == ROOT else None
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(RootIsNoPackage())
 
 
 class PlainRoot:

@@ -158,6 +158,13 @@ def test_gguf(kind: int, pooling: str, encoder: Encoder, tmp_path: Path) -> None
             close(other.embed(text, normalize=False), expected(ids, pooling))
 
 
+def test_rounded_matrices(folder: Path, encoder: Encoder, tmp_path: Path) -> None:
+    compile_model(str(folder), tmp_path / "q.inferc", target=HOST[-1], quant="bf16")
+    with inferc.load(tmp_path / "q.inferc") as rounded:
+        got, wanted = rounded.embed(TEXTS), encoder.embed(TEXTS)
+    assert 1e-5 < np.abs(got - wanted).max() < 0.03 and ((got * wanted).sum(1) > 0.999).all()
+
+
 def test_pooling_of_sentence_transformers(folder: Path, tmp_path: Path) -> None:
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
