@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from .errors import InfercError
 
 if TYPE_CHECKING:
+    from .runtime.encoder import Encoder
     from .runtime.function import Function
     from .runtime.model import Model
 
 __version__ = "0.1.0"
-__all__ = ["Function", "InfercError", "Model", "compile", "function", "load"]
+__all__ = ["Encoder", "Function", "InfercError", "Model", "compile", "function", "load"]
 
 
 def compile(
@@ -87,17 +88,19 @@ def function(fn: Callable[..., Any], *examples: Any, weights: Any = None,
 
 
 def load(path: str | Path, threads: int | None = None, target: str | None = None) -> Any:
-    """Opens a compiled artifact: a `Model`, or for a function a `Function`.
+    """Opens a compiled artifact: a `Model`, for a function a `Function`, for an encoder with a tokenizer an `Encoder`.
 
     `threads` defaults to the physical cores, `target` to the best variant for this CPU. Raises InfercError if it cannot
     be used.
     """
     from .runtime.artifact import Artifact
 
-    if Artifact(path).manifest["kind"] == "function":
+    manifest = Artifact(path).manifest
+    if manifest["kind"] == "function":
+        from .runtime.encoder import Encoder
         from .runtime.function import Function
 
-        return Function(path, threads, target)
+        return (Function if manifest["tokenizer"] is None else Encoder)(path, threads, target)
     from .runtime import model
 
     return model.load(path, threads, target)
@@ -108,6 +111,10 @@ def __getattr__(name: str) -> Any:
         from .runtime.model import Model
 
         return Model
+    if name == "Encoder":
+        from .runtime.encoder import Encoder
+
+        return Encoder
     if name == "Function":
         from .runtime.function import Function
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import InfercError
 from ..ir.types import DTYPES, evaluate
 
 # The peak that bounds products of a weight dtype: block formats are multiplied as int8.
@@ -50,10 +51,12 @@ class Costs:
 
 
 def costs(path: Path) -> Costs:
-    """Reads them from a GGUF file's header."""
-    from ..compiler.frontends import gguf  # here: it imports jax, and processes that measure memory use `Costs`
+    """Reads them from a GGUF file's header. Raises InfercError for what is no language model."""
+    from ..compiler.frontends import gguf, language  # here: they import jax; processes that measure memory use `Costs`
 
     source = gguf.load(path)
+    if not isinstance(source, language.Source):
+        raise InfercError(f"{path} is no language model: give one")
     config = source.config
     tied = "output.weight" not in source.weights
     macs, head_macs, weight_bytes = Counter[str](), Counter[str](), 0

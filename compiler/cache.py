@@ -23,7 +23,7 @@ def _fingerprint_of_compiler() -> bytes:
 
 def artifact_path(model: Path, **options: object) -> Path:
     """Where the artifact of this model file, compiled with these options by this compiler, is kept."""
-    files = sorted(model.iterdir()) if model.is_dir() else [model]
+    files = sorted(model.rglob("*")) if model.is_dir() else [model]
     stats = [(str(file.resolve()), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
     key = hashlib.sha256(_fingerprint_of_compiler())
     key.update(repr((stats, sorted(options.items()))).encode())

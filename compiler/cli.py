@@ -60,6 +60,9 @@ def compile_command(
             "header; `exe`: a program; `wasm`: a package for JavaScript.",
         ),
     ] = "inferc",
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="Give each token's hidden state after the last norm, not logits.")
+    ] = False,
     weights: Annotated[str, typer.Option(help="Of forms but `inferc`: `embed` them, or a `sidecar` file.")] = "embed",
     prefix: Annotated[str, typer.Option("--name", help="What the C functions' names begin with.")] = "model",
     backend: Annotated[str, typer.Option(help="`c`, or `xla` for GPUs, TPUs and CPUs through jax.")] = "c",
@@ -85,7 +88,7 @@ def compile_command(
         report = compile_model(
             str(hub.pull(name, progress)), output, target=target, context=context, kv=kv, quant=quant, tuning=tuning,
             dump_ir=dump_ir, emit=emit, weights=weights, prefix=prefix, backend=backend, platforms=platforms,
-            compute=compute, slots=slots, mesh=mesh, progress=progress,
+            compute=compute, slots=slots, mesh=mesh, embeddings=embeddings, progress=progress,
         )
     for line in report.notes:
         note(line)

@@ -35,6 +35,7 @@ from . import emit, hub
 from . import golden as golden_logits
 from .frontends import open_source
 from .frontends.language import Source as LanguageSource
+from .frontends.language import without_head
 from .frontends.quantizing import quantized
 from .pipeline import run_passes
 from .source import Source
@@ -57,7 +58,8 @@ class Options:
     wrote, `dump_ir` a folder for the graph after every pass. All symbols of the generated code begin with `prefix`.
     `quant` rounds matrices of floats: those of a language model to a format of `quantizing.QUANTS`, and those that a
     function multiplies with to one of `FUNCTION_QUANTS`. `emit` is the form of the output, of `emit.KINDS`; of all but
-    "inferc", the `weights` are inside or beside it (`emit.WEIGHTS`).
+    "inferc", the `weights` are inside or beside it (`emit.WEIGHTS`). `embeddings` asks a language model for hidden
+    states in place of logits.
 
     For XLA: `platforms` are those that the artifact may run on, `compute` is the dtype that products multiply in,
     `slots` the most sessions at once, and `mesh` the devices that share a model and its replicas, as in `tp=2,dp=4`.
@@ -78,6 +80,7 @@ class Options:
     mesh: str = ""
     emit: str = "inferc"
     weights: str = "embed"
+    embeddings: bool = False
 
 
 class Lowered(Protocol):
@@ -111,8 +114,10 @@ class Backend(Protocol):
         """Raises InfercError where something that building needs is missing, so that it is said before any work."""
         ...
 
-    def lower(self, module: Module, *, name: str, prefix: str, context: int, chunk: int) -> Lowered:
-        """A module after the passes. Raises IRError for what the backend cannot express."""
+    def lower(self, module: Module, *, name: str, prefix: str, context: int, chunk: int,
+              vocabulary: int = 0) -> Lowered:  # fmt: skip
+        """A module after the passes; `vocabulary` counts the tokens of a model that takes some and gives no logits,
+        else it is 0. Raises IRError for what the backend cannot express."""
         ...
 
 
@@ -176,13 +181,17 @@ def plan(source: Source, options: Options) -> Plan:
             f"not {context}"
         )
     chunk = min(options.chunk, context)
+    source = _giving(source, options)
     backend = choose_backend(options)
     if options.kv not in (caches := CACHES[options.backend]):
         raise InfercError(f"a cache cannot be {options.kv!r}: choose one of {', '.join(caches)}")
     try:
         passes_for = replace(backend.ir, cache=DTYPES[options.kv], rounded=_function_quant(source, options))
         module = run_passes(source.build(context, chunk), passes_for, options.dump_ir)
-        lowered = backend.lower(module, name=source.name, prefix=options.prefix, context=context, chunk=chunk)
+        columns = source.kind == "language" and not options.embeddings  # of logits: they count the tokens
+        vocabulary = 0 if columns else source.facts().get("vocab_size", 0)
+        lowered = backend.lower(module, name=source.name, prefix=options.prefix, context=context, chunk=chunk,
+                                vocabulary=vocabulary)  # fmt: skip
     except IRError as error:
         raise InfercError(f"{source.path or source.name}: cannot be compiled for {options.target}: {error}") from error
     except OSError as error:
@@ -211,6 +220,18 @@ def open_model(path: Path, quant: str | None = None) -> Source:
     """
     source = open_source(path)
     return quantized(source, quant) if quant is not None and isinstance(source, LanguageSource) else source
+
+
+def _giving(source: Source, options: Options) -> Source:
+    """The source as the options want its output. Raises InfercError for embeddings of what cannot give them."""
+    if not options.embeddings:
+        return source
+    if not isinstance(source, LanguageSource):
+        what = source.path or source.name
+        raise InfercError(f"{what} is a function: only language models can be asked for embeddings")
+    if options.backend != "c" or options.emit == "wasm":
+        raise InfercError("embeddings are given by the backend c, in all forms but wasm: leave --embeddings out")
+    return without_head(source)
 
 
 def plan_model(path: Path, **options: Any) -> Plan:
@@ -386,7 +407,8 @@ def _file_facts(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
     if path.is_dir():
-        files = {f.name: emit.sha256(f) for f in sorted(path.iterdir()) if f.suffix in SOURCE_FILES}
+        found = [f for f in sorted(path.rglob("*")) if f.suffix in SOURCE_FILES and f.is_file()]
+        files = {f.relative_to(path).as_posix(): emit.sha256(f) for f in found}
         return {"file": path.name, "files": files}
     return {"file": path.name, "sha256": emit.sha256(path), "bytes": path.stat().st_size}
 

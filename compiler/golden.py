@@ -44,7 +44,8 @@ def mapped(path: Path) -> np.ndarray:
 def ask(model: Compiled) -> list[dict[str, Any]]:
     """What the model answers to prompts of pseudo-random ids: for each "ids", the "sha256" of the logits f32[ids, V] of
     all its tokens in memory's order, the first few "logits" of its last token, and for one the likeliest ids that
-    follow ("next"). Raises InfercError where the model cannot be opened."""
+    follow ("next"). Embeddings, where it gives them, stand in the place of logits, and nothing follows. Raises
+    InfercError where the model cannot be opened."""
     engine = Engine(model)
     try:
         found = []
@@ -55,8 +56,8 @@ def ask(model: Compiled) -> list[dict[str, Any]]:
                     for i in range(0, length, engine.chunk)]  # fmt: skip
             logits = np.concatenate(rows)
             entry = {"ids": ids, "sha256": hashlib.sha256(logits.tobytes()).hexdigest(),
-                     "logits": [float(x) for x in logits[-1, :SHOWN]]}  # fmt: skip
-            if number == 1:
+                     engine.output: [float(x) for x in logits[-1, :SHOWN]]}  # fmt: skip
+            if number == 1 and engine.output == "logits":
                 entry["next"] = made = [int(logits[-1].argmax())]
                 while len(made) < MADE:
                     made.append(int(session.eval(made[-1:])[0].argmax()))

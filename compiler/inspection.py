@@ -34,7 +34,7 @@ def show(manifest: dict[str, Any], *, tensors: bool) -> None:
     console = Console(highlight=False, soft_wrap=True)
     facts = Table.grid(padding=(0, 2))
     for key in ("name", "architecture", "source", "target", "machine", "compute", "slots", "mesh", "context", "chunk",
-                "vocab_size", "compiler", "producer"):  # fmt: skip
+                "vocab_size", "output", "output_width", "compiler", "producer"):  # fmt: skip
         if manifest.get(key):
             facts.add_row(key, _text(manifest[key]))
     console.print(facts)

@@ -22,7 +22,7 @@ class Session(Protocol):
         ...
 
     def eval(self, ids: Sequence[int], rows: int = 1) -> np.ndarray:
-        """Evaluates at most a chunk of ids; the logits f32[rows, V] of the last `rows`."""
+        """Evaluates at most a chunk of ids; the logits f32[rows, V] of the last `rows`, or their embeddings."""
         ...
 
     def greedy(self, id: int, count: int, ends: Sequence[int]) -> list[int]:
@@ -34,6 +34,8 @@ class Engine(Protocol):
     """An opened model. Not for two threads at once."""
 
     vocab_size: int
+    output: str  # what an evaluation gives of a wanted token: "logits" or "embeddings"
+    output_width: int  # floats of that
     context: int
     chunk: int
     threads: int

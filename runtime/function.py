@@ -335,6 +335,11 @@ class CEngine:
     def target(self) -> str:
         return self._model.target
 
+    @property
+    def opened(self) -> Opened:
+        """The library, opened."""
+        return self._model
+
     def run(self, inputs: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
         model = self._model
         results = [np.empty(shape, dtype) for shape, dtype in zip(shapes, self._dtypes)]

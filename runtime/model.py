@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import InfercError
 from .artifact import Artifact
+from .encoder import normalized
 from .engine import open_engine
 from .sampling import Sampler, Sampling
 from .session import Opened
@@ -23,6 +24,7 @@ from .tokenizer import StreamDecoder, Tokenizer, TokenizerBase
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 
+POOLINGS = ("mean", "last")
 _LOGITS_AT_ONCE = 1 << 26  # elements: 256 MB
 
 
@@ -128,12 +130,51 @@ class Model:
         """The text of `ids`."""
         return self.tokenizer.decode(ids, skip_special=skip_special)
 
+    @property
+    def output(self) -> str:
+        """What the model was compiled to give of each token: "logits", or "embeddings" (f32[output_width])."""
+        return self._engine.output
+
+    @property
+    def output_width(self) -> int:
+        """Numbers of one embedding; of a model that gives logits, its vocabulary."""
+        return self._engine.output_width
+
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """The logits after each id: f32[len(ids), vocab_size]. Raises InfercError for more ids than the context."""
+        self._gives("logits")
         return self._evaluate(self._checked(ids), len(ids))
+
+    def embeddings(self, ids: Sequence[int]) -> np.ndarray:
+        """The hidden state of each id after the last norm: f32[len(ids), output_width]. Raises InfercError for more ids
+        than the context, and where the model was not compiled for it."""
+        self._gives("embeddings")
+        return self._evaluate(self._checked(ids), len(ids))
+
+    def embed(self, texts: Prompt | Sequence[str], *, pooling: str = "mean", normalize: bool = True) -> np.ndarray:
+        """One embedding f32[output_width] of a text (or of ids), or f32[len(texts), output_width] of several texts.
+
+        `pooling` takes the "mean" of all tokens' hidden states or the "last"; which of them means something depends on
+        how the model was trained. With `normalize` each has length 1. Raises InfercError as `embeddings`, and for
+        another pooling.
+        """
+        self._gives("embeddings")
+        if pooling not in POOLINGS:
+            raise InfercError(f"there is no pooling {pooling!r}: choose one of {', '.join(POOLINGS)}")
+        if isinstance(texts, str):
+            texts = self.tokenize(texts, parse_special=False)
+            return self._pooled(self._checked(texts), pooling, normalize)
+        ids = [item for item in texts if not isinstance(item, str)]
+        if ids and len(ids) < len(texts):
+            raise InfercError("some of these are texts and some are ids: give one kind")
+        if ids:
+            return self._pooled(self._checked(ids), pooling, normalize)
+        pooled = [self.embed(text, pooling=pooling, normalize=normalize) for text in texts if isinstance(text, str)]
+        return np.stack(pooled) if pooled else np.empty((0, self.output_width), np.float32)
 
     def logits_from(self, ids: Sequence[int], first: int) -> Iterator[tuple[int, np.ndarray]]:
         """The logits after the ids from index `first` on, in pieces (index, f32[rows, vocab_size])."""
+        self._gives("logits")
         ids = self._checked(ids)
         step = max(1, min(self._engine.chunk, _LOGITS_AT_ONCE // self.vocab_size))
         for start in range(first, len(ids), step):
@@ -148,6 +189,7 @@ class Model:
         the ends of text that the model gives are yielded like other ids. Raises InfercError for a prompt longer than
         the context, before anything is yielded.
         """
+        self._gives("logits")
         sampler = Sampler(Sampling(**sampling))
         return self._generated(self._checked(ids), sampler, max_tokens, () if ignore_eos else self._ends())
 
@@ -197,6 +239,18 @@ class Model:
             text = chat.render(tokenizer.chat_template, messages, bos_token=bos, eos_token=eos, **(variables or {}))
         # Many templates write the beginning of text themselves.
         return tokenizer.encode(text, add_bos=False if bos and text.startswith(bos) else None, add_eos=False)
+
+    def _pooled(self, ids: list[int], pooling: str, normalize: bool) -> np.ndarray:
+        if pooling == "last":
+            found = self._evaluate(ids, 1)[0]
+        else:
+            found = self._evaluate(ids, len(ids)).mean(0, dtype=np.float64).astype(np.float32)
+        return normalized(found) if normalize else found
+
+    def _gives(self, wanted: str) -> None:
+        if self.output != wanted:
+            how = "with `--embeddings`" if wanted == "embeddings" else "without `--embeddings`"
+            raise InfercError(f"{self.artifact.path} gives {self.output}, not {wanted}: compile the model {how}")
 
     def _ends(self) -> Sequence[int]:
         return () if self.artifact.manifest["tokenizer"] is None else self.tokenizer.eos_ids
@@ -257,7 +311,8 @@ class Model:
             return made
 
     def _evaluate(self, ids: list[int], rows: int) -> np.ndarray:
-        """The logits f32[rows, vocab_size] of the last `rows` of `ids`, evaluating only what the session lacks."""
+        """What the model gives, f32[rows, output_width], of the last `rows` of `ids`; only what the session lacks is
+        evaluated."""
         with self._turn:
             if self._closed:
                 raise InfercError("the model is closed: load it again")

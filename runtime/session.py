@@ -62,6 +62,8 @@ class _Info(ctypes.Structure):
         ("target", c_char_p),
         ("cpu_features", c_char_p),
         ("targets", c_char_p),
+        ("output", c_char_p),
+        ("output_width", c_int32),
     ]
 
 
@@ -71,7 +73,7 @@ class _Item(ctypes.Structure):
         ("ids", POINTER(c_int32)),
         ("id_count", c_int32),
         ("rows_wanted", c_int32),
-        ("logits", POINTER(c_float)),
+        ("output", POINTER(c_float)),
     ]
 
 
@@ -90,6 +92,11 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "workspace_bytes": (c_size_t, [c_void_p, c_int32, c_int32]),
     "eval": (c_int32, [c_void_p, c_void_p, c_size_t, POINTER(_Item), c_size_t]),
 }
+
+
+def output_of(manifest: Mapping[str, Any]) -> tuple[str, int]:
+    """What a language model gives of a wanted token, "logits" or "embeddings", and how many floats that is."""
+    return manifest.get("output", "logits"), manifest.get("output_width", manifest["vocab_size"])
 
 
 def physical_cores() -> int:
@@ -231,10 +238,15 @@ class Engine(Opened):
     def __init__(self, artifact: Compiled, threads: int | None = None, target: str | None = None) -> None:
         super().__init__(artifact, _FUNCTIONS, threads, target)
         self.vocab_size, self.context, self.chunk = self.info.vocab_size, self.info.context, self.info.chunk
+        self.output, self.output_width = output_of(artifact.manifest)
 
     def agrees(self, manifest: Mapping[str, Any]) -> bool:
+        info = self.info
         declared = (manifest["vocab_size"], manifest["context"], manifest["chunk"])
-        return super().agrees(manifest) and declared == (self.info.vocab_size, self.info.context, self.info.chunk)
+        if not super().agrees(manifest) or declared != (info.vocab_size, info.context, info.chunk):
+            return False
+        # Libraries from before there were embeddings do not say what they give.
+        return "output" not in manifest or output_of(manifest) == (info.output.decode(), info.output_width)
 
     @property
     def building_seconds(self) -> float:
@@ -246,21 +258,21 @@ class Engine(Opened):
         return Session(self)
 
     def decode(self, items: Sequence[tuple[Session, int]]) -> np.ndarray:
-        """Evaluates one id for each of several sessions in one pass over the weights: f32[len(items), vocab_size].
+        """Evaluates one id for each of several sessions in one pass over the weights: f32[len(items), output_width].
 
         On InfercError (a context is full, an id outside the vocabulary, a session twice) all positions are as before.
         """
         count = len(items)
         tokens = np.array([id for _, id in items], np.int32)
-        logits = np.empty((count, self.vocab_size), np.float32)
+        rows = np.empty((count, self.output_width), np.float32)
         workspace = self.workspace(count, count)
         calls = (_Item * count)(*(
             _Item(session._handle, ctypes.cast(tokens[i:].ctypes.data, POINTER(c_int32)), 1, 1,
-                  ctypes.cast(logits[i:].ctypes.data, POINTER(c_float)))
+                  ctypes.cast(rows[i:].ctypes.data, POINTER(c_float)))
             for i, (session, _) in enumerate(items)
         ))  # fmt: skip
         self.check(self.c.eval(self.handle, workspace.ctypes.data, workspace.size, calls, count))
-        return logits
+        return rows
 
     def workspace(self, tokens: int, rows: int) -> np.ndarray:
         """Memory for an evaluation of so many tokens and wanted rows, kept for the next."""
@@ -310,17 +322,18 @@ class Session:
         return []
 
     def eval(self, ids: Sequence[int], rows: int = 1) -> np.ndarray:
-        """Evaluates at most `chunk` ids after those before; the logits f32[rows, V] of the last `rows` of them.
+        """Evaluates at most `chunk` ids after those before; what the last `rows` of them give, logits or embeddings
+        f32[rows, output_width].
 
         On InfercError (the context is full, an id outside the vocabulary) the position is as before.
         """
         tokens = np.ascontiguousarray(ids, np.int32)
-        logits = np.empty((rows, self._engine.vocab_size), np.float32)
+        found = np.empty((rows, self._engine.output_width), np.float32)
         workspace = self._engine.workspace(len(tokens), rows)
         item = _Item(
             self._handle, tokens.ctypes.data_as(POINTER(c_int32)), len(tokens), rows,
-            logits.ctypes.data_as(POINTER(c_float)),
+            found.ctypes.data_as(POINTER(c_float)),
         )  # fmt: skip
         engine = self._engine
         engine.check(engine.c.eval(engine.handle, workspace.ctypes.data, workspace.size, byref(item), 1))
-        return logits
+        return found

@@ -159,6 +159,7 @@ class Engine:
         xla_call.keep_compiled()
         manifest = artifact.manifest
         self.artifact = artifact
+        self.output, self.output_width = "logits", manifest["vocab_size"]
         self.vocab_size, self.context, self.chunk = (manifest[k] for k in ("vocab_size", "context", "chunk"))
         self.slots: int = manifest["slots"]
         self.target, devices = find(manifest["platforms"], target, artifact.path)

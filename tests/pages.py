@@ -19,8 +19,9 @@ from inferc.compiler import cli
 PAGES = Path(__file__).resolve().parent.parent / "docs" / "embed"
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.M | re.S)
 
-# What `inferc compile smollm2` of a page writes, in a folder: by output name, --emit, --weights, --name and --target.
-Make = Callable[[str, str, str, str, str], Path]
+# What `inferc compile smollm2` of a page writes, in a folder: by output name, --emit, --weights, --name, --target
+# and --embeddings.
+Make = Callable[[str, str, str, str, str, bool], Path]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def _compiled(line: str, folder: Path, make: Make) -> str:
     command = typer.main.get_command(cli.app).commands[words[0]]  # type: ignore[attr-defined]
     options = command.make_context("inferc", words[1:]).params
     assert options["name"] == "smollm2"
-    made = make(options["output"].name, *(options[name] for name in ("emit", "weights", "prefix", "target")))
+    chosen = (options[name] for name in ("emit", "weights", "prefix", "target", "embeddings"))
+    made = make(options["output"].name, *chosen)
     shutil.copytree(made, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
     return ""

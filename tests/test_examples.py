@@ -42,22 +42,23 @@ def talker() -> Path:
 
 
 @cache
-def tiny(name: str, emit: str, weights: str, prefix: str, target: str) -> Path:
+def tiny(name: str, emit: str, weights: str, prefix: str, target: str, embeddings: bool) -> Path:
     """A folder with a tiny model in a form, compiled quickly."""
     folder = Path(mkdtemp(prefix="inferc-pages-"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(toolchain, "FLAGS", (*toolchain.FLAGS, "-O1"))
         compile_model(str(talker()), folder / name, prefix=prefix, emit=emit, chunk=64, weights=weights,
-                      target=TARGET if target == "native" else target)  # fmt: skip
+                      embeddings=embeddings, target=TARGET if target == "native" else target)  # fmt: skip
     return folder
 
 
 @cache
-def real(name: str, emit: str, weights: str, prefix: str, target: str) -> Path:
+def real(name: str, emit: str, weights: str, prefix: str, target: str, embeddings: bool) -> Path:
     """A folder with SmolLM2 in a form."""
     folder = Path(mkdtemp(prefix="inferc-pages-"))
     path = hub.pull("smollm2", lambda *_: None)
-    compile_model(str(path), folder / name, prefix=prefix, emit=emit, weights=weights, target=target)
+    compile_model(str(path), folder / name, prefix=prefix, emit=emit, weights=weights, target=target,
+                  embeddings=embeddings)  # fmt: skip
     return folder
 
 
@@ -88,6 +89,14 @@ def test_examples_are_short_and_those_of_the_pages() -> None:
 def test_c_examples_are_clean(name: str) -> None:
     run(toolchain.find_compiler()[0], "-std=c11", *STRICT, "-fsyntax-only", EXAMPLES / f"c/{name}.c",
         cwd=emitted_as("model", "a"))  # fmt: skip
+
+
+def test_the_example_of_embeddings() -> None:
+    folder = tiny("libembed.a", "a", "embed", "embed", "native", True)
+    run(toolchain.find_compiler()[0], "-std=c11", *STRICT, EXAMPLES / "c/embed.c", "libembed.a", "-lm", "-pthread",
+        "-o", "c-embed", cwd=folder)  # fmt: skip
+    lines = run("./c-embed", "the one", "the one", "an is", cwd=folder).splitlines()
+    assert lines[:2] == ["1.00 the one"] * 2 and lines[2].endswith(" an is") and not lines[2].startswith("1.00")
 
 
 def test_cpp_is_clean() -> None:

@@ -22,7 +22,7 @@ PARSE_SPECIAL, NO_BEGIN, NO_END, CHAT_FORMAT = 1, 2, 4, 8
 BARE = NO_BEGIN | NO_END
 VOCABULARY = 1 << 20  # more than any tokenizer here has
 
-# What abi.c has around text.c.
+# What abi.c has around text.c and sampling.c.
 AROUND = """
 #include "model.h"
 #include <stdbool.h>
@@ -44,10 +44,10 @@ model_status model_text_open(const void *text, size_t bytes, struct model_model 
 def write_sources(folder: Path, vocabulary: int = VOCABULARY) -> Path:
     """Writes model.h and the C file; returns the latter."""
     constants = f"  MODEL_VOCAB_SIZE = {vocabulary}\n"
-    header = "".join((RUNTIME / name).read_text() for name in ("abi.h", "text.h", "abi_end.h"))
+    header = "".join((RUNTIME / name).read_text() for name in ("abi.h", "text.h", "sampling.h", "abi_end.h"))
     (folder / "model.h").write_text(header.replace("  @CONSTANTS@\n", constants).replace("@TITLE@", "Text alone."))
     path = folder / "text_library.c"
-    path.write_text(AROUND + (RUNTIME / "text.c").read_text())
+    path.write_text(AROUND + "".join((RUNTIME / name).read_text() for name in ("text.c", "sampling.c")))
     return path
 
 

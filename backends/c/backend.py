@@ -25,6 +25,7 @@ class Lowered:
     name: str
     context: int
     chunk: int
+    vocabulary: int = 0
 
     @property
     def weight_order(self) -> Sequence[tuple[str, int, int]]:
@@ -91,7 +92,7 @@ class Lowered:
     def for_host(self, output: Path) -> None:
         """Writes a shared library of the same model, with the same weights file, that this computer can run."""
         built = program.build(self.module, [target.native()], prefix=self.program.prefix, context=self.context,
-                              chunk=self.chunk, name=self.name)  # fmt: skip
+                              chunk=self.chunk, name=self.name, vocabulary=self.vocabulary)  # fmt: skip
         toolchain.compile_program(built, output, extra=("-O1",))  # for a few tokens; optimisation changes no bit
 
 
@@ -118,7 +119,9 @@ class Backend:
         """Raises InfercError where no C compiler is found, or the target has no such form, before any work is done."""
         toolchain.check(self.targets[0], form)
 
-    def lower(self, module: Module, *, name: str, prefix: str, context: int, chunk: int) -> Lowered:
-        """The module after the passes as C text. Raises IRError as `program.build` does."""
-        built = program.build(module, self.targets, prefix=prefix, context=context, chunk=chunk, name=name)
-        return Lowered(built, module, name, context, chunk)
+    def lower(self, module: Module, *, name: str, prefix: str, context: int, chunk: int,
+              vocabulary: int = 0) -> Lowered:  # fmt: skip
+        """The module after the passes as C text; arguments as of `program.build`, which says what it raises."""
+        built = program.build(module, self.targets, prefix=prefix, context=context, chunk=chunk, name=name,
+                              vocabulary=vocabulary)  # fmt: skip
+        return Lowered(built, module, name, context, chunk, vocabulary)

@@ -15,7 +15,7 @@ int main(int count, char **arguments) {
   model_session *session;
   const size_t session_bytes = model_session_bytes(total);
   check(model_session_init(model, taken(session_bytes), session_bytes, &session));
-  const size_t workspace_bytes = model_workspace_bytes(model, step, step), row = MODEL_VOCAB_SIZE * sizeof(float);
+  const size_t workspace_bytes = model_workspace_bytes(model, step, step), row = MODEL_OUTPUT_WIDTH * sizeof(float);
   void *workspace = taken(workspace_bytes);
   float *logits = taken((size_t)step * row);
   for (int32_t at = 0; at < total; at += step) {

@@ -23,6 +23,9 @@ from .weights import Sum
 # Bytes of weights that a system's programs can hold, by system; elsewhere memory is the limit.
 MOST_EMBEDDED = {"windows": 1 << 31, "macos": 1 << 31}
 
+# The main of a language model's command line, by what the model gives.
+MAINS = {"logits": "main.c", "embeddings": "embed_main.c"}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -41,10 +44,13 @@ class Job:
 
     @property
     def with_main(self) -> Program:
-        """The program with the command line's main."""
+        """The program with the main of a command line, of which functions have none."""
+        if self.program.output not in MAINS:
+            return self.program
         program, unit = self.program, f"{self.program.prefix}_main.c"
-        text = prefixed(program.prefix, runtime_text("main.c"))
-        sources = {**program.sources, unit: text, "mapping.h": runtime_text("mapping.h")}
+        added = {unit: MAINS[program.output], "command.h": "command.h", "mapping.h": "mapping.h"}
+        texts = {name: prefixed(program.prefix, runtime_text(file)) for name, file in added.items()}
+        sources = {**program.sources, **texts}
         return replace(program, sources=sources, units={**program.units, unit: self.target.baseline})
 
 
@@ -59,6 +65,8 @@ def emit(program: Program, form: str, weights: Path, folder: Path, *, name: str,
     compiler is found, or it fails.
     """
     embed &= form != "wasm"
+    if (form == "exe" and program.output not in MAINS) or (form == "wasm" and program.output != "logits"):
+        raise InfercError(f"--emit {form} is for language models: take the form so, a or c, and call it")
     toolchain.check(program.targets[0], "a" if form == "c" else form)
     system = program.targets[0].system or HOST_SYSTEM
     most = MOST_EMBEDDED.get(system)
@@ -130,6 +138,15 @@ FORMS: Mapping[str, Callable[[Job, Path], str]] = {
 def _cmake(program: Program, built_in: Sequence[str]) -> str:
     prefix, main = program.prefix, f"{program.prefix}_main.c"
     units = [unit for unit in program.units if unit != main]
+    title, cli, installed = f"The library {prefix} (shared with -DBUILD_SHARED_LIBS=ON)", "", prefix
+    if main in program.units:
+        title += f", and {prefix}-cli, a program that uses it"
+        installed += f" {prefix}-cli"
+        cli = (
+            f"add_executable({prefix}-cli {main})\n"
+            f"target_compile_options({prefix}-cli PRIVATE -std=c11)\n"
+            f"target_link_libraries({prefix}-cli PRIVATE {prefix})\n"
+        )
     own = "".join(
         f'set_source_files_properties({unit} PROPERTIES COMPILE_OPTIONS "{";".join(flags)}")\n'
         for unit, flags in program.units.items() if flags
@@ -141,7 +158,7 @@ def _cmake(program: Program, built_in: Sequence[str]) -> str:
         f'  COMPILE_DEFINITIONS "{names}"\n'
         f'  OBJECT_DEPENDS "{";".join(f"{here}.{name}" for name in built_in)}")\n'
     )
-    return f"""# The library {prefix} (shared with -DBUILD_SHARED_LIBS=ON), and {prefix}-cli, a program that uses it.
+    return f"""# {title}.
 cmake_minimum_required(VERSION 3.16)
 project({prefix} C)
 
@@ -154,10 +171,7 @@ target_link_libraries({prefix} PUBLIC Threads::Threads m)
 
 # Each variant of the model for its kind of CPU; the library takes the best when it is opened.
 {own}{weights if built_in else ""}
-add_executable({prefix}-cli {main})
-target_compile_options({prefix}-cli PRIVATE -std=c11)
-target_link_libraries({prefix}-cli PRIVATE {prefix})
-install(TARGETS {prefix} {prefix}-cli)
+{cli}install(TARGETS {installed})
 """
 
 
@@ -166,20 +180,22 @@ def _readme(program: Program) -> str:
     shared = " ".join(toolchain.FLAGS)
     lines = [" ".join(["cc", "$FLAGS", *flags, "-c", unit]) for unit, flags in program.units.items()]
     objects = " ".join(Path(unit).with_suffix(".o").name for unit in program.units)
+    cli = f"{prefix}_main.c" in program.units
+    made = f"-o {prefix}-cli" if cli else f"-shared -o lib{prefix}.so"
+    own = f"`.c` files but `{prefix}_main.c`" if cli else "`.c` files"
     return f"""# {prefix}
 
 A model compiled to C by inferc. `{prefix}.h` is its interface. Build it with CMake,
 
-    cmake -B build && cmake --build build
-    build/{prefix}-cli --help
+    cmake -B build && cmake --build build{f"{chr(10)}    build/{prefix}-cli --help" if cli else ""}
 
 or with a C11 compiler alone (gcc or clang), in this folder:
 
     FLAGS="{shared}"
     {(chr(10) + "    ").join(lines)}
-    cc {objects} -o {prefix}-cli {" ".join(toolchain.LIBRARIES)}
+    cc {objects} {made} {" ".join(toolchain.LIBRARIES)}
 
-In your own build take all `.c` files but `{prefix}_main.c`, each with its flags as above, and link
+In your own build take all {own}, each with its flags as above, and link
 `{" ".join(toolchain.LIBRARIES)}`.
 """
 

@@ -16,6 +16,8 @@ from .state import HEADER_BYTES, SessionLayout
 from .target import CTarget
 from .text import c_string, comment_text, folded, runtime_text
 
+# Parts of a language model that depend on what it gives: what samples from logits, a comment on embeddings.
+OWN_PARTS = {("sampling", "h"), ("sampling", "c"), ("embeddings", "h")}
 STEP_INPUTS = ("tokens", "sequence", "position", "rows")
 
 
@@ -39,7 +41,11 @@ class Variant:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the interface says about a module; `variants` are in the order in which a CPU tries them."""
+    """What the interface says about a module; `variants` are in the order in which a CPU tries them.
+
+    `vocabulary` counts the tokens of a model whose step gives embeddings (where it is 0, the columns of the logits do),
+    and of a function that has a tokenizer.
+    """
 
     prefix: str
     name: str
@@ -49,6 +55,7 @@ class Facts:
     weight_bytes: int
     entries: Mapping[str, Graph]
     layout: SessionLayout
+    vocabulary: int = 0
 
     def __post_init__(self) -> None:
         for graph in self.entries.values():
@@ -69,9 +76,9 @@ class Facts:
             found = ", ".join(f"{n} {t}" for n, t in arguments.items())
             raise IRError(f"entry step: it takes tokens, sequence and position i32[T] and rows i32[R], not {found}")
         if dims != ["T", "R"] or len(outputs) != 1 or outputs[0].rank != 2 or not isinstance(outputs[0].shape[1], int):
-            raise IRError(f"entry step: it gives logits f32[R, vocabulary] over T and R, not {outputs} over {dims}")
+            raise IRError(f"entry step: it gives {self.output} f32[R, width] over T and R, not {outputs} over {dims}")
         if self.emitter.functions[graph].optional is None:
-            raise IRError("entry step: its logits do not depend on the wanted rows")
+            raise IRError(f"entry step: its {self.output} do not depend on the wanted rows")
 
     @property
     def emitter(self) -> Emitter:
@@ -85,7 +92,17 @@ class Facts:
 
     @property
     def vocab_size(self) -> int:
-        """Columns of the logits; 0 without a step."""
+        """Tokens of a model with text; 0 of other functions."""
+        return self.vocabulary or self.output_width
+
+    @property
+    def output(self) -> str:
+        """What the step gives of a wanted row: "logits" or "embeddings"; "" without a step."""
+        return "" if "step" not in self.entries else "embeddings" if self.vocabulary else "logits"
+
+    @property
+    def output_width(self) -> int:
+        """Columns of what the step gives; 0 without one."""
         if "step" not in self.entries:
             return 0
         graph = self.entries["step"]
@@ -121,19 +138,30 @@ def header(facts: Facts, memory: Mapping[str, Any]) -> str:
     title = comment_text(f"{facts.name}, compiled by inferc for {facts.targets}.")
     text = runtime_text("abi.h").replace("@TITLE@", title)
     constants = []
-    if facts.vocab_size:
+    if facts.output:
         constants = [f"MODEL_VOCAB_SIZE = {facts.vocab_size},",
+                     f"MODEL_OUTPUT_WIDTH = {facts.output_width}, /* floats that an eval gives of a wanted token */",
                      f"MODEL_MAX_POSITIONS = {facts.context}, /* of a session */",
                      f"MODEL_MAX_TOKENS = {facts.chunk} /* of one eval */"]  # fmt: skip
-        language = runtime_text("language.h").replace("@SESSION_FORMULA@", memory["session"])
+        language = _language(facts, "h").replace("@SESSION_FORMULA@", memory["session"])
         formulas = [f"{key} = {value}" for key, value in memory.items() if key == "workspace" or "_arena" in key]
-        text += language.replace("@WORKSPACE_FORMULA@", "\n * ".join(map(_folded, formulas))) + runtime_text("text.h")
+        text += language.replace("@WORKSPACE_FORMULA@", "\n * ".join(map(_folded, formulas)))
+    elif facts.vocab_size:
+        constants = [f"MODEL_VOCAB_SIZE = {facts.vocab_size} /* ids of a text are less */"]
+        text += runtime_text("encoder.h") + runtime_text("text.h")
     text = text.replace("  @CONSTANTS@\n", "".join(f"  {line}\n" for line in constants))
     for name, graph in facts.functions.items():
         text += "\n" + _function_declaration(facts, name, graph)
     if described.ENTRY in facts.entries:
         text += described.header_text(*facts.arrays(facts.entries[described.ENTRY]))
     return facts.prefixed(text + runtime_text("abi_end.h"))
+
+
+def _language(facts: Facts, kind: str) -> str:
+    """The hand-written part of a language model, of "h" or "c". What an eval gives is named after what it is."""
+    session = runtime_text(f"language.{kind}").replace("logits", facts.output)
+    own = "sampling" if facts.output == "logits" else "embeddings"
+    return session + runtime_text(f"text.{kind}") + (runtime_text(f"{own}.{kind}") if (own, kind) in OWN_PARTS else "")
 
 
 def _folded(text: str, width: int = 110) -> str:
@@ -183,7 +211,7 @@ def program_header(facts: Facts, fingerprint: int) -> str:
         "#ifndef MODEL_PROGRAM_H\n#define MODEL_PROGRAM_H\n",
         '#include "model.h"\n#include "run.h"\n',
     ]
-    if facts.vocab_size:
+    if facts.output:
         layout = facts.layout
         rewind = "INT32_MAX" if layout.rewind is None else str(layout.rewind)
         lines += [
@@ -215,10 +243,11 @@ def program_table(facts: Facts, variant: Variant) -> str:
     features = ", ".join([*(c_string(f) for f in target.cpu_features), "NULL"])
     fields = [
         f".abi = {facts.prefix.upper()}_ABI", f".vocab_size = {facts.vocab_size}",
-        f".context = {facts.context if facts.vocab_size else 0}", f".chunk = {facts.chunk if facts.vocab_size else 0}",
+        f".context = {facts.context if facts.output else 0}", f".chunk = {facts.chunk if facts.output else 0}",
         f".weights_bytes = {facts.weight_bytes}", f".name = {c_string(facts.name)}",
         f".target = {c_string(variant.name)}", f".cpu_features = {c_string(' '.join(target.cpu_features))}",
-        f".targets = {c_string(facts.targets)}",
+        f".targets = {c_string(facts.targets)}", f".output = {c_string(facts.output)}",
+        f".output_width = {facts.output_width}",
     ]  # fmt: skip
     rows = "".join(f"          {field},\n" for field in fields)
     entries = ""
@@ -236,7 +265,7 @@ def implementation(facts: Facts) -> str:
     """PREFIX_abi.c."""
     programs = "".join(f"    &model_program_{v.name},\n" for v in facts.variants)
     text = runtime_text("abi.c").replace("    @PROGRAMS@\n", programs)
-    text += runtime_text("language.c") + runtime_text("text.c") if facts.vocab_size else ""
+    text += _language(facts, "c") if facts.output else runtime_text("text.c") if facts.vocab_size else ""
     for name, graph in facts.functions.items():
         text += "\n" + _function_definition(facts, name, graph)
     if run := facts.entries.get(described.ENTRY):

@@ -36,7 +36,8 @@ from .text import LIBRARY, Names, isa_text, runtime_text
 from .weights import unit as weights_unit
 
 RUNTIME_HEADERS = ("run.h", "parallel.h", "floating.h", "cpu.h", "sum.h", "text_tables.h")
-TEXT_HEADERS = ("utf8.h", "normalize.h", "pieces.h", "tokenizer.h", "detokenizer.h", "chat.h", "sampler.h")
+TEXT_HEADERS = ("utf8.h", "normalize.h", "pieces.h", "tokenizer.h", "detokenizer.h", "chat.h")
+SAMPLING_HEADERS = ("sampler.h",)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Program:
     one target for each variant, the best first. `weight_order` lists (name, offset, bytes) of each weight in the
     weights file of `weight_bytes` bytes. `memory` has the exact formulas, over T tokens, R wanted rows and the number
     of threads, and their values at full size. `regions` counts the parallel regions of one token, by function, those
-    of the functions that it calls included.
+    of the functions that it calls included. `output` is what a language model's step gives, "logits" or "embeddings",
+    else "".
     """
 
     prefix: str
@@ -60,6 +62,7 @@ class Program:
     memory: Mapping[str, Any]
     regions: Mapping[str, int]
     session: SessionLayout
+    output: str
 
     def with_weights(self, total: int, *, embed: bool = False, large: bool | None = None, text: int = 0) -> Program:
         """The program that knows its weights' sum, and has the file PREFIX.weights built in where `embed` says so;
@@ -74,13 +77,15 @@ class Program:
 
 
 def build(module: Module, targets: Sequence[CTarget], *, prefix: str = "model", context: int, chunk: int, name: str,
-          lowerings: Mapping[str, Lowering] = LOWERINGS) -> Program:  # fmt: skip
+          vocabulary: int = 0, lowerings: Mapping[str, Lowering] = LOWERINGS) -> Program:  # fmt: skip
     """The C library of a module whose weights are all given (those of `prepare` included), for `targets`, best first.
 
     An entry named `step` becomes the language model's sessions and eval; any other entry, which may have no states,
     becomes a function PREFIX_ENTRY of its dimensions, arguments and results. `context` is the most positions of a
-    session, `chunk` the most tokens of one eval. Raises IRError for an op without a kernel, a state that is not a
-    cache, a step without its inputs, or targets that the passes would give different modules.
+    session, `chunk` the most tokens of one eval. A step gives logits, whose columns are its tokens; `vocabulary` counts
+    the tokens of one that gives embeddings, or of a function that has a tokenizer. Raises IRError for an op without a
+    kernel, a state that is not a cache, a step without its inputs, or targets that the passes would give different
+    modules.
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", prefix):
         raise IRError(f"the prefix {prefix!r} is no C identifier")
@@ -97,8 +102,11 @@ def build(module: Module, targets: Sequence[CTarget], *, prefix: str = "model", 
         words = [functions_of(isa_text(header)) for header in (target.header, *BASELINE_HEADERS)]
         names = Names(("cpu_features", f"{prefix}_program_{target.name}", *LIBRARY, *chain(*words)))
         variants.append(interface.Variant(target, Emitter(functions, entries, context, offsets, layout.regions, names)))
-    facts = interface.Facts(prefix, name, tuple(variants), context, chunk, weight_bytes, module.entries, layout)
+    facts = interface.Facts(prefix, name, tuple(variants), context, chunk, weight_bytes, module.entries, layout,
+                            vocabulary)  # fmt: skip
     memory = _merged({v.name: _memory(facts, v) for v in variants})
+    headers = (*RUNTIME_HEADERS, *(TEXT_HEADERS if facts.vocab_size else ()),
+               *(SAMPLING_HEADERS if facts.output == "logits" else ()))  # fmt: skip
     sources = {f"{prefix}.h": interface.header(facts, memory)}
     for v in variants:
         sources[f"{prefix}_{v.name}.c"] = _model(facts, v)
@@ -107,14 +115,15 @@ def build(module: Module, targets: Sequence[CTarget], *, prefix: str = "model", 
         f"{prefix}_program.h": interface.program_header(facts, _fingerprint(facts, order)),
         f"{prefix}_abi.c": interface.implementation(facts),
         f"{prefix}_weights.c": weights_unit(prefix, weight_bytes),
-        **{header: runtime_text(header) for header in (*RUNTIME_HEADERS, *(TEXT_HEADERS if facts.vocab_size else ()))},
+        **{header: runtime_text(header) for header in headers},
         **{header: isa_text(header) for t in targets for header in (t.header, *BASELINE_HEADERS)},
     }
     units = {f"{prefix}_{v.name}.c": v.target.cflags for v in variants}
     units |= dict.fromkeys((f"{prefix}_abi.c", f"{prefix}_weights.c"), first.baseline)
     kernels = dict.fromkeys(symbol for v in variants for symbol in v.kernels)
     regions = _regions(variants[0])
-    return Program(prefix, sources, units, tuple(targets), order, weight_bytes, tuple(kernels), memory, regions, layout)
+    return Program(prefix, sources, units, tuple(targets), order, weight_bytes, tuple(kernels), memory, regions, layout,
+                   facts.output)
 
 
 def _weight_order(module: Module) -> tuple[tuple[tuple[str, int, int], ...], int]:
@@ -141,17 +150,17 @@ def _memory(facts: interface.Facts, variant: interface.Variant) -> dict[str, Any
     """Exact formulas as text, and bytes at the context and at a full chunk with one wanted row on one thread."""
     emitter, functions = variant.emitter, variant.emitter.functions
     memory: dict[str, Any] = {"weights": facts.weight_bytes}
-    if facts.vocab_size:
+    if facts.output:
         layout = facts.layout
         step = facts.entries["step"]
         tokens, rows = symbol("T", 1, facts.chunk), symbol("R", 1, facts.chunk)
         arena = functions[step].plan.plan.bytes
         named = symbol(emitter.arena_name(step), *bounds(arena))
-        total = workspace(tokens, rows, facts.vocab_size, arena)
+        total = workspace(tokens, rows, facts.output_width, arena)
         memory |= {
             "session": f"{layout.fixed_bytes} + {layout.page_bytes} * ceil(positions / 256)",
             "session_at_context": layout.bytes(facts.context),
-            "workspace": str(workspace(tokens, rows, facts.vocab_size, named)),
+            "workspace": str(workspace(tokens, rows, facts.output_width, named)),
             "workspace_at_chunk": evaluate(total, {"T": facts.chunk, "R": 1, "threads": 1}),
         }
     for graph in reversed(emitter.measured()):

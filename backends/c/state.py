@@ -110,8 +110,8 @@ def session_layout(entries: Mapping[str, Graph], context: int, chunk: int) -> Se
     return SessionLayout({name: regions[name] for name in states}, fixed, page, rewind)
 
 
-def workspace(tokens: Dim, rows: Dim, vocabulary: int, arena: Dim) -> Dim:
-    """Bytes of an evaluation's workspace: the lists that `step` reads, logits, its arena; language.c lays them out."""
+def workspace(tokens: Dim, rows: Dim, width: int, arena: Dim) -> Dim:
+    """Bytes of an evaluation's workspace: the lists that `step` reads, what it gives, its arena, as in language.c."""
     pointer, number = 8, 4
     lists = (tokens * pointer, tokens * number, tokens * number, tokens * number, rows * number)
-    return sum(map(align, (*lists, rows * (vocabulary * number))), start=arena)
+    return sum(map(align, (*lists, rows * (width * number))), start=arena)

@@ -147,9 +147,10 @@ class Backend:
         if not (0, 10) <= (major, minor) < (0, 13):
             raise InfercError(f"the XLA backend knows jax 0.10 to 0.12 and this is jax {found}: install one of those")
 
-    def lower(self, module: Module, *, name: str, prefix: str, context: int, chunk: int) -> Lowered:
-        """The module after the passes. Raises IRError for what cannot be expressed, InfercError for a mesh that does
-        not divide the heads."""
+    def lower(self, module: Module, *, name: str, prefix: str, context: int, chunk: int,
+              vocabulary: int = 0) -> Lowered:  # fmt: skip
+        """The module after the passes; `vocabulary` does not matter here. Raises IRError for what cannot be expressed,
+        InfercError for a mesh that does not divide the heads."""
         built = program.build(module, self.ir, name=name, context=context, chunk=chunk, slots=self.slots)
         self.shape.check(built)
         return Lowered(built, self.platforms, self.shape)

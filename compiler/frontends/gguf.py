@@ -19,9 +19,9 @@ from ...ir.graph import Weight
 from ...ir.types import DTYPES, Type, bf16
 from ..models import ARCHITECTURES
 from ..models.architecture import MAX_SIZE, Config
-from . import gguf_tokenizer
+from . import encoder, gguf_tokenizer
 from .gguf_check import ARRAY, Entry, check, read_value, shorten
-from .language import Source, tensor_shapes
+from .language import Source, dequantized, tensor_shapes
 from .metadata import Metadata
 
 FLOATS = ("f32", "f16", "bf16")
@@ -59,7 +59,7 @@ class _Reader(GGUFReader):
         return size, [self.data[orig_offs : orig_offs + size]], [0], [GGUFValueType.ARRAY]
 
 
-def load(path: Path | str) -> Source:
+def load(path: Path | str) -> Source | encoder.Source:
     """Opens and checks a GGUF file. Nothing but its header is read.
 
     Raises InfercError, in one line with the remedy, for a file that is missing, truncated, corrupt or inconsistent, a
@@ -74,18 +74,21 @@ def load(path: Path | str) -> Source:
     entries = check(path, data)
     metadata = Metadata(path, _Entries(data, entries))
     name = metadata.text("general.architecture")
-    if name not in ARCHITECTURES:
+    if name not in ARCHITECTURES and name != encoder.NAME:
         raise metadata.error(
             f"the architecture {shorten(repr(name), 40)} is not supported; these are: "
-            f"{', '.join(sorted(ARCHITECTURES))}"
+            f"{', '.join(sorted((*ARCHITECTURES, encoder.NAME)))}"
         )
     tensors = {t.name: t for t in _Reader(path, entries).tensors}
-    config = _read_config(metadata, name, tensors)
     _check_split(metadata)
-    shapes = tensor_shapes(metadata, ARCHITECTURES[name], config, tensors.keys() - {ROPE_FACTORS})
-    weights = {tensor: _read_weight(metadata, tensors[tensor], shape) for tensor, shape in shapes.items()}
     called = metadata.get("general.name")
     title = called if isinstance(called, str) and called.strip() else path.stem
+    if name == encoder.NAME:
+        read = {n: _read_weight(metadata, t, tuple(int(d) for d in reversed(t.shape))) for n, t in tensors.items()}
+        return encoder.from_gguf(path, title, metadata, read, dequantized, partial(gguf_tokenizer.convert, metadata))
+    config = _read_config(metadata, name, tensors)
+    shapes = tensor_shapes(metadata, ARCHITECTURES[name], config, tensors.keys() - {ROPE_FACTORS})
+    weights = {tensor: _read_weight(metadata, tensors[tensor], shape) for tensor, shape in shapes.items()}
     return Source(path, title, name, config, weights, metadata, gguf_tokenizer.convert)
 
 

@@ -22,7 +22,7 @@ from ...ir.graph import Weight
 from ...ir.types import DTYPES, Type, f32
 from ..models import ARCHITECTURES
 from ..models.architecture import Config, rope_frequencies
-from . import grouped_int, safetensors
+from . import encoder, grouped_int, safetensors
 from .huggingface_tokenizer import convert
 from .language import Source, tensor_shapes
 from .metadata import Metadata
@@ -67,7 +67,7 @@ class _Configuration(Metadata):
     remedy = "see config.json"
 
 
-def load(path: Path) -> Source:
+def load(path: Path) -> Source | encoder.Source:
     """Opens and checks a checkpoint's folder. Nothing but headers is read.
 
     Raises InfercError for a folder without config.json, an unknown model type or option, and tensors that are missing,
@@ -75,8 +75,14 @@ def load(path: Path) -> Source:
     """
     config = _json(path / "config.json")
     kind = config.get("model_type")
+    if kind == encoder.NAME:
+        keys = {f"{kind}.{key}": config[name] for name, key in encoder.KEYS.items() if name in config}
+        pooling = path / "1_Pooling" / "config.json"
+        metadata = _Configuration(path / "config.json", keys)
+        return encoder.from_folder(path, config, metadata, _json(pooling) if pooling.exists() else {})
     if kind not in FAMILIES:
-        raise InfercError(f"{path}: the model type {kind!r:.40} is not supported; these are: {', '.join(FAMILIES)}")
+        known = ", ".join((*FAMILIES, encoder.NAME))
+        raise InfercError(f"{path}: the model type {kind!r:.40} is not supported; these are: {known}")
     family = FAMILIES[kind]
     metadata = _Configuration(path / "config.json", dict(_metadata(path, config, family)))
     tensors = safetensors.read_folder(path)
@@ -212,13 +218,6 @@ def _dense(path: Path, name: str, tensor: safetensors.Tensor, offset: int) -> We
     if tensor.kind not in DENSE:
         raise InfercError(f"{path}: the tensor {name} has the type {tensor.kind}, which no weight may have")
     if len(tensor.shape) == 1:
-        return Weight(name, Type(tensor.shape, f32), lambda: _widened(tensor) + np.float32(offset))
+        return Weight(name, Type(tensor.shape, f32), lambda: safetensors.widened(tensor) + np.float32(offset))
     read: Callable[[], np.ndarray] = tensor.array
     return Weight(name, Type(tensor.shape, DTYPES[DENSE[tensor.kind]]), read)
-
-
-def _widened(tensor: safetensors.Tensor) -> np.ndarray:
-    values = tensor.array()
-    if tensor.kind == "BF16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32)

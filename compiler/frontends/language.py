@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ MAX_SLOTS = 1 << 16
 class Source:
     """A language model, opened and checked (`compiler.source.Source`): its weights are read when loaded.
 
-    `read_tokenizer(metadata)` gives what `tokenizer.json` of an artifact holds.
+    `read_tokenizer(metadata)` gives what `tokenizer.json` of an artifact holds. `output` is what the step gives of a
+    wanted token: "logits" or "embeddings", the hidden state after the last norm.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class Source:
     weights: Mapping[str, Weight]
     metadata: Metadata
     read_tokenizer: Callable[[Metadata], dict[str, Any] | None]
+    output: str = "logits"
 
     @property
     def kind(self) -> Kind:
@@ -64,7 +66,17 @@ class Source:
 
     def facts(self) -> dict[str, Any]:
         """The manifest's part that is known here."""
-        return {"vocab_size": self.config.vocabulary, **weight_facts(self.weights.values())}
+        width = self.config.width if self.output == "embeddings" else self.config.vocabulary
+        return {
+            "vocab_size": self.config.vocabulary, "output": self.output, "output_width": width,
+            **weight_facts(self.weights.values()),
+        }  # fmt: skip
+
+
+def without_head(source: Source) -> Source:
+    """The model that gives embeddings, f32[width] of a token, in place of logits."""
+    weights = {name: weight for name, weight in source.weights.items() if name != "output.weight"}
+    return replace(source, weights=weights, output="embeddings")
 
 
 def tensor_shapes(metadata: Metadata, architecture: Architecture, config: Config,
@@ -99,8 +111,8 @@ def build_module(source: Source, context: int, chunk: int) -> Module:
     """The step of a model as a module, for at most `context` positions and `chunk` tokens in one call.
 
     Entry "step": tokens, sequence, position i32[T], rows i32[R], the weights, the caches "layers.<i>.k" and ".v"
-    f32[S, heads, rows, length] -> "logits" f32[R, vocabulary] and the new caches by their names. Weights keep their
-    names and types.
+    f32[S, heads, rows, length] -> "logits" f32[R, vocabulary] (or "embeddings" f32[R, width], the source's `output`)
+    and the new caches by their names. Weights keep their names and types.
     """
     config = source.config.within(context)
     tokens, wanted, slots = symbol("T", 1, chunk), symbol("R", 1, chunk), symbol("S", 1, MAX_SLOTS)
@@ -119,12 +131,12 @@ def build_module(source: Source, context: int, chunk: int) -> Module:
     def step(*arrays: Any) -> list[Any]:
         named = {i.name: a for i, a in zip(inputs, arrays)}
         weights = {name: named[name] for name in source.weights}
-        logits, state = ARCHITECTURES[source.architecture].step(
-            config, weights, *arrays[:4], {n: named[n] for n in states}
+        output, state = ARCHITECTURES[source.architecture].step(
+            config, weights, *arrays[:4], {n: named[n] for n in states}, output=source.output
         )
-        return [logits, *(state[name] for name in states)]
+        return [output, *(state[name] for name in states)]
 
-    graph, constants = trace(step, inputs, name="step", output_names=("logits", *states))
+    graph, constants = trace(step, inputs, name="step", output_names=(source.output, *states))
     return Module({"step": graph}, {**source.weights, **constants})
 
 

@@ -38,6 +38,14 @@ class Tensor:
         return self.data.view(ELEMENTS[self.kind]).reshape(self.shape)
 
 
+def widened(tensor: Tensor) -> np.ndarray:
+    """The values of a float tensor as f32 [*shape]."""
+    values = tensor.array()
+    if tensor.kind == "BF16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)
+
+
 def read_folder(folder: Path) -> dict[str, Tensor]:
     """Every tensor of the safetensors files of a checkpoint: those its index names, else all.
 

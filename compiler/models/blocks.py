@@ -116,12 +116,13 @@ def layer_weights(weights: Weights, layer: int) -> dict[str, Array]:
 
 def step(
     layer: Callable[..., tuple[Array, Array, Array]], config: Config, weights: Weights, tokens: Array, sequence: Array,
-    position: Array, rows: Array, state: Mapping[str, Array],
+    position: Array, rows: Array, state: Mapping[str, Array], output: str = "logits",
 ) -> tuple[Array, dict[str, Array]]:  # fmt: skip
-    """One step of a decoder: T tokens, each at a position of a sequence (a cache slot), logits for R of them.
+    """One step of a decoder: T tokens, each at a position of a sequence (a cache slot), the output for R of them.
 
     tokens, sequence, position i32 [T], rows i32 [R] (indices into the tokens), state f32 caches [S, heads, C, length]
-    named "layers.<i>.k" and "layers.<i>.v"; returns logits f32 [R, vocabulary] and the new state.
+    named "layers.<i>.k" and "layers.<i>.v"; returns logits f32 [R, vocabulary] and the new state, or if `output` is
+    "embeddings" what the head would read, f32 [R, width].
     `layer(config, window, weights, x, cos, sin, sequence, position, k, v)` is a jitted function, so that equal layers
     are traced once.
     """
@@ -139,6 +140,8 @@ def step(
                 sequence, position, state[k], state[v],
             )  # fmt: skip
     x = norm(config, weights, "output_norm", take_rows(x, rows))
+    if output == "embeddings":
+        return x, new_state
     head = "output" if "output.weight" in weights else "token_embd"
     with jax.named_scope("output"):
         logits = linear(x, weights[f"{head}.weight"])

@@ -54,14 +54,16 @@ MODEL_API const char *model_message(model_status status);
 
 typedef struct model_info {
   int32_t abi;
-  int32_t vocab_size; /* of a language model; these three are 0 for any other */
-  int32_t context;    /* most positions of a session */
+  int32_t vocab_size; /* of a model with text; 0 for any other */
+  int32_t context;    /* most positions of a session; these two are 0 for what is no language model */
   int32_t chunk;      /* most tokens of one eval */
   size_t weights_bytes;
   const char *name;
   const char *target;       /* the variant: the kind of CPU that its code is for */
   const char *cpu_features; /* that the variant needs, separated by spaces, as in Linux's /proc/cpuinfo */
   const char *targets;      /* all variants in this library, separated by spaces, the best first */
+  const char *output;       /* what model_eval gives of a wanted token: "logits" or "embeddings"; "" without one */
+  int32_t output_width;     /* floats of that: vocab_size logits, or the model's width; 0 without one */
 } model_info;
 
 /* A loaded model: the weights and a pool of threads. Any number may be open, of this and of other models. */

@@ -166,7 +166,7 @@ typedef struct parts {
 static size_t padded(size_t bytes) { return (bytes + MODEL_ALIGNMENT - 1) / MODEL_ALIGNMENT * MODEL_ALIGNMENT; }
 
 static size_t lists_bytes(size_t tokens, size_t rows) {
-  return padded(8 * tokens) + 3 * padded(4 * tokens) + padded(4 * rows) + padded(4 * rows * MODEL_VOCAB_SIZE);
+  return padded(8 * tokens) + 3 * padded(4 * tokens) + padded(4 * rows) + padded(4 * rows * MODEL_OUTPUT_WIDTH);
 }
 
 static parts split(uint8_t *at, size_t tokens, size_t rows) {
@@ -176,7 +176,7 @@ static parts split(uint8_t *at, size_t tokens, size_t rows) {
   p.sequence = (int32_t *)(void *)at, at += padded(4 * tokens);
   p.position = (int32_t *)(void *)at, at += padded(4 * tokens);
   p.rows = (int32_t *)(void *)at, at += padded(4 * rows);
-  p.logits = (float *)(void *)at, at += padded(4 * rows * MODEL_VOCAB_SIZE);
+  p.logits = (float *)(void *)at, at += padded(4 * rows * MODEL_OUTPUT_WIDTH);
   p.arena = at;
   return p;
 }
@@ -222,7 +222,7 @@ static float *place_logits(const model_item *items, size_t count, float *workspa
     if (items[i].rows_wanted == 0) continue;
     if (first && items[i].logits != next) return workspace;
     if (!first) first = items[i].logits;
-    next = items[i].logits + (size_t)items[i].rows_wanted * MODEL_VOCAB_SIZE;
+    next = items[i].logits + (size_t)items[i].rows_wanted * MODEL_OUTPUT_WIDTH;
   }
   return first;
 }
@@ -253,7 +253,7 @@ model_status model_eval(model_model *model, void *workspace, size_t bytes, const
   const float *from = p.logits;
   for (size_t i = 0; i < count; i++) {
     model_session *session = items[i].session;
-    const size_t size = (size_t)items[i].rows_wanted * MODEL_VOCAB_SIZE;
+    const size_t size = (size_t)items[i].rows_wanted * MODEL_OUTPUT_WIDTH;
     if (logits == p.logits && size) memcpy(items[i].logits, from, size * sizeof *from);
     from += size;
     session->position += items[i].id_count;

@@ -53,7 +53,7 @@ typedef struct model_item {
   const int32_t *ids;
   int32_t id_count;    /* at least 1 */
   int32_t rows_wanted; /* 0 to id_count */
-  float *logits;       /* out: [rows_wanted][MODEL_VOCAB_SIZE], of the last rows_wanted tokens; may be null for 0 */
+  float *logits;       /* out: [rows_wanted][MODEL_OUTPUT_WIDTH], of the last rows_wanted tokens; may be null for 0 */
 } model_item;
 
 /* Exact bytes of workspace for an eval of T tokens and R wanted rows over all its items; 0 unless T is 1 to

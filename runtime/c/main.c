@@ -1,12 +1,6 @@
 /* The model as a program: a prompt in, its continuation out, or a conversation. */
 #define _POSIX_C_SOURCE 200809L
 
-#include <errno.h>
-#include <stdarg.h>
-#include <stdbool.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <time.h>
 
 #if defined(_WIN32)
@@ -16,14 +10,14 @@
 #include <unistd.h>
 #endif
 
-#include "mapping.h"
-#include "model.h"
+#include "command.h"
 
 typedef struct arguments {
-  const char *prompt, *system, *ids, *weights, *target, *seed;
-  int32_t tokens, threads, context, top_k;
+  common common;
+  const char *prompt, *system, *ids, *seed;
+  int32_t tokens, context, top_k;
   double temperature, top_p, min_p, repetition_penalty;
-  bool help, info, chat;
+  bool chat;
 } arguments;
 
 static const char usage[] =
@@ -33,7 +27,6 @@ static const char usage[] =
     "      --chat            talk: each line of stdin is answered; an empty one ends\n"
     "      --system TEXT     what the model is told before a conversation\n"
     "  -n, --tokens N        tokens to make at most [128]\n"
-    "  -t, --threads N       threads [one for each processor]\n"
     "  -c, --context N       tokens of a conversation at most [the model's context]\n"
     "      --temp X          temperature; 0 takes the likeliest token [0]\n"
     "      --top-k N         choose among the N likeliest tokens; 0: all [0]\n"
@@ -42,50 +35,9 @@ static const char usage[] =
     "      --repetition-penalty X   above 1: repeat less [1]\n"
     "      --seed N          the same seed gives the same text [the time]\n"
     "      --ids \"1 2 3\"     a prompt of token ids; ids are printed\n"
-    "      --target NAME     the variant for a kind of CPU [the best that this one can run]\n"
-    "      --weights FILE    the weights, where they are not in this program [PROGRAM.weights]\n"
-    "      --info            what this program is\n"
-    "  -h, --help            this text\n";
-
-_Noreturn static void fail(const char *format, ...) {
-  va_list values;
-  va_start(values, format);
-  fputs("error: ", stderr);
-  vfprintf(stderr, format, values);
-  fputc('\n', stderr);
-  va_end(values);
-  exit(1);
-}
-
-static void check(model_status status) {
-  if (status != MODEL_OK) fail("%s", model_message(status));
-}
-
-/* Memory at a multiple of MODEL_ALIGNMENT, until the process ends. */
-static void *take(size_t bytes) {
-  char *memory = malloc(bytes + MODEL_ALIGNMENT);
-  if (!memory) fail("no memory for %.1f MB", (double)bytes / 1e6);
-  return memory + (MODEL_ALIGNMENT - (uintptr_t)memory % MODEL_ALIGNMENT);
-}
+    COMMON_USAGE;
 
 /* ---- The command line ---- */
-
-typedef struct option {
-  const char *brief, *full, **text;
-  int32_t *integer;
-  double *real;
-  bool *flag;
-} option;
-
-static double number(const char *name, const char *text, double most) {
-  char *end;
-  errno = 0;
-  const double value = strtod(text, &end);
-  if (errno || end == text || *end || !(value >= 0 && value <= most)) {
-    fail("%s takes a number from 0 to %.0f, not '%s'", name, most, text);
-  }
-  return value;
-}
 
 static arguments parse(int count, char **words) {
   arguments a = {.tokens = 128, .top_p = 1, .repetition_penalty = 1};
@@ -94,7 +46,6 @@ static arguments parse(int count, char **words) {
       {"", "--chat", .flag = &a.chat},
       {"", "--system", .text = &a.system},
       {"-n", "--tokens", .integer = &a.tokens},
-      {"-t", "--threads", .integer = &a.threads},
       {"-c", "--context", .integer = &a.context},
       {"", "--temp", .real = &a.temperature},
       {"", "--top-k", .integer = &a.top_k},
@@ -103,42 +54,10 @@ static arguments parse(int count, char **words) {
       {"", "--repetition-penalty", .real = &a.repetition_penalty},
       {"", "--seed", .text = &a.seed},
       {"", "--ids", .text = &a.ids},
-      {"", "--target", .text = &a.target},
-      {"", "--weights", .text = &a.weights},
-      {"", "--info", .flag = &a.info},
-      {"-h", "--help", .flag = &a.help},
+      COMMON_OPTIONS(a.common),
   };
-  const size_t known = sizeof options / sizeof *options;
-  for (int i = 1; i < count; i++) {
-    const char *word = words[i];
-    size_t o = 0;
-    while (o < known && strcmp(word, options[o].brief) != 0 && strcmp(word, options[o].full) != 0) o++;
-    if (o == known || !*word) fail("unknown option '%s': see --help", word);
-    if (options[o].flag) {
-      *options[o].flag = true;
-      continue;
-    }
-    if (++i == count) fail("%s needs a value: see --help", word);
-    if (options[o].text) *options[o].text = words[i];
-    if (options[o].integer) *options[o].integer = (int32_t)number(word, words[i], INT32_MAX);
-    if (options[o].real) *options[o].real = number(word, words[i], 1e6);
-  }
+  parse_options(options, sizeof options / sizeof *options, count, words);
   return a;
-}
-
-/* All of stdin, or its next line without the end; null at the end of input. */
-static char *read_input(bool line, size_t *bytes) {
-  size_t room = 4096, used = 0;
-  char *text = malloc(room);
-  int c = 0;
-  while (text && (c = getchar()) != EOF && !(line && c == '\n')) {
-    text[used++] = (char)c;
-    if (used == room) text = realloc(text, room *= 2);
-  }
-  if (!text) fail("no memory for the input");
-  *bytes = used;
-  if (line && c == EOF && used == 0) return NULL;
-  return text;
 }
 
 /* ---- The model ---- */
@@ -154,23 +73,6 @@ typedef struct state {
   int32_t *ids; /* all that the session holds or is about to */
   int32_t count, room;
 } state;
-
-static model_model *open_model(const arguments *a, const char *program) {
-  model_open_options options = {.size = sizeof options, .threads = a->threads, .target = a->target};
-  size_t built_in;
-  if (a->weights || !model_weights(&built_in)) {
-    char *path = take(strlen(program) + sizeof ".weights");
-    sprintf(path, "%s.weights", program);
-    const char *from = a->weights ? a->weights : path;
-    options.weights = map_file(from, &options.weights_bytes);
-    if (!options.weights) fail("cannot read the weights %s: name them with --weights", from);
-  }
-  model_model *model = NULL;
-  const model_status status = model_open(&options, &model);
-  if (status == MODEL_INVALID && a->target) fail("no variant %s: choose of %s", a->target, model_describe(NULL)->targets);
-  check(status);
-  return model;
-}
 
 static state start(const arguments *a, model_model *model) {
   state s = {.a = a, .model = model, .logits = take(sizeof(float) * MODEL_VOCAB_SIZE)};
@@ -340,17 +242,11 @@ static void chat(state *s) {
   free(messages);
 }
 
-static void info(void) {
-  const model_info *i = model_describe(NULL);
-  printf("%s\nvariant %s of %s\nvocabulary %d, context %d, weights %.1f MB\n", i->name, i->target, i->targets,
-         (int)i->vocab_size, (int)i->context, (double)i->weights_bytes / 1e6);
-}
-
 int main(int count, char **words) {
   const arguments a = parse(count, words);
-  if (a.help) return printf(usage, words[0]) < 0;
-  if (a.info) return info(), 0;
-  state s = start(&a, open_model(&a, words[0]));
+  if (a.common.help) return printf(usage, words[0]) < 0;
+  if (a.common.info) return info(), 0;
+  state s = start(&a, open_model(&a.common, words[0]));
   if (a.chat) {
     chat(&s);
   } else {

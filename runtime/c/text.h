@@ -1,5 +1,5 @@
 
-/* ---- Text: tokenizer, chat format and sampling. docs/text.md of inferc says what each gives exactly ----
+/* ---- Text: tokenizer and chat format. docs/text.md of inferc says what each gives exactly ----
  *
  * Texts are UTF-8 with a size in bytes, without a null at their end. Calls that write to `capacity` items tell in
  * *out_count or *out_bytes how many there are; where they do not fit, the status is SIZE, that number is set all the
@@ -48,24 +48,3 @@ typedef struct model_turn {
  * or treats them in ways that the library does not know. INVALID, SIZE, NO_TEXT, ENCODING, TEMPLATE. */
 MODEL_API model_status model_chat(const model_model *model, const model_turn *messages, size_t count, int32_t answer,
                                   char *out_text, size_t capacity, size_t *out_bytes);
-
-/* How the next token is chosen, in this order. Zero everywhere, but for size, takes the likeliest. */
-typedef struct model_sampling {
-  size_t size;               /* sizeof(model_sampling) */
-  double repetition_penalty; /* logits of recent ids are divided by it where positive, else multiplied; 0 or 1: off */
-  int32_t repetition_window; /* how many of the last ids are recent */
-  int32_t top_k;             /* only that many of the likeliest tokens; 0: all */
-  double top_p;              /* only the likeliest whose probabilities first reach this sum; 0 or 1: all */
-  double min_p;              /* only those at least so many times as likely as the likeliest */
-  double temperature;        /* the logits are divided by it; 0: the likeliest token, whatever else is set */
-  uint64_t seed;             /* the same seed gives the same draws */
-  uint64_t draws;            /* counted up by each draw: begins with 0 */
-} model_sampling;
-
-/* Bytes of workspace for model_sample. */
-enum { MODEL_SAMPLE_BYTES = 16 * MODEL_VOCAB_SIZE };
-
-/* Chooses a token by its logits [MODEL_VOCAB_SIZE]; `ids` are those so far, looked at for the repetition penalty, and
- * may be null for count 0. INVALID, SIZE, LOGITS. */
-MODEL_API model_status model_sample(const float *logits, model_sampling *how, const int32_t *ids, size_t count,
-                                    void *workspace, size_t bytes, int32_t *out_id);
