@@ -41,10 +41,12 @@ def _targets(slow: Collection[str] = (), only: Collection[str] = TARGETS) -> pyt
 
 
 FOREIGN = [name for name, target in TARGETS.items() if target.foreign]  # emulated
-every_target = _targets(slow=["neon_i8mm", "wasm128relaxed"])  # which differ from others in products only
-every_target_emulated_slowly = _targets(slow=FOREIGN)
-every_product_target = _targets()
-every_host_target = _targets(only=TARGETS.keys() - FOREIGN)
+# Targets that differ from another in products only: all else is tested for them with the slow tests.
+LIKE_ANOTHER = ["avxvnni", "avx512vnni", "neon_i8mm", "wasm128relaxed"]
+every_target = _targets(slow=LIKE_ANOTHER)
+every_target_emulated_slowly = _targets(slow=[*FOREIGN, *LIKE_ANOTHER])
+every_product_target = _targets(slow=["avx512vnni", "wasm128relaxed"])  # avx512bf16 has the dots of the first
+every_host_target = _targets(slow=LIKE_ANOTHER, only=TARGETS.keys() - FOREIGN)
 
 
 @cache

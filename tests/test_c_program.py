@@ -435,7 +435,7 @@ def test_sanitizers_pass_in_a_c_host(windows: tuple[int, ...], tmp_path: Path) -
     """Exact sizes on the heap: a byte read or written outside a session, workspace or the weights is an error."""
     compiler = compilers()[0]
     module, library = toy(chunk=64, context=4096, windows=windows)
-    files = objects(library.built, tmp_path, compiler, toolchain.SANITIZERS)
+    files = objects(library.built, tmp_path, compiler, (*toolchain.SANITIZERS, "-O1"))
     (tmp_path / "host.c").write_text(HOST_PROGRAM)
     (tmp_path / "weights").write_bytes(library.weights.tobytes())
     subprocess.run([compiler, *toolchain.FLAGS, *toolchain.SANITIZERS, "host.c", *map(str, files), "-o", "host",

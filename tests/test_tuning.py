@@ -28,6 +28,9 @@ EXTREMES = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tuning")
