@@ -28,7 +28,7 @@ import numpy as np
 from inferc.backends.c import program, target, toolchain
 from inferc.benchmarks.costs import AMX_OF, PEAK_OF
 from inferc.benchmarks.machine import described, manifest
-from inferc.benchmarks.roofline import ALIGNMENT, Roofline
+from inferc.benchmarks.roofline import ALIGNMENT, STREAMS, Roofline
 from inferc.ir.graph import Graph, Module, Node, Weight, make, make_input
 from inferc.ir.numerics.linear import quantize
 from inferc.ir.ops import OPS
@@ -118,6 +118,13 @@ class Kernels:
         return run
 
 
+def cold_reads(roofline: Roofline, data: np.ndarray, elsewhere: np.ndarray, threads: int) -> Iterator[float]:
+    """The bandwidth of a read of `data` in one stream a thread and in four, each after other memory, in bytes/s."""
+    for streams in STREAMS:
+        roofline.read_streams(elsewhere, threads, 1)
+        yield roofline.read_streams(data, threads, streams)
+
+
 def measure(kernels: Kernels, name: str, tokens: int, threads: int, roofline: Roofline, elsewhere: np.ndarray,
             rounds: int) -> dict[str, Any]:  # fmt: skip
     """One row: seconds, and the part of the limit that was measured beside it."""
@@ -127,11 +134,10 @@ def measure(kernels: Kernels, name: str, tokens: int, threads: int, roofline: Ro
     seconds, limits, amx = list[float](), list[float](), list[float]()
     for _ in range(rounds):
         if tokens == 1:
-            roofline.read(elsewhere, threads)
+            roofline.read_streams(elsewhere, threads, 1)
             wake()
             seconds.append(run())
-            roofline.read(elsewhere, threads)
-            limits.append(packed.nbytes / roofline.read(packed, threads))
+            limits.append(packed.nbytes / max(cold_reads(roofline, packed, elsewhere, threads)))
             continue
         before = roofline.peak(peak, threads)
         seconds.append(run())
