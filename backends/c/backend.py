@@ -73,7 +73,7 @@ class Lowered:
         Raises InfercError where no C compiler is found or it fails.
         """
         with tempfile.TemporaryDirectory(prefix="inferc-") as scratch:
-            library = Path(scratch) / "library"
+            library = Path(scratch) / Path(self.library).name  # which programs that link it look for
             compiler = toolchain.compile_program(self.program, library)
             sources = {f"c/{name}": text.encode() for name, text in self.program.sources.items()}
             return sources | {self.library: library.read_bytes()}, {"compiler": compiler}
