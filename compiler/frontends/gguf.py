@@ -17,6 +17,7 @@ from gguf.gguf_reader import ReaderTensor
 from ...errors import InfercError
 from ...ir.graph import Weight
 from ...ir.types import DTYPES, Type, bf16
+from ..mapped import let_go
 from ..models import ARCHITECTURES
 from ..models.architecture import MAX_SIZE, Config
 from . import encoder, gguf_tokenizer
@@ -135,4 +136,5 @@ def _read_weight(metadata: Metadata, tensor: ReaderTensor, expected: tuple[int, 
 
 def _load(tensor: ReaderTensor, view: type | None) -> np.ndarray:
     """The tensor in the map: floats [*shape] (bf16 as bits in uint16), blocks as raw bytes uint8 [*lead, bytes]."""
+    let_go(tensor.data)  # what was read before
     return tensor.data if view is None else tensor.data.view(view)
