@@ -116,7 +116,7 @@ def _bars(go: Any, rows: Sequence[Row], unit: str, colour: Mapping[str, str]) ->
     return figure
 
 
-def _short(name: str, width: int = 26) -> str:
+def _short(name: str, width: int = 22) -> str:
     """A name without its middle where it is long: files of one model differ at the end."""
     half = width // 2
     return name if len(name) <= width else f"{name[: half - 1]}…{name[-half:]}"
@@ -124,8 +124,8 @@ def _short(name: str, width: int = 26) -> str:
 
 def _roofline(go: Any, rows: Sequence[Row], machine: Mapping[str, Any], colour: Mapping[str, str]) -> Any:
     threads = max(row["threads"] for row in rows)
-    limits = next(v for k, v in machine["limits"].items() if int(k) == threads)
-    bandwidth, reach = limits["read_gbs"]["median"], (0.3, 3000.0)
+    bandwidth, peaks = _roofs([row for row in rows if row["threads"] == threads], machine, threads)
+    reach = (0.3, 3000.0)
     figure = go.Figure()
 
     def roof(ends: tuple[tuple[float, float], tuple[float, float]], text: Sequence[str], where: str) -> None:
@@ -134,10 +134,10 @@ def _roofline(go: Any, rows: Sequence[Row], machine: Mapping[str, Any], colour: 
         figure.add_trace(go.Scatter(x=[x0, x1], y=[y0, y1], mode="lines+text", text=text, textposition=where,
                                     showlegend=False, hoverinfo="skip", line=line))  # fmt: skip
 
-    for name, peak in limits["gmacs"].items():
+    for name, peak in peaks.items():
         roof(((peak / bandwidth, peak), (reach[1], peak)), ["", name], "top left")
-    top = max(limits["gmacs"].values()) / bandwidth
-    roof(((reach[0], reach[0] * bandwidth), (top, top * bandwidth)), [f"read {bandwidth} GB/s", ""], "middle right")
+    top = max(peaks.values()) / bandwidth
+    roof(((reach[0], reach[0] * bandwidth), (top, top * bandwidth)), [f"read {bandwidth:.1f} GB/s", ""], "middle right")
     models = list(dict.fromkeys(row["model"] for row in rows))
     for backend in colour:
         points = [p for p in _points(rows, threads) if p[0]["backend"] == backend]
@@ -156,6 +156,15 @@ def _roofline(go: Any, rows: Sequence[Row], machine: Mapping[str, Any], colour: 
     figure.update_yaxes(type="log", title_text="10⁹ multiply-adds per second")
     figure.update_layout(height=620)
     return figure
+
+
+def _roofs(rows: Sequence[Row], machine: Mapping[str, Any], threads: int) -> tuple[float, dict[str, float]]:
+    """The most that was seen, before the runs or beside one: GB/s of reads, and 10⁹ multiply-adds a second by unit."""
+    limits = next(v for k, v in machine["limits"].items() if int(k) == threads)
+    bandwidth = max([limits["read_gbs"]["median"], *(row["bandwidth"] / 1e9 for row in rows if "bandwidth" in row)])
+    beside = [row["peaks"] for row in rows if "peaks" in row]
+    return bandwidth, {name: max([peak, *(p[name] / 1e9 for p in beside if name in p)])
+                       for name, peak in limits["gmacs"].items()}  # fmt: skip
 
 
 def _points(rows: Sequence[Row], threads: int) -> Iterator[tuple[Row, float, float]]:
