@@ -26,10 +26,14 @@ SOAK_SECONDS ?= 600
 soak: $(VENV)/.test
 	$(BIN)/python -m pytest tests/test_soak.py --soak-seconds $(SOAK_SECONDS) $(ARGS)
 
+# The second word, a package, unless there is the program of the first: others' packages of Node and Rust bar Debian's.
+unless_here = $(if $(shell command -v $(word 1,$1)),,$(word 2,$1))
+
 # What runs the tests of targets for other machines, of fuzzers and of other languages: those are skipped, with a reason,
 # where it is missing.
 emulators:
-	apt-get install -y --no-install-recommends qemu-user nodejs npm clang libclang-rt-dev cmake chromium golang-go rustc cargo
+	apt-get install -y --no-install-recommends qemu-user clang libclang-rt-dev cmake chromium golang-go \
+	  $(foreach p,node=nodejs npm=npm rustc=rustc cargo=cargo,$(call unless_here,$(subst =, ,$p)))
 
 # Models and peers of `make bench`; docs/benchmarks.md says where they come from. A peer is NAME=PATH of a llama-bench.
 comma := ,
