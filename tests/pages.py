@@ -44,7 +44,14 @@ def commands(page: str) -> list[str]:
 def missing(page: str) -> str:
     """The first program that the page needs and this computer lacks, or ""."""
     words = (shlex.split(line)[0] for line in commands(page))
-    return next((w for w in words if w != "inferc" and "/" not in w and not shutil.which(w)), "")
+    return next((w for w in words if w != "inferc" and "/" not in w and not _runs(w)), "")
+
+
+def _runs(program: str) -> bool:
+    """Whether it is there; what rustup puts in rustc's place is there without a compiler behind it too."""
+    if not shutil.which(program):
+        return False
+    return program != "rustc" or subprocess.run([program, "--version"], capture_output=True).returncode == 0
 
 
 def follow(page: str, folder: Path, make: Make) -> Iterator[tuple[str, str]]:

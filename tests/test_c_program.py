@@ -430,7 +430,7 @@ int main(int argc, char **argv) {
 """
 
 
-@pytest.mark.parametrize("windows", [(0, 0), (100, 0)])
+@pytest.mark.parametrize("windows", [pytest.param((0, 0), marks=pytest.mark.slow), (100, 0)])
 def test_sanitizers_pass_in_a_c_host(windows: tuple[int, ...], tmp_path: Path) -> None:
     """Exact sizes on the heap: a byte read or written outside a session, workspace or the weights is an error."""
     compiler = compilers()[0]
@@ -518,6 +518,7 @@ def test_zig_is_told_cpus_its_way() -> None:
     assert toolchain.spelled(flags, [sys.executable, "-m", "ziglang", "cc"]) == ["-mcpu=x86_64", "-mavx2"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("ziglang"), reason="the ziglang package is not installed")
 def test_zig_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolchain, "find_compiler", lambda target, static: [sys.executable, "-m", "ziglang", "cc"])

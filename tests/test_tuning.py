@@ -47,7 +47,10 @@ def test_every_target_has_a_default() -> None:
     assert all(tuning.tuning_of(t.ir) == DEFAULTS[name] for name, t in c_target.TARGETS.items())
 
 
-@pytest.mark.parametrize("types", [MIXED, "bf16", "f32"], ids=["mixed", "bf16", "f32"])
+@pytest.mark.parametrize("types", [
+    pytest.param(MIXED, marks=pytest.mark.slow, id="mixed"), pytest.param("bf16", marks=pytest.mark.slow, id="bf16"),
+    pytest.param("q4_k", id="q4_k"),
+    pytest.param("f32", marks=pytest.mark.slow, id="f32")])  # fmt: skip
 def test_no_size_changes_a_bit(types: Any, tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf", "llama3", types, tokenizer="bpe", metadata={"context_length": 128})
     compile_model(str(path), tmp_path / "default.inferc", target="avx2,generic")
@@ -116,6 +119,7 @@ def test_files_that_are_no_json_or_not_there(tmp_path: Path) -> None:
         tuning.read(tmp_path / "bad.json")
 
 
+@pytest.mark.slow
 def test_tune_writes_what_compile_reads(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "ROUNDS", 1)
     monkeypatch.setattr(tuning, "SPACE", {"kblock": (256, 512), "chunk": (1 << 12, 1 << 18)})
