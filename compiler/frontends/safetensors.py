@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from ...errors import InfercError
+from ..mapped import let_go
 
 MAX_HEADER = 100_000_000  # bytes, as the format's own reader allows
 
@@ -35,6 +36,7 @@ class Tensor:
 
     def array(self) -> np.ndarray:
         """The values [*shape] in the map; bf16 as bits in uint16."""
+        let_go(self.data)  # what was read before
         return self.data.view(ELEMENTS[self.kind]).reshape(self.shape)
 
 

@@ -16,7 +16,6 @@ import (
 )
 
 const most = 32 // tokens to make
-
 func check(status C.model_status) {
 	if status != C.MODEL_OK {
 		log.Fatal(C.GoString(C.model_message(status)))
