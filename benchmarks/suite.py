@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,8 @@ class Seen:
     """What the runs of one test on one engine gave."""
 
     seconds: list[float] = field(default_factory=list)
-    bandwidths: list[float] = field(default_factory=list)
-    peaks: list[Mapping[str, float]] = field(default_factory=list)
+    bandwidths: list[list[float]] = field(default_factory=list)  # those read beside each run
+    peaks: list[list[Mapping[str, float]]] = field(default_factory=list)
     joules: list[float] = field(default_factory=list)
     memory: int = 0
 
@@ -227,8 +228,8 @@ def _run(worker: Worker, test: Test, seen: dict[tuple[int, Test, str], Seen], re
         return
     found = seen.setdefault((worker.job.threads, test, name), Seen())
     found.seconds.append(sample["seconds"])
-    found.bandwidths += sample["bandwidths"]
-    found.peaks += sample["peaks"]
+    found.bandwidths.append(sample["bandwidths"])
+    found.peaks.append(sample["peaks"])
     found.joules += [sample["joules"]] if sample["joules"] is not None else []
     found.memory = max(found.memory, sample["peak_memory_bytes"])
     known = results.engines.setdefault(name, {})
@@ -255,29 +256,44 @@ def _rows(job: Job, workers: Sequence[Worker], seen: Mapping[tuple[int, Test, st
         }  # fmt: skip
         beside = seen.get((threads, test, "c"))
         if of and beside:  # the limits were measured around our own runs
-            row |= _prompt_limit(test, of, beside, speed) if test.prompt else _decode_limit(test, of, beside, speed)
+            limit = _prompt_limit if test.prompt else _decode_limit
+            row |= limit(test, of, beside, speed, speeds if beside is found else ())
         yield row
 
 
-def _prompt_limit(test: Test, of: Costs, beside: Seen, speed: float) -> dict[str, Any]:
+def _share(speed: float, limit: float, speeds: Sequence[float], limits: Sequence[float]) -> float:
+    """What was reached of a limit: of our own runs the median of what each reached of the limit measured around it,
+    since a shared machine is not equally fast throughout."""
+    return statistics.median(map(truediv, speeds, limits)) if speeds else speed / limit
+
+
+def _prompt_limit(test: Test, of: Costs, beside: Seen, speed: float, speeds: Sequence[float]) -> dict[str, Any]:
     work = of.work(test.prompt, 1)
-    names = {name for peaks in beside.peaks for name in peaks}
-    peaks = {name: statistics.median([p[name] for p in beside.peaks if name in p]) for name in sorted(names)}
-    if not work.keys() <= peaks.keys():
+    every = [p for peaks in beside.peaks for p in peaks]
+    names = sorted({name for peaks in every for name in peaks})
+    if not work.keys() <= set(names) or not all(p.keys() >= set(names) for p in every):
         return {}
-    row: dict[str, Any] = {"macs_per_token": sum(work.values()) / test.prompt, "peaks": peaks}
-    row["limit"] = test.prompt / sum(macs / peaks[name] for name, macs in work.items())
-    row["fraction"] = speed / row["limit"]
-    if all(AMX_OF.get(name) in peaks for name in work):
-        row["amx_fraction"] = speed * sum(macs / peaks[AMX_OF[n]] for n, macs in work.items()) / test.prompt
-    return row
+
+    def limit(among: Sequence[Mapping[str, float]], of: Mapping[str, str]) -> float:
+        return test.prompt / sum(m / statistics.median(p[of.get(n, n)] for p in among) for n, m in work.items())
+
+    def share(of: Mapping[str, str]) -> float:
+        return _share(speed, limit(every, of), speeds, [limit(peaks, of) for peaks in beside.peaks])
+
+    row: dict[str, Any] = {"macs_per_token": sum(work.values()) / test.prompt, "limit": limit(every, {}),
+                           "peaks": {n: statistics.median(p[n] for p in every) for n in names},
+                           "fraction": share({})}  # fmt: skip
+    return row | ({"amx_fraction": share(AMX_OF)} if all(AMX_OF.get(n) in names for n in work) else {})
 
 
-def _decode_limit(test: Test, of: Costs, beside: Seen, speed: float) -> dict[str, Any]:
-    if not beside.bandwidths:
+def _decode_limit(test: Test, of: Costs, beside: Seen, speed: float, speeds: Sequence[float]) -> dict[str, Any]:
+    every = [b for reads in beside.bandwidths for b in reads]
+    if not every:
         return {}
     cache = of.decode_bytes(test.depth + test.generate / 2) - of.weight_bytes
     size = of.weight_bytes / test.batch + cache  # of one token: a step reads the weights once for all sequences
-    bandwidth = statistics.median(beside.bandwidths)
-    return {"bytes_per_token": size, "bandwidth": bandwidth, "limit": bandwidth / size,
-            "fraction": speed * size / bandwidth, "macs_per_token": sum(of.work(1, 1).values())}  # fmt: skip
+    limit = statistics.median(every) / size
+    limits = [statistics.median(reads) / size for reads in beside.bandwidths]
+    return {"bytes_per_token": size, "bandwidth": limit * size, "limit": limit,
+            "fraction": _share(speed, limit, speeds, limits),
+            "macs_per_token": sum(of.work(1, 1).values())}  # fmt: skip

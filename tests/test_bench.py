@@ -69,14 +69,25 @@ def test_names_of_tests():
 def test_limits_of_a_row():
     """Decode is bound by bytes over bandwidth, a batch reads the weights once; a prompt by multiply-adds over peaks."""
     of = Costs(1000, {"int8_dot": 50}, {"int8_dot": 100}, ((0, 4), (2, 4)))
-    seen = suite.Seen([2.0], [4000.0, 2000.0, 6000.0], [{"int8_dot": 1000.0}])
-    decode = suite._decode_limit(Case(generate=4, depth=8), of, seen, 1.0)
+    seen = suite.Seen([2.0], [[4000.0, 2000.0, 6000.0]], [[{"int8_dot": 1000.0}]])
+    decode = suite._decode_limit(Case(generate=4, depth=8), of, seen, 1.0, ())
     assert decode["bytes_per_token"] == 1000 + 2 * (4 * 10 + 4 * 2)
     assert decode["fraction"] == pytest.approx(decode["bytes_per_token"] / 4000)
-    assert suite._decode_limit(Case(generate=4, batch=4), of, seen, 1.0)["bytes_per_token"] == 250 + 2 * 8 * 2
-    prompt = suite._prompt_limit(Case(prompt=4), of, seen, 5.0)
+    assert suite._decode_limit(Case(generate=4, batch=4), of, seen, 1.0, ())["bytes_per_token"] == 250 + 2 * 8 * 2
+    prompt = suite._prompt_limit(Case(prompt=4), of, seen, 5.0, ())
     assert prompt["limit"] == pytest.approx(4 / ((4 * 50 + 100) / 1000)) and prompt["macs_per_token"] == 75
     assert prompt["fraction"] == pytest.approx(5 / prompt["limit"])
+
+
+def test_own_runs_are_fractions_of_the_limits_around_them():
+    """A machine that is half as fast for a while changes no fraction."""
+    of = Costs(1000, {"int8_dot": 50}, {}, ())
+    seen = suite.Seen([], [[4000.0], [2000.0, 2000.0], [2000.0]], [[{"int8_dot": p}] * 2 for p in (1e3, 5e2, 5e2)])
+    speeds = [2.0, 1.0, 1.0]
+    assert suite._decode_limit(Case(generate=4), of, seen, 1.0, speeds)["fraction"] == pytest.approx(0.5)
+    assert suite._prompt_limit(Case(prompt=4), of, seen, 1.0, speeds)["fraction"] == pytest.approx(0.1)
+    peers = suite._prompt_limit(Case(prompt=4), of, seen, 1.0, ())
+    assert peers["fraction"] == pytest.approx(1.0 / (500 / 50))
 
 
 def test_every_adapter_says_what_it_misses(tmp_path):
