@@ -14,7 +14,9 @@ from .ir_build import node, op, typed
 from .tiny_models import random_weight
 
 VOCABULARY, WIDTH, HIDDEN, HEADS, KV_HEADS, HEAD = 48, 256, 512, 4, 2, 64
-FUSIONS = frozenset({"linear_group", "linear_add", "gated_linear", "rms_norm_quantize", "rope_cache_write"})
+FUSIONS = frozenset({
+    "linear_group", "linear_add", "gated_linear", "gated_linear_quantize", "rms_norm_quantize", "rope_cache_write",
+})  # fmt: skip
 PACKED = Target("packed", "test", weight_layout="panel16", fusions=FUSIONS, activations=ACTIVATIONS)
 PLAIN = Target(name="plain", backend="test", cache=DTYPES["f32"])  # no quantised activations, layouts or fusions
 MATRICES = {

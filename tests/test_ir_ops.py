@@ -195,6 +195,7 @@ DECOMPOSED = [
      dict(biases=(False, True, False))),
     ("linear_add", ("f32[T, 32]", "q8_0[5, 32]", "f32[T, 5]", "f32[5]"), {}),
     ("gated_linear", ("f32[T, 32]", "q4_1[5, 32]", "q5_0[5, 32]"), dict(activation="silu")),
+    ("gated_linear", ("a8g32[T, 32]", "q4_1[64, 32]", "q5_0[64, 32]"), dict(activation="gelu", dtype=DTYPES["a8g32"])),
     ("expert_linear", ("f32[T, 32]", "q4_0[4, 6, 32]", "i32[T, 2]"), {}),
     ("embedding", ("q6_k[9, 256]", "i32[T]"), {}),
     ("embedding", ("bf16[9, 8]", "i32[T]"), {}),

@@ -58,14 +58,16 @@ class Case:
     """A node with operands for any number of tokens, and what numerics says of them."""
 
     def __init__(self, op: str, weights: Sequence[tuple[str, int]], biases: Sequence[bool] = (), residual: bool = False,
-                 activation: str = "") -> None:  # fmt: skip
+                 activation: str = "", stored: str = "") -> None:  # fmt: skip
         name, n = weights[0]
         self.k, self.x, self.weights = INNER[DTYPES[name].block], x_dtype(name), weights
         self.biases, self.residual, self.activation = tuple(biases) or (False,) * len(weights), residual, activation
         types = [Type((T, self.k), self.x), *(packed(w, n, self.k) for w, n in weights)]
         types += [Type((T, n), f32)] * residual
         types += [Type((n,), f32) for (_, n), has in zip(weights, self.biases) if has]
+        self.stored = DTYPES[stored] if stored else None
         attrs = {"biases": self.biases} if op == "linear_group" else {"activation": activation} if activation else {}
+        attrs |= {"dtype": self.stored} if stored else {}
         self.node = node(op, *types, **attrs)
         self.raw = [weight(w, n, self.k, seed) for seed, (w, n) in enumerate(weights)]
         rng = np.random.default_rng(9)
@@ -86,7 +88,8 @@ class Case:
             y = numerics.linear(x, self.x, raw, Type((n, self.k), DTYPES[w]))
             out.append(y + next(bias) if has else y)
         if self.activation:
-            return [elementary.ACTIVATIONS[self.activation](out[0]) * out[1]]
+            y = elementary.ACTIVATIONS[self.activation](out[0]) * out[1]
+            return [numerics.quantize(y, self.stored) if self.stored else y]
         return [r + y for r, y in zip(self._residual(tokens) or out, out)] if self.residual else out
 
 
@@ -103,6 +106,9 @@ CASES = [
     Case("gated_linear", [("q4_k", 39), ("q6_k", 39)], activation="gelu_tanh"),
     Case("gated_linear", [("q5_0", 48), ("q4_1", 48)], activation="gelu"),
     Case("gated_linear", [("bf16", 50), ("bf16", 50)], activation="silu"),
+    Case("gated_linear", [("q4_0", 96), ("q4_0", 96)], activation="silu", stored="a8g32"),
+    Case("gated_linear", [("q6_k", 160), ("q4_k", 160)], activation="gelu_tanh", stored="a8g32"),
+    Case("gated_linear", [("bf16", 57), ("bf16", 57)], activation="gelu", stored="bf16"),
 ]
 
 
@@ -117,7 +123,8 @@ def cases(target: str) -> Calls:
 
 @every_product_target
 @pytest.mark.parametrize("index", range(len(CASES)), ids=[
-    f"{c.node.op.name}-{'-'.join(w for w, _ in c.weights)}{'-bias' * any(c.biases)}" for c in CASES])  # fmt: skip
+    f"{c.node.op.name}-{'-'.join(w for w, _ in c.weights)}{'-bias' * any(c.biases)}"
+    f"{f'-{c.stored}' if c.stored else ''}" for c in CASES])  # fmt: skip
 def test_products(index: int, target: str) -> None:
     case = CASES[index]
     for tokens in TOKENS:

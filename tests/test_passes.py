@@ -111,6 +111,8 @@ EXACT: dict[str, tuple[dict[str, str], Callable[..., Value]]] = {
                    lambda x, w, b, r: op("add", product(x, w, b), r)),
     "gated_linear": ({"x": X, "g": W, "u": "weight q8_0[8, 32]"},
                      lambda x, g, u: op("gated", product(x, g), product(x, u), activation="silu")),
+    "gated_linear_quantize": ({"x": X, "g": "weight q4_0[64, 32]", "u": "weight q4_1[64, 32]"}, lambda x, g, u: op(
+        "quantize", op("gated_linear", x, g, u, activation="gelu_tanh"), dtype=DTYPES["a8g32"])),
     "rms_norm_quantize": ({"x": "f32[T, 4, 32]", "w": "weight f32[32]"}, lambda x, w: op(
         "quantize", op("rms_norm", x, w, eps=1e-5), dtype=DTYPES["a8g32"])),
     "rope_cache_write": (HEADS, lambda cache, x, cos, sin, s, p: op(

@@ -14,8 +14,8 @@ from textwrap import fill
 from ...ir.graph import IRError, Node
 from ...ir.quant import FORMATS, is_direct, panel_bytes
 from ...ir.target import Target
-from ...ir.types import DTYPES, Dim, DType, Type
-from .activation import STORE_ROW
+from ...ir.types import DTYPES, Dim, DType, Type, f32
+from .activation import LINEAR_STORE, STORE_ROW
 from .kernels import THREADS, Call, DimValue, Kernel, Literal, Operand, Result, Run, Scratch
 from .linear_amx import LEAST_TOKENS, block_units, unit_bytes, unit_words, uses_tiles
 from .linear_block import block_panels, block_terms
@@ -29,7 +29,7 @@ LINE = 64  # bytes that parts of scratch are aligned to
 @dataclass(frozen=True)
 class Product:
     """One product of a call. `index` numbers its arguments: n, w, y, and those of its second weight, bias and residual
-    that it has. `up` is the dtype of the second weight of a gated product."""
+    that it has. `up` is the dtype of the second weight of a gated product, `stored` that of its result if not f32."""
 
     dtype: DType
     index: int = 0
@@ -37,13 +37,15 @@ class Product:
     residual: bool = False
     up: DType | None = None
     activation: str = ""
+    stored: DType | None = None
 
     @property
     def parameters(self) -> str:
         i = self.index
         optional = [(self.up, f"const uint8_t *up{i}"), (self.bias, f"const float *bias{i}"),
                     (self.residual, f"const float *residual{i}")]  # fmt: skip
-        parts = [f"int32_t n{i}", f"const uint8_t *w{i}", *(text for has, text in optional if has), f"float *y{i}"]
+        y = f"{'void' if self.stored else 'float'} *y{i}"
+        parts = [f"int32_t n{i}", f"const uint8_t *w{i}", *(text for has, text in optional if has), y]
         return ", ".join(parts)
 
     @property
@@ -55,6 +57,8 @@ class Product:
         if self.up:
             up = self._fields(self.up, f"up{i}", {})
             epilogue |= {"up": f"&(const linear_job){up}", "gate": f"gate_{self.activation}"}
+        if self.stored:
+            epilogue |= {"store": f"linear_store_{self.stored}", "y_row": _row_bytes(self.stored, f"n{i}")}
         return self._fields(self.dtype, f"w{i}", epilogue | {"y": f"y{i}"})
 
     def _fields(self, dtype: DType, w: str, more: Mapping[str, str]) -> str:
@@ -82,9 +86,9 @@ def _panel_bytes(dtype: DType) -> str:
     return f"(size_t)(k / {dtype.block}) * {size}" if dtype.is_block else f"(size_t)k * {size}"
 
 
-def _x_row(x: DType) -> str:
+def _row_bytes(x: DType, k: str = "k") -> str:
     """C for the bytes of a row of k activations."""
-    return f"(size_t)(k / {x.block}) * {x.block_bytes}" if x.is_block else f"(size_t)k * {x.block_bytes}"
+    return f"(size_t)({k} / {x.block}) * {x.block_bytes}" if x.is_block else f"(size_t){k} * {x.block_bytes}"
 
 
 def _panels(dtypes: Iterable[DType], target: Target) -> tuple[Kernel, ...]:
@@ -154,13 +158,15 @@ def _symbol(op: str, products: Sequence[Product]) -> str:
         parts += dict.fromkeys(str(d) for d in p.dtypes)
         parts += ["bias"] if p.bias else []
         parts += ["add"] if p.residual else []
+        parts += [str(p.stored)] if p.stored else []
     return "_".join(parts)
 
 
 def _kernel(op: str, x: DType, products: Sequence[Product], target: Target) -> Kernel:
     symbol, dtypes = _symbol(op, products), [d for p in products for d in p.dtypes]
     terms, needs = _terms(dtypes, target)
-    gates = tuple(GATES[p.activation] for p in products if p.activation)
+    ends = tuple(GATES[p.activation] for p in products if p.activation)
+    ends += tuple(LINEAR_STORE[p.stored.name] for p in products if p.stored)
     jobs = ",\n".join(f"    {p.job}" for p in products)
     parameters = ",\n".join(f"    {p.parameters}" for p in products)
     text = f"""\
@@ -168,15 +174,15 @@ def _kernel(op: str, x: DType, products: Sequence[Product], target: Target) -> K
 static void {symbol}(const run *r, int32_t tokens, int32_t k, const void *x,
 {parameters},
     char *scratch) {{
-  const size_t x_row = {_x_row(x)};
+  const size_t x_row = {_row_bytes(x)};
 {terms}  const linear_job jobs[{len(products)}] = {{
 {jobs},
   }};
-  const size_t worker_bytes = linear_worker_bytes(tokens, {int(bool(gates))});
+  const size_t worker_bytes = linear_worker_bytes(tokens, {int(bool(ends))});
   linear_run(r, jobs, {len(products)}, {tuning_of(target).chunk}, scratch, worker_bytes);
 }}
 """
-    return Kernel(symbol, text, (JOB, *needs, *_panels(dtypes, target), *gates))
+    return Kernel(symbol, text, (JOB, *needs, *_panels(dtypes, target), *ends))
 
 
 def _inner(x: Type) -> int:
@@ -242,7 +248,8 @@ def linear_group(node: Node, target: Target) -> Call:
 def gated_linear(node: Node, target: Target) -> Call:
     """gated_linear(x[T,K], gate[N,K], up[N,K])"""
     gate, up = node.inputs[1].dtype, node.inputs[2].dtype
-    product = Product(gate, up=up, activation=node.attr("activation"))
+    stored = None if node.attr("dtype") == f32 else node.attr("dtype")
+    product = Product(gate, up=up, activation=node.attr("activation"), stored=stored)
     return _call("gated_linear", node, target, [product], [(1, 2)])
 
 
@@ -268,7 +275,7 @@ static void expert_{w}_body(const void *args, int32_t begin, int32_t end, int32_
     job.tokens = 1;
     job.x += (size_t)token * job.x_row;
     job.w += (size_t)a->ids[which] * a->expert_bytes;
-    job.y += (size_t)which * (size_t)job.n;{offset}
+    job.y = (float *)job.y + (size_t)which * (size_t)job.n;{offset}
     linear_some(&job, i % a->pairs, 1, a->scratch + (size_t)worker * linear_floats(1));
   }}
 }}
@@ -276,7 +283,7 @@ static void expert_{w}_body(const void *args, int32_t begin, int32_t end, int32_
 /* y[tokens][used][n] = x[tokens][k] in {x} times expert ids[tokens][used] of w[experts][n][k] in {w} */
 static void expert_linear_{w}(const run *r, int32_t tokens, int32_t k, const void *x, int32_t n0, const uint8_t *w0,
     int32_t used, const int32_t *ids, float *y0, char *scratch) {{
-  const size_t x_row = {_x_row(x)};
+  const size_t x_row = {_row_bytes(x)};
 {terms}  const linear_job job = {product.job};
   const int32_t pairs = linear_pairs(n0);
   const expert_{w}_args args = {{job, ids, used, pairs, (size_t)((n0 + 15) / 16) * job.panel_bytes, (void *)scratch}};
@@ -304,7 +311,7 @@ typedef struct {{ const float *x; uint8_t *y; int32_t k; }} quantize_{dtype}_arg
 static void quantize_{dtype}_rows(const void *args, int32_t begin, int32_t end, int32_t worker) {{
   const quantize_{dtype}_args *a = args;
   const int32_t k = a->k;
-  const size_t row = {_x_row(dtype)};
+  const size_t row = {_row_bytes(dtype)};
   (void)worker;
   for (int32_t i = begin; i < end; i++) store_row_{dtype}(a->x + (size_t)i * (size_t)k, k, a->y + (size_t)i * row);
 }}

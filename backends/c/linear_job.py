@@ -26,6 +26,8 @@ typedef struct linear_job linear_job;
 typedef void linear_panels(const linear_job *job, int32_t pair, int32_t count, float *acc);
 /* gate[token][2][16] = activation(gate) * up */
 typedef void linear_gate(float *gate, const float *up, int32_t tokens);
+/* Stores x[count] as values `at` onwards of a row of n activations of some format; `at` is a multiple of 32. */
+typedef void linear_store(const float *x, int32_t at, int32_t count, int32_t n, void *row);
 
 struct linear_job {
   const uint8_t *x;     /* rows of activations */
@@ -37,8 +39,10 @@ struct linear_job {
   linear_panels *panels;
   const linear_job *up; /* of a gated product: what is multiplied with gate's activation of this one */
   linear_gate *gate;
+  linear_store *store; /* or null: y is rows of f32 */
   const float *bias, *residual; /* [n] and [tokens][n], or null */
-  float *y;                     /* [tokens][n] */
+  void *y;                      /* tokens rows of n values */
+  size_t y_row;                 /* bytes from a row to the next */
 };
 
 typedef struct {
@@ -68,25 +72,37 @@ static inline size_t linear_second(const linear_job *job, int32_t pair) {
   return 32 * pair + 16 < job->n ? job->panel_bytes : 0;
 }
 
+/* The rows of `count` pairs of panels from accumulators to y in an activation format. */
+static inline void linear_finish_stored(const linear_job *job, int32_t pair, int32_t count, const float *acc) {
+  const size_t floats = linear_floats(job->tokens);
+  for (int32_t t = 0; t < job->tokens; t++)
+    for (int32_t i = 0; i < count; i++) {
+      const int32_t row = 32 * (pair + i);
+      job->store(acc + (size_t)i * floats + t * 32, row, int_min(job->n - row, 32), job->n,
+                 (uint8_t *)job->y + (size_t)t * job->y_row);
+    }
+}
+
 /* The rows of `count` pairs of panels from accumulators to y, bias added first, then the residual. */
 static inline void linear_finish(const linear_job *job, int32_t pair, int32_t count, const float *acc) {
   const size_t floats = linear_floats(job->tokens);
   const int32_t first = 32 * pair, panels = int_min((job->n - first + 15) / 16, 2 * count);
   enum { AHEAD = 8 }; /* rows */
+  float *const y = job->y;
   for (int32_t t = 0; t < job->tokens; t++) {
     if (t + AHEAD < job->tokens) { /* rows lie far apart: the hardware foresees none */
       const size_t next = (size_t)(t + AHEAD) * (size_t)job->n + (size_t)first;
-      for (int32_t p = 0; p < panels; p++) __builtin_prefetch(job->y + next + 16 * p, 1);
+      for (int32_t p = 0; p < panels; p++) __builtin_prefetch(y + next + 16 * p, 1);
       if (job->residual) for (int32_t p = 0; p < panels; p++) __builtin_prefetch(job->residual + next + 16 * p);
     }
     for (int32_t p = 0; p < panels; p++) {
       const int32_t row = first + 16 * p, rows = int_min(job->n - row, 16);
       const size_t at = (size_t)t * (size_t)job->n + (size_t)row;
-      vf32 y = f32_load(acc + (size_t)(p / 2) * floats + t * 32 + p % 2 * 16);
-      if (job->bias) y = f32_add(y, f32_load_n(job->bias + row, rows));
-      if (job->residual) y = f32_add(f32_load_n(job->residual + at, rows), y);
-      if (rows == 16) f32_store(job->y + at, y);
-      else f32_store_n(job->y + at, y, rows);
+      vf32 sum = f32_load(acc + (size_t)(p / 2) * floats + t * 32 + p % 2 * 16);
+      if (job->bias) sum = f32_add(sum, f32_load_n(job->bias + row, rows));
+      if (job->residual) sum = f32_add(f32_load_n(job->residual + at, rows), sum);
+      if (rows == 16) f32_store(y + at, sum);
+      else f32_store_n(y + at, sum, rows);
     }
   }
 }
@@ -100,7 +116,8 @@ static void linear_some(const linear_job *job, int32_t pair, int32_t count, floa
     job->up->panels(job->up, pair, count, up);
     for (int32_t i = 0; i < count; i++) job->gate(acc + (size_t)i * floats, up + (size_t)i * floats, job->tokens);
   }
-  linear_finish(job, pair, count, acc);
+  if (job->store) linear_finish_stored(job, pair, count, acc);
+  else linear_finish(job, pair, count, acc);
 }
 
 /* Pairs [begin, end) of all the jobs' pairs, counted through. */

@@ -68,7 +68,7 @@ class CTarget:
 
 
 FUSIONS = frozenset({
-    "linear_group", "linear_add", "gated_linear", "rms_norm_quantize", "rope_cache_write",
+    "linear_group", "linear_add", "gated_linear", "gated_linear_quantize", "rms_norm_quantize", "rope_cache_write",
     "patch_linear", "fused",
 })  # fmt: skip
 

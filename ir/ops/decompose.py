@@ -188,8 +188,9 @@ def linear_group(x: Value, *operands: Value, biases: tuple[bool, ...]) -> Values
     return tuple(emit("linear", x, w, *([next(extra)] if has else [])) for w, has in zip(weights, biases))
 
 
-def gated_linear(x: Value, gate: Value, up: Value, *, activation: str) -> Values:
-    return (emit("gated", emit("linear", x, gate), emit("linear", x, up), activation=activation),)
+def gated_linear(x: Value, gate: Value, up: Value, *, activation: str, dtype: DType) -> Values:
+    y = emit("gated", emit("linear", x, gate), emit("linear", x, up), activation=activation)
+    return (y if dtype == f32 else emit("quantize", y, dtype=dtype),)
 
 
 def _rows(table: Value, indices: Value) -> Value:

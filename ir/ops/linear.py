@@ -66,11 +66,11 @@ def _infer_linear_group(x: Type, *types: Type, biases: tuple[bool, ...]) -> Type
     return tuple(_product(x, *operands) for operands in _split(types, biases))
 
 
-def _infer_gated_linear(x: Type, gate: Type, up: Type, *, activation: str) -> Types:
+def _infer_gated_linear(x: Type, gate: Type, up: Type, *, activation: str, dtype: DType) -> Types:
     expect(activation in elementary.ACTIVATIONS, f"unknown activation {activation!r}")
     result = _product(x, gate)
     expect(_product(x, up) == result, f"{gate} and {up} have different numbers of rows")
-    return (result,)
+    return (result,) if dtype == f32 else _infer_quantize(result, dtype=dtype)
 
 
 def _infer_expert_linear(x: Type, w: Type, ids: Type) -> Types:
@@ -156,9 +156,10 @@ def _linear_group(types: Types, x: np.ndarray, *operands: np.ndarray, biases: tu
     return tuple(_times(types, x, w, w_type, *bias) for (w, *bias), w_type in zip(_split(operands, biases), types[1:]))
 
 
-def _gated_linear(types: Types, x: np.ndarray, gate: np.ndarray, up: np.ndarray, *, activation: str) -> Arrays:
-    act = elementary.ACTIVATIONS[activation]
-    return (act(_times(types, x, gate, types[1])) * _times(types, x, up, types[2]),)
+def _gated_linear(types: Types, x: np.ndarray, gate: np.ndarray, up: np.ndarray, *, activation: str,
+                  dtype: DType) -> Arrays:  # fmt: skip
+    y = elementary.ACTIVATIONS[activation](_times(types, x, gate, types[1])) * _times(types, x, up, types[2])
+    return (y if dtype == f32 else products.quantize(y, dtype),)
 
 
 def _expert_linear(types: Types, x: np.ndarray, w: np.ndarray, ids: np.ndarray) -> Arrays:
@@ -190,7 +191,8 @@ LINEAR = (
     Op("linear", _infer_linear, _linear, decompose.linear),
     Op("linear_group", _infer_linear_group, _linear_group, decompose.linear_group, (("biases", REQUIRED),)),
     Op("linear_add", _infer_linear_add, _linear_add, decompose.linear_add),
-    Op("gated_linear", _infer_gated_linear, _gated_linear, decompose.gated_linear, (("activation", REQUIRED),)),
+    Op("gated_linear", _infer_gated_linear, _gated_linear, decompose.gated_linear,
+       (("activation", REQUIRED), ("dtype", f32))),
     Op("expert_linear", _infer_expert_linear, _expert_linear, decompose.expert_linear),
     Op("embedding", _infer_embedding, _embedding, decompose.embedding),
     Op("quantize", _infer_quantize, lambda types, x, dtype: (products.quantize(x, dtype),),
