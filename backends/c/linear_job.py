@@ -158,7 +158,8 @@ static inline void linear_prepare(const run *r, linear_terms *terms, const uint8
   parallel(r, tokens, 64, linear_terms_body, &args);
 }
 
-/* All jobs in one region, in pieces of about `chunk` bytes of weights, unless the workers would not all have one. */
+/* All jobs in one region, in pieces of about `chunk` bytes of weights, unless the workers would not all have one; of
+ * many tokens in whole PAIRS where each worker has several, so that these share each block of activations. */
 static inline void linear_run(const run *r, const linear_job *jobs, int32_t count, size_t chunk, char *scratch,
                               size_t worker_bytes) {
   const linear_region region = {jobs, count, scratch, worker_bytes};
@@ -169,7 +170,9 @@ static inline void linear_run(const run *r, const linear_job *jobs, int32_t coun
     pairs += more;
     bytes += (size_t)more * 2 * (jobs[j].panel_bytes + (jobs[j].up ? jobs[j].up->panel_bytes : 0));
   }
-  const int32_t stream = (int32_t)(chunk * (size_t)pairs / bytes) + 1;
+  enum { MANY = 32, SEVERAL = 4 };
+  int32_t stream = (int32_t)(chunk * (size_t)pairs / bytes) + 1;
+  if (jobs[0].tokens >= MANY && pairs >= SEVERAL * PAIRS * r->threads) stream = (stream + PAIRS - 1) / PAIRS * PAIRS;
   const int32_t share = (pairs + r->threads - 1) / r->threads;
   parallel(r, pairs, stream < share ? stream : share, linear_body, &region);
 }
