@@ -1,76 +1,88 @@
-"""The memory of a process and all that it starts, sampled from Linux's /proc while it runs."""
+"""The memory of a process and of all that it starts, sampled from Linux's /proc while they run.
+
+    python benchmarks/memory.py COMMAND...
+"""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PERIOD = 0.01  # seconds between samples, and what one takes comes on top
+PERIOD = 0.01  # seconds between samples, beside what one takes
 PROC = Path("/proc")
 
 
 @dataclass
 class Peak:
-    """Most bytes that were seen. `tree` is the sum over the processes of their proportional sets (PSS: a page that
-    several map counts for each as its share), `at_peak` its parts by process, `process` the most of any one's resident
-    set with shared pages whole, as `/usr/bin/time -v` gives. Mapped pages of files count in all of them, pages that are
-    in the page cache alone in none. `seconds` is the time from start to end."""
+    """The most bytes seen. Mapped pages of files count, pages that are in the page cache alone do not.
+
+    `tree` is the sum over all processes of their resident sets: an upper limit, as pages that several map count for
+    each; `shared` the same sum with such pages divided among all that map them, on the whole machine (PSS). `processes`
+    has the largest resident set of any process by its name (`VmHWM`, what `/usr/bin/time -v` gives).
+    """
 
     tree: int = 0
-    at_peak: dict[str, int] = field(default_factory=dict)
-    process: int = 0
-    seconds: float = 0.0
-    output: str = ""
+    shared: int = 0
+    processes: dict[str, int] = field(default_factory=dict)
 
 
 def tree(root: int) -> Iterator[int]:
-    """The ids of a process and its descendants that live now."""
+    """The ids of a process and of its descendants that live now."""
     waiting = [root]
     while waiting:
         yield (process := waiting.pop())
         for children in PROC.glob(f"{process}/task/*/children"):
             try:
                 waiting += map(int, children.read_text().split())
-            except OSError:  # the thread ended
+            except OSError:  # the thread has ended
                 pass
 
 
-def shares(root: int) -> dict[str, int]:
-    """PSS in bytes of each process of a tree, by "name pid"."""
-    found = {}
+def _fields(path: Path) -> dict[str, str]:
+    return dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+
+
+def _bytes(fields: Mapping[str, str], name: str) -> int:
+    return int(fields[name].split()[0]) * 1024
+
+
+def sample(root: int, peak: Peak) -> None:
+    """Raises what `peak` has to what a process and its descendants hold now."""
+    resident = shared = 0
     for process in tree(root):
         try:
-            name = (PROC / str(process) / "comm").read_text().strip()
-            lines = (PROC / str(process) / "smaps_rollup").read_text().splitlines()
-        except OSError:  # it ended
-            continue
-        found[f"{name} {process}"] = sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    return found
+            status, sums = (_fields(PROC / str(process) / name) for name in ("status", "smaps_rollup"))
+            resident, shared = resident + _bytes(sums, "Rss"), shared + _bytes(sums, "Pss")
+            name = status["Name"].strip()
+            peak.processes[name] = max(peak.processes.get(name, 0), _bytes(status, "VmHWM"))
+        except (OSError, KeyError):  # it has ended, or not begun
+            pass
+    peak.tree, peak.shared = max(peak.tree, resident), max(peak.shared, shared)
 
 
-def peak_of(command: Sequence[str]) -> Peak:
+def peak_of(command: Sequence[str], environment: Mapping[str, str] = os.environ) -> Peak:
     """Runs a command to its end. Raises CalledProcessError where it fails, with what it wrote."""
-    peak, started = Peak(), time.monotonic()
-    with tempfile.TemporaryFile("w+") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+    peak = Peak()
+    with (
+        tempfile.TemporaryFile("w+") as output,
+        subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process,
+    ):
         while process.poll() is None:
-            now = shares(process.pid)
-            if sum(now.values()) > peak.tree:
-                peak.tree, peak.at_peak = sum(now.values()), now
+            sample(process.pid, peak)
             time.sleep(PERIOD)
-        peak.seconds = time.monotonic() - started
-        output.seek(0)
-        peak.output = output.read()
         if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, command, peak.output)
+            output.seek(0)
+            raise subprocess.CalledProcessError(process.returncode, command, output.read())
     return peak
 
 
 if __name__ == "__main__":
     found = peak_of(sys.argv[1:])
-    print(found.output, end="")
-    print(f"tree {found.tree / 1e6:.0f} MB after all {found.seconds:.2f} s", {k: v >> 20 for k, v in found.at_peak.items()})
+    print(f"all processes {found.tree / 1e6:.0f} MB, with shared pages divided {found.shared / 1e6:.0f} MB; the largest:")
+    print(*(f"{name} {size / 1e6:.0f} MB" for name, size in found.processes.items()), sep=", ")

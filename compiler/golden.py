@@ -54,7 +54,8 @@ def ask(model: Compiled) -> list[dict[str, Any]]:
             session, digest = engine.session(), hashlib.sha256()
             for i in range(0, length, engine.chunk):
                 part = ids[i : i + engine.chunk]
-                digest.update(rows := session.eval(part, len(part)))
+                rows = session.eval(part, len(part))
+                digest.update(rows.data)
             entry = {"ids": ids, "sha256": digest.hexdigest(), engine.output: [float(x) for x in rows[-1, :SHOWN]]}
             if number == 1 and engine.output == "logits":
                 entry["next"] = made = [int(rows[-1].argmax())]

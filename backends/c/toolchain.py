@@ -102,8 +102,10 @@ def compile_program(program: Program, output: Path, *, form: str = "so", weights
         for file, kind in ((weights, "weights"), (text, "text")):
             if file:
                 (folder / f"{program.prefix}.{kind}").symlink_to(file.resolve())
-        commands = [[*compiler, *flags, *spelled(own, compiler), "-c", unit, "-o", f"{unit}.o"]
-                    for unit, own in program.units.items()]  # fmt: skip
+        variants = {f"{program.prefix}_{t.name}.c" for t in program.targets}  # which take longest, so others give way
+        nice = ["nice"] if shutil.which("nice") else []
+        commands = [[*(() if unit in variants else nice), *compiler, *flags, *spelled(own, compiler), "-c", unit, "-o",
+                     f"{unit}.o"] for unit, own in program.units.items()]  # fmt: skip
         for _ in pool.map(run, commands, [folder] * len(commands)):
             pass
         objects = [f"{unit}.o" for unit in program.units]

@@ -43,7 +43,7 @@ class Cursor:
 
     def __init__(self, path: Any, data: np.ndarray) -> None:
         self.path, self.data, self.at = path, data, 0
-        self._view = memoryview(data)  # whose slices cost less
+        self._view = data.data  # whose slices cost less
 
     def fail(self, problem: str, remedy: str = DOWNLOAD) -> NoReturn:
         raise InfercError(f"{self.path}: {shorten(problem)}; {remedy}")
