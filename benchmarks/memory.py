@@ -84,5 +84,5 @@ def peak_of(command: Sequence[str], environment: Mapping[str, str] = os.environ)
 
 if __name__ == "__main__":
     found = peak_of(sys.argv[1:])
-    print(f"all processes {found.tree / 1e6:.0f} MB, with shared pages divided {found.shared / 1e6:.0f} MB; the largest:")
+    print(f"all processes {found.tree / 1e6:.0f} MB, with shared pages divided {found.shared / 1e6:.0f}; the largest:")
     print(*(f"{name} {size / 1e6:.0f} MB" for name, size in found.processes.items()), sep=", ")

@@ -272,16 +272,16 @@ def compile_source(source: Source, output: Path, options: Options, progress: hub
         hashing = pool.submit(_file_facts, source.path)
         telling = pool.submit(_text_members, planned)
         weights_sha256 = artifact.write_stream("weights", lowered.weight_bytes, packed_weights(planned, report))
+        tokenizer, text_members = telling.result()
+        give_back()
         files, built = building.result()
         for name, data in files.items():
             artifact.write(name, data)
         artifact.write("ir.txt", print_module(planned.module).encode())
-        tokenizer, text_members = telling.result()
         for name, data in text_members.items():
             artifact.write(name, data)
         described = describe(planned)
         with tempfile.TemporaryDirectory(prefix="inferc-") as scratch:
-            give_back()  # before the weights are mapped
             library = artifact.view(lowered.library) if isinstance(lowered, CLowered) and lowered.runs_here else None
             golden = _golden(planned, described, Path(scratch), library, artifact.view("weights"))
         manifest = described | built | {
