@@ -37,11 +37,11 @@ def tree(root: int) -> Iterator[int]:
     waiting = [root]
     while waiting:
         yield (process := waiting.pop())
-        for children in PROC.glob(f"{process}/task/*/children"):
-            try:
+        try:
+            for children in PROC.glob(f"{process}/task/*/children"):
                 waiting += map(int, children.read_text().split())
-            except OSError:  # the thread has ended
-                pass
+        except OSError:  # it has ended, or a thread of it: the next sample sees what the other ones started
+            pass
 
 
 def _fields(path: Path) -> dict[str, str]:
