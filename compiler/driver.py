@@ -36,7 +36,7 @@ from .frontends import open_source
 from .frontends.language import Source as LanguageSource
 from .frontends.language import without_head
 from .frontends.quantizing import quantized
-from .mapped import give_back, let_go_of_libraries
+from .mapped import give_back, let_go_of_code
 from .pipeline import run_passes
 from .slabs import prepared
 from .source import Source
@@ -263,7 +263,7 @@ def compile_source(source: Source, output: Path, options: Options, progress: hub
     report = progress or (lambda what, done, total: None)
     _check_emit(options)
     planned = plan(source, options)
-    let_go_of_libraries("/jaxlib/")  # it traced the model: 75 MB
+    let_go_of_code("/jaxlib/")  # 60 MB that traced the model
     if options.emit != "inferc":
         return _emit(planned, output, started, report)
     lowered = planned.lowered

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import re
 import sys
 from pathlib import Path
 
@@ -21,16 +20,16 @@ def let_go(array: np.ndarray) -> None:
         base.madvise(mmap.MADV_DONTNEED)
 
 
-def let_go_of_libraries(part: str) -> None:
-    """Frees the memory that holds pages of the mapped files whose path has `part` in it, such as a library that is not
-    needed for now: they are read again when they are wanted. Mappings that were written to, or may be, keep theirs."""
+def let_go_of_code(part: str) -> None:
+    """Frees the memory that holds code of the libraries whose path has `part` in it, which is read again where it is
+    wanted: of libraries that have done their work, for now. Code alone, as nothing writes to it."""
     if sys.platform != "linux" or not hasattr(mmap, "MADV_DONTNEED"):
         return
     advise = ctypes.CDLL(None).madvise
     advise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-    for mapping in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)[1:]:
-        place, rights, *_, path = mapping.partition("\n")[0].split(maxsplit=5)
-        if part in path and "w" not in rights and re.search(r"^Anonymous: +0 kB$", mapping, re.MULTILINE):
+    for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
+        place, rights, *_, path = line.split(maxsplit=5) if "/" in line else ("", "", "")
+        if rights == "r-xp" and part in path:
             start, end = (int(edge, 16) for edge in place.split("-"))
             advise(start, end - start, mmap.MADV_DONTNEED)
 
