@@ -22,9 +22,9 @@ PROC = Path("/proc")
 class Peak:
     """The most bytes seen. Mapped pages of files count, pages that are in the page cache alone do not.
 
-    `tree` is the sum over all processes of their resident sets: an upper limit, as pages that several map count for
-    each; `shared` the same sum with such pages divided among all that map them, on the whole machine (PSS). `processes`
-    has the largest resident set of any process by its name (`VmHWM`, what `/usr/bin/time -v` gives).
+    `tree` is the sum over all programs that run of their resident sets: an upper limit, as pages that several map count
+    for each; `shared` the same sum with such pages divided among all that map them, on the whole machine (PSS).
+    `processes` has the largest resident set of any process by its name (`VmHWM`, what `/usr/bin/time -v` gives).
     """
 
     tree: int = 0
@@ -55,8 +55,13 @@ def _bytes(fields: Mapping[str, str], name: str) -> int:
 def sample(root: int, peak: Peak) -> None:
     """Raises what `peak` has to what a process and its descendants hold now."""
     resident = shared = 0
+    commands = set()
     for process in tree(root):
         try:
+            command = (PROC / str(process) / "cmdline").read_bytes()
+            if command in commands:  # a child that is no program of its own yet has its parent's memory
+                continue
+            commands.add(command)
             status, sums = (_fields(PROC / str(process) / name) for name in ("status", "smaps_rollup"))
             resident, shared = resident + _bytes(sums, "Rss"), shared + _bytes(sums, "Pss")
             name = status["Name"].strip()
