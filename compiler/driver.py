@@ -273,7 +273,7 @@ def compile_source(source: Source, output: Path, options: Options, progress: hub
         telling = pool.submit(_text_members, planned)
         weights_sha256 = artifact.write_stream("weights", lowered.weight_bytes, packed_weights(planned, report))
         tokenizer, text_members = telling.result()
-        give_back()
+        give_back()  # what packing and tables took, before the weights are mapped
         files, built = building.result()
         for name, data in files.items():
             artifact.write(name, data)

@@ -14,7 +14,7 @@ from ..ir.types import Type
 from .mapped import let_go
 
 BYTES = 1 << 24  # of a slab as the source has it
-BY_ROWS = frozenset(("recode", "pack"))  # ops that give [16 n, K] whatever rows of a weight come before and after
+BY_ROWS = frozenset(("recode", "pack"))  # what they make of 16 rows depends on no others
 
 
 def prepared(module: Module, name: str) -> Iterator[tuple[int, Type, np.ndarray]]:
