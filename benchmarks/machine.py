@@ -51,7 +51,7 @@ def manifest(roofline: Roofline, threads: Sequence[int]) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gb": round(int(kilobytes.group()) / 1e6, 1) if kilobytes else None,
         "kernel": f"{platform.system()} {platform.release()}",
-        "compiler": toolchain.version(toolchain.find_compiler()),
+        "compiler": toolchain.about(toolchain.find_compiler()).splitlines()[0],
         "python": platform.python_version(),
         "limits": limits,
     }

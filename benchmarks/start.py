@@ -2,15 +2,17 @@
 
     python benchmarks/start.py MODEL... [--runs 5]
 
-A model is compiled in a fresh process, after its file was read once. `inferc run` is timed on the artifact, Python's
-start included; the library by `start.c`, from the start of its process until a session is ready and until the first
-logits are there. Every figure is the median with the least and the most.
+A model is compiled in fresh processes, after its file was read once: some that are timed, and one whose memory is
+sampled with that of the C compiler (`memory.py`). `inferc run` is timed on the artifact, Python's start included; the
+library by `start.c`, from the start of its process until a session is ready and until the first logits are there.
+Times are the median with the least and the most.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import struct
 import subprocess
@@ -23,16 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from inferc.backends.c.toolchain import find_compiler
+from inferc.benchmarks.memory import peak_of
 from inferc.runtime.artifact import Artifact
 
-COMPILE = """
-import sys
-from pathlib import Path
-from inferc.compiler.driver import compile_model
-compile_model(sys.argv[1], Path(sys.argv[2]))
-status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-print(status["VmHWM"].split()[0])
-"""  # not getrusage, whose maximum a process inherits from the one that started it
+# Modules' bytecode is kept, as where a package is installed.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+INFERC = (sys.executable, "-m", "inferc.compiler")
 SOURCE = Path(__file__).with_name("start.c")
 
 
@@ -41,29 +39,39 @@ def spread(values: Iterable[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def compiled(model: Path, output: Path) -> dict[str, float]:
-    """Compiles a GGUF file into `output`: seconds, peak memory of the process as a multiple of the file, and sizes."""
+def timed(*command: str | Path) -> float:
+    """Seconds from the start of a process to its end."""
+    started = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT)
+    return time.monotonic() - started
+
+
+def imports() -> dict[str, int]:
+    """Peak memory of a process that imports what compiles, and does nothing: no compilation has less."""
+    found = peak_of([sys.executable, "-c", "import inferc.compiler.driver"], ENVIRONMENT)
+    return {"imports_bytes": found.tree}
+
+
+def compiled(model: Path, output: Path, runs: int) -> dict[str, Any]:
+    """Compiles a GGUF file into `output`: seconds of `runs` processes, peak memory of another one, and sizes."""
     with model.open("rb") as file:
         while file.read(1 << 24):  # so that the page cache holds it
             pass
-    started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", COMPILE, str(model), str(output)], check=True, capture_output=True)
-    seconds, size = time.monotonic() - started, model.stat().st_size
+    command = [*INFERC, "compile", str(model), "-o", str(output)]
+    seconds = spread(timed(*command) for _ in range(runs))
+    peak, size = peak_of(command, ENVIRONMENT), model.stat().st_size
     artifact = Artifact(output)
     code = {name: artifact.view(name).nbytes for name in artifact.names() if name.startswith("c/")}
     library = code.pop(artifact.manifest["library"])
-    peak = float(done.stdout.split()[-1]) * 1024
-    return {"file_bytes": size, "compile_seconds": seconds, "compile_peak_bytes": peak, "peak_of_file": peak / size,
-            "artifact_bytes": output.stat().st_size, "source_bytes": sum(code.values()),
-            "library_bytes": library}  # fmt: skip
+    return {"file_bytes": size, "compile_seconds": seconds, "compile_peak_bytes": peak.tree,
+            "peak_of_file": peak.tree / size, "compile_peak_pss_bytes": peak.shared,
+            "largest_process_bytes": peak.processes, "artifact_bytes": output.stat().st_size,
+            "source_bytes": sum(code.values()), "library_bytes": library}  # fmt: skip
 
 
 def first_token(artifact: Path) -> float:
     """Seconds from starting `inferc run` on an artifact to its first token, everything included."""
-    command = [sys.executable, "-m", "inferc.compiler", "run", str(artifact), "-p", "The capital of", "-n", "1"]
-    started = time.monotonic()
-    subprocess.run(command, check=True, capture_output=True)
-    return time.monotonic() - started
+    return timed(*INFERC, "run", str(artifact), "-p", "The capital of", "-n", "1")
 
 
 def member_offset(path: Path, name: str) -> int:
@@ -100,7 +108,7 @@ def library_starts(path: Path, threads: int, runs: int) -> tuple[list[float], li
 
 def measure(model: Path, artifact: Path, threads: int, runs: int) -> dict[str, Any]:
     """Compiles `model` into `artifact` and measures every start of it."""
-    facts: dict[str, Any] = dict(compiled(model, artifact))
+    facts = compiled(model, artifact, runs)
     first_token(artifact)  # Python's own files are in the page cache from now on
     ready, evaluated = library_starts(artifact, threads, runs)
     facts["first_token_seconds"] = spread(first_token(artifact) for _ in range(runs))
@@ -113,13 +121,16 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     def milliseconds(values: Mapping[str, float]) -> str:
         return f"{values['median'] * 1e3:.0f} ({values['min'] * 1e3:.0f}–{values['max'] * 1e3:.0f})"
 
-    lines = ["| model | file MB | compile s | peak memory / file | C KB | library KB | `inferc run`, first token ms | "
-             "library ready ms | library, first logits ms |", "|---" * 9 + "|"]  # fmt: skip
+    lines = ["| model | file MB | compile s | peak MB, all processes | / file | largest process MB | C KB | library KB "
+             "| `inferc run`, first token ms | library ready ms | library, first logits ms |",
+             "|---" * 11 + "|"]  # fmt: skip
     for name, row in rows.items():
         starts = (milliseconds(row[f"{what}_seconds"]) for what in ("first_token", "library_ready", "library_logits"))
         sizes = f"{row['source_bytes'] / 1e3:.0f} | {row['library_bytes'] / 1e3:.0f}"
-        lines.append(f"| {name} | {row['file_bytes'] / 1e6:.0f} | {row['compile_seconds']:.1f} | "
-                     f"{row['peak_of_file']:.2f} | {sizes} | {' | '.join(starts)} |")  # fmt: skip
+        largest = max(row["largest_process_bytes"].values()) / 1e6
+        lines.append(f"| {name} | {row['file_bytes'] / 1e6:.0f} | {row['compile_seconds']['median']:.1f} | "
+                     f"{row['compile_peak_bytes'] / 1e6:.0f} | {row['peak_of_file']:.2f} | {largest:.0f} | {sizes} | "
+                     f"{' | '.join(starts)} |")  # fmt: skip
     return "\n".join(lines)
 
 
@@ -135,9 +146,10 @@ def main() -> None:
             model.stem: measure(model, Path(folder) / f"{model.stem}.inferc", arguments.threads, arguments.runs)
             for model in arguments.models
         }
-    print(table(rows))
+    least = imports()
+    print(f"{table(rows)}\n\nImports alone: {least['imports_bytes'] / 1e6:.0f} MB.")
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({"imports": least, "models": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,8 +83,12 @@ def compile_command(
 ) -> None:
     """Compile a model: into an artifact, or with --emit into a library, a program, sources or a package."""
     from . import hub
+
+    gc.disable()  # what is imported stays, and a collector that looks at all of it takes a tenth of a second
     from .driver import compile_model
 
+    gc.freeze()
+    gc.enable()
     with progress_bars() as progress:
         report = compile_model(
             str(hub.pull(name, progress)), output, target=target, context=context, kv=kv, quant=quant, tuning=tuning,

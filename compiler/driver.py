@@ -25,7 +25,6 @@ from ..backends.xla.backend import Backend as XlaBackend
 from ..backends.xla.backend import Lowered as XlaLowered
 from ..errors import InfercError
 from ..ir.graph import IRError, Module
-from ..ir.interpret import prepare_weights
 from ..ir.target import Target
 from ..ir.text import print_module
 from ..ir.types import DTYPES, Type
@@ -37,7 +36,9 @@ from .frontends import open_source
 from .frontends.language import Source as LanguageSource
 from .frontends.language import without_head
 from .frontends.quantizing import quantized
+from .mapped import give_back, let_go_of_code
 from .pipeline import run_passes
+from .slabs import prepared
 from .source import Source
 from .text.patterns import Unsupported
 from .text.tables import text_tables
@@ -262,6 +263,7 @@ def compile_source(source: Source, output: Path, options: Options, progress: hub
     report = progress or (lambda what, done, total: None)
     _check_emit(options)
     planned = plan(source, options)
+    let_go_of_code("/jaxlib/")  # 60 MB that traced the model
     if options.emit != "inferc":
         return _emit(planned, output, started, report)
     lowered = planned.lowered
@@ -270,11 +272,12 @@ def compile_source(source: Source, output: Path, options: Options, progress: hub
         hashing = pool.submit(_file_facts, source.path)
         telling = pool.submit(_text_members, planned)
         weights_sha256 = artifact.write_stream("weights", lowered.weight_bytes, packed_weights(planned, report))
+        tokenizer, text_members = telling.result()
+        give_back()  # what packing and tables took, before the weights are mapped
         files, built = building.result()
         for name, data in files.items():
             artifact.write(name, data)
         artifact.write("ir.txt", print_module(planned.module).encode())
-        tokenizer, text_members = telling.result()
         for name, data in text_members.items():
             artifact.write(name, data)
         described = describe(planned)
@@ -395,10 +398,10 @@ def rebuilt(path: Path, manifest: Mapping[str, Any], output: Path) -> None:
 
 
 def packed_weights(planned: Plan, progress: hub.Progress) -> Iterator[tuple[int, np.ndarray]]:
-    """(offset, bytes) of every weight in the order of the weights file; only one is in memory at a time."""
+    """(offset, bytes) of every weight in the order of the weights file; only a part of one is in memory at a time."""
     for name, offset, size in planned.lowered.weight_order:
-        ((_, type, array),) = prepare_weights(planned.module, {name})
-        yield from planned.lowered.stored(name, offset, type, array)
+        for first, type, array in prepared(planned.module, name):
+            yield from planned.lowered.stored(name, offset + first, type, array)
         progress("packing weights", offset + size, planned.lowered.weight_bytes)
 
 

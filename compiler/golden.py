@@ -51,14 +51,14 @@ def ask(model: Compiled) -> list[dict[str, Any]]:
         found = []
         for number, length in enumerate(n for n in LENGTHS if n + MADE <= engine.context):
             ids = _ids(number, length, engine.vocab_size)
-            session = engine.session()
-            rows = [session.eval(ids[i : i + engine.chunk], len(ids[i : i + engine.chunk]))
-                    for i in range(0, length, engine.chunk)]  # fmt: skip
-            logits = np.concatenate(rows)
-            entry = {"ids": ids, "sha256": hashlib.sha256(logits.tobytes()).hexdigest(),
-                     engine.output: [float(x) for x in logits[-1, :SHOWN]]}  # fmt: skip
+            session, digest = engine.session(), hashlib.sha256()
+            for i in range(0, length, engine.chunk):
+                part = ids[i : i + engine.chunk]
+                rows = session.eval(part, len(part))
+                digest.update(rows.data)
+            entry = {"ids": ids, "sha256": digest.hexdigest(), engine.output: [float(x) for x in rows[-1, :SHOWN]]}
             if number == 1 and engine.output == "logits":
-                entry["next"] = made = [int(logits[-1].argmax())]
+                entry["next"] = made = [int(rows[-1].argmax())]
                 while len(made) < MADE:
                     made.append(int(session.eval(made[-1:])[0].argmax()))
             found.append(entry)

@@ -104,9 +104,18 @@ class ArtifactWriter:
         `pieces` are (offset, array) in ascending order, taken one at a time; what lies between them is zero. Raises
         ValueError when pieces overlap or do not fit.
         """
+        from concurrent.futures import ThreadPoolExecutor  # readers have no need of it
+
         digest = hashlib.sha256()
         try:
-            with self._member(name, size) as member:
+            with ThreadPoolExecutor(1) as pool, self._member(name, size) as member:
+
+                def put(data: bytes | memoryview, at: int) -> int:
+                    hashing = pool.submit(digest.update, data)
+                    member.write(data)
+                    hashing.result()
+                    return at + len(data)
+
                 at = 0
                 for offset, array in pieces:
                     data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
@@ -114,11 +123,11 @@ class ArtifactWriter:
                         raise ValueError(
                             f"{name}: bytes {offset} to {offset + data.size} do not fit between {at} and {size}"
                         )
-                    at = _put(member, digest, bytes(offset - at), at)
+                    at = put(bytes(offset - at), at)
                     for start in range(0, data.size, _PIECE):
-                        at = _put(member, digest, data[start : start + _PIECE].data, at)
+                        at = put(data[start : start + _PIECE].data, at)
                 for start in range(at, size, _PIECE):
-                    _put(member, digest, bytes(min(_PIECE, size - start)), start)
+                    put(bytes(min(_PIECE, size - start)), start)
         except OSError as error:
             raise self._explained(error) from error
         self._hashes[name] = digest.hexdigest()
@@ -173,12 +182,6 @@ class ArtifactWriter:
         if error.errno in _FULL:
             return InfercError(f"the disk is full: {self.path} could not be written; free some space and try again")
         return InfercError(f"cannot write {self.path}: {error.strerror or error}")
-
-
-def _put(member: IO[bytes], digest: Any, data: bytes | memoryview, at: int) -> int:
-    member.write(data)
-    digest.update(data)
-    return at + len(data)
 
 
 class Artifact:

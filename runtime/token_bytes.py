@@ -18,9 +18,19 @@ def byte_of_character() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(hidden)}
 
 
+@cache
+def _latin_of_character() -> dict[int, str]:
+    """For `str.translate`: the bytes that characters stand for, in UTF-8 where they stand for none, as Latin-1."""
+    rest = {c: chr(c).encode().decode("latin-1") for c in range(0x80, 0x100)}
+    return rest | {ord(c): chr(b) for c, b in byte_of_character().items()}
+
+
 def byte_level_bytes(token: str) -> bytes:
-    table = byte_of_character()
-    return b"".join(bytes([table[c]]) if c in table else c.encode("utf-8", "replace") for c in token)
+    try:
+        return token.translate(_latin_of_character()).encode("latin-1")
+    except UnicodeEncodeError:  # a character that stands for no byte
+        table = byte_of_character()
+        return b"".join(bytes([table[c]]) if c in table else c.encode("utf-8", "replace") for c in token)
 
 
 def sentencepiece_bytes(token: str) -> bytes:

@@ -210,9 +210,11 @@ def _automata(splits: Sequence[tuple[Tree, int]]) -> tuple[dict[str, np.ndarray 
         table = automaton(program, classes, members)
         rows.append([behavior, sum(t.size for t in transitions), len(table), classes.count])
         transitions.append(table.reshape(-1))
-    pages, index = np.unique(classes.of.reshape(-1, PAGE), axis=0, return_inverse=True)
+    every = [page.tobytes() for page in classes.of.reshape(-1, PAGE)]
+    pages = sorted(set(every))
+    numbers = {page: number for number, page in enumerate(pages)}
     found: dict[str, np.ndarray | bytes] = {
         "splits": np.array(rows, np.uint32), "transitions": np.concatenate(transitions),
-        "class_pages": index.reshape(-1).astype(np.uint16), "classes": pages.reshape(-1),
+        "class_pages": np.array([numbers[page] for page in every], np.uint16), "classes": b"".join(pages),
     }  # fmt: skip
     return found, classes.count

@@ -21,6 +21,7 @@ from .unicode import CharSet
 
 MOST_STATES = 1 << 14
 MOST_REPEATS = 1024
+CASED = 0x20000  # no letter from here on has two cases
 ESCAPES = {"r": "\r", "n": "\n", "t": "\t", "f": "\f", "v": "\v", "0": "\0"}
 
 
@@ -51,7 +52,7 @@ class Program:
 def _folds() -> dict[str, frozenset[str]]:
     """The characters that are one another's case, by their folding."""
     groups: dict[str, set[str]] = {}
-    for c in map(chr, range(unicode.LIMIT)):
+    for c in map(chr, range(CASED)):
         if len(folded := c.casefold()) == 1 and (folded != c or c.upper() != c):
             groups.setdefault(folded, {folded}).add(c)
     return {folded: frozenset(group) for folded, group in groups.items()}
@@ -320,17 +321,15 @@ class Classes:
 
 def classes_of(sets: Sequence[CharSet]) -> Classes:
     """Raises Unsupported for more than 250 parts."""
-    part = np.zeros(unicode.LIMIT, np.int64)
-    for chars in sets:  # the first characters of runs tell all parts
-        part = part * 2 + chars
-        edges = np.flatnonzero(np.diff(part, prepend=part[0] - 1))
-        _, numbered = np.unique(part[edges], return_inverse=True)
-        part = np.repeat(numbered, np.diff(edges, append=unicode.LIMIT))
-    count = int(part.max()) + 1
+    changes = [np.flatnonzero(chars[1:] != chars[:-1]) + 1 for chars in sets]
+    edges = np.unique(np.concatenate([[0], *changes]))  # the first characters of runs tell all parts
+    kinds, numbered = np.unique(np.stack([chars[edges] for chars in sets], axis=1), axis=0, return_inverse=True)
+    count = len(kinds)
     if count > 250:
         raise Unsupported("the patterns have more than 250 classes of characters")
-    members = tuple(frozenset(np.unique(part[chars]).tolist()) for chars in sets)
-    return Classes(part.astype(np.uint8), count, members)
+    members = tuple(frozenset(np.flatnonzero(kinds[:, i]).tolist()) for i in range(len(sets)))
+    of = np.repeat(numbered.reshape(-1).astype(np.uint8), np.diff(edges, append=unicode.LIMIT))
+    return Classes(of, count, members)
 
 
 ACCEPT = 0x8000

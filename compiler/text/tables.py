@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.token_bytes import byte_of_character, strips_space, token_bytes_of
+from ...runtime.token_bytes import byte_level_bytes, byte_of_character, strips_space, token_bytes_of
 from . import blob, chat
 from .cutting import SPACE, Cutting, add_normalizer, add_pre_tokenizer, sections, words_of_spaces
 from .patterns import Unsupported
@@ -107,12 +107,7 @@ def _bpe(body: Json, cutting: Cutting) -> _Model:
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if body.get(name):
             raise Unsupported(f"its model has a {name}")
-    ranks: dict[tuple[int, int], tuple[int, int]] = {}
-    for rank, merge in enumerate(body["merges"]):
-        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
-        ranks[vocabulary[left], vocabulary[right]] = rank, vocabulary[left + right]
-    ordered = sorted((rank, *pair, made) for pair, (rank, made) in ranks.items())
-    merges = np.array([row[1:] for row in ordered], np.uint32).reshape(-1, 3)
+    merges = _merges(body["merges"], vocabulary)
     byte_ids = _byte_ids(vocabulary, body["byte_fallback"])
     found: Sections = {
         "merges": merges, "merge_slots": blob.slots(blob.pair_hash(merges[:, 0], merges[:, 1])), "byte_ids": byte_ids,
@@ -138,12 +133,22 @@ def _bpe(body: Json, cutting: Cutting) -> _Model:
     return _Model(found, {"model": BPE, "unknown": unknown, "longest": longest}, flags)
 
 
+def _merges(merges: Sequence[str | Sequence[str]], vocabulary: Mapping[str, int]) -> np.ndarray:
+    """u32[merges, 3]: left, right and what they become, in the order of their ranks; of equals the last counts."""
+    found = np.empty((len(merges), 3), np.uint32)
+    for rank, merge in enumerate(merges):
+        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+        found[rank] = vocabulary[left], vocabulary[right], vocabulary[left + right]
+    pairs = found[::-1, 0].astype(np.uint64) << np.uint64(32) | found[::-1, 1]
+    _, last = np.unique(pairs, return_index=True)
+    return found[np.sort(len(found) - 1 - last)]
+
+
 def _word(token: str, byte_level: bool) -> bytes | None:
     """The text of which a token would be the whole word; None for one that no text gives."""
     if not byte_level:
         return token.encode()
-    table = byte_of_character()
-    return bytes(table[c] for c in token) if all(c in table for c in token) else None
+    return byte_level_bytes(token) if byte_of_character().keys() >= set(token) else None
 
 
 def _before_spaces(vocabulary: Mapping[str, int], merges: np.ndarray) -> set[str]:
