@@ -318,9 +318,10 @@ def _over_blocks(a: Attention, slot: Tensor, together: int, mine: Tensor,
         least = w.reduce(w.select(mine, a.position, w.splat(furthest, a.position)), "minimum", (0,), furthest)
         first = w.div(w.map("maximum", w.sub(least, w.constant(a.window - 1, "i32")), zero), size)
     slots = (together,) if together else ()
-    keys = (*slots, block)  # the axes of scores after the tokens', and those of keys and values but for the heads' and width
-    inner, heads_at = tuple(range(2, 2 + len(keys))), len(slots)
-    rows_at = (*range(len(slots)), heads_at + 1)
+    own = tuple(range(len(slots)))  # the axis of slots: scores are [slots, heads, token and query of it, key]
+    at_head, at_key = len(slots), len(slots) + 2
+    batch, inner = (*own, at_head), (*own, at_key)
+    q = w.broadcast(q, (*slots, *q.shape), range(at_head, at_head + 3))
 
     def cut(parts: Value, t: Type, start: Tensor) -> Tensor:
         taken = []
@@ -334,26 +335,25 @@ def _over_blocks(a: Attention, slot: Tensor, together: int, mine: Tensor,
         begin = w.mul(i, size)
         start = w.map("minimum", begin, w.constant(a.span - block, "i32"))
         row = w.add(w.iota((block,), 0), w.broadcast(start, (block,), ()))
-        queried = ((2,), (heads_at + 2,)), ((0,), (heads_at,))
-        scores = a.scores(w.dot(q, cut(k, k_type, start), *queried, "f32"))
-        full = (heads, tokens, each, *keys)
-        visible = a.visible(row, full, 1, len(full) - 1)
+        scores = a.scores(w.dot(q, cut(k, k_type, start), ((at_key,), (at_key,)), (batch, batch), "f32"))
+        full = (*slots, heads, tokens, each, block)
+        visible = a.visible(row, full, at_head + 1, at_head + 3)
         if together:
-            own = w.sub(a.sequence, w.broadcast(slot, a.sequence.shape, ()))
-            visible = w.both(visible, w.compare(w.broadcast(own, full, (1,)), w.iota(full, 3), "EQ"))
+            of = w.sub(a.sequence, w.broadcast(slot, a.sequence.shape, ()))
+            visible = w.both(visible, w.compare(w.broadcast(of, full, (at_head + 1,)), w.iota(full, 0), "EQ"))
         if a.span % block:  # the last block is moved inside, and its first rows were seen
             fresh = w.compare(row, w.broadcast(begin, row.shape, ()), "GE")
-            visible = w.both(visible, w.broadcast(fresh, full, (len(full) - 1,)))
+            visible = w.both(visible, w.broadcast(fresh, full, (at_head + 3,)))
         visible = w.reshape(visible, scores.shape)
         seen = w.select(visible, scores, w.splat(LOWEST, scores))
         highest = w.map("maximum", m, w.highest(seen, inner))
-        weights = w.map("exponential", w.sub(seen, w.broadcast(highest, seen.shape, (0, 1))))
+        weights = w.map("exponential", w.sub(seen, w.broadcast(highest, seen.shape, (at_head, at_head + 1))))
         weights = w.select(visible, weights, w.splat(0, weights))
         fade = w.map("exponential", w.sub(m, highest))
-        mixing = (inner, rows_at), ((0,), (heads_at,))
-        mixed = w.dot(w.convert(weights, element), cut(v, v_type, start), *mixing, "f32")
+        values = cut(v, v_type, start)
+        mixed = w.dot(w.convert(weights, element), values, ((at_key,), (at_head + 1,)), (batch, batch), "f32")
         total = w.add(w.mul(l, fade), w.total(weights, inner))
-        return w.add(i, one), highest, total, w.add(w.mul(o, w.broadcast(fade, o.shape, (0, 1))), mixed)
+        return w.add(i, one), highest, total, w.add(w.mul(o, w.broadcast(fade, o.shape, (0, 1))), w.total(mixed, own))
 
     return w.loop((first, *state), lambda i, *_: w.compare(i, blocks, "LT"), body)[1:]
 

@@ -75,10 +75,11 @@ def write_rows(w: Writer, cache: Tensor, new: Tensor, slot: Tensor, row: Tensor,
     """new [T, heads, …], each token's at its slot and row of a cache [slots, heads, rows, …] where it is live."""
     zero, one, count = (w.constant(i, "i32") for i in (0, 1, new.shape[0]))
     size = (1, new.shape[1], 1, *new.shape[2:])
+    rows = w.reshape(new, (new.shape[0], *size[1:]))  # in the loop it would be the cache that changes its layout
 
     def body(i: Tensor, cache: Tensor) -> tuple[Tensor, ...]:
         starts = [at(w, slot, i), zero, at(w, row, i), *[zero] * (cache.rank - 3)]
-        update = w.reshape(w.dynamic_slice(new, [i, *[zero] * (new.rank - 1)], (1, *new.shape[1:])), size)
+        update = w.dynamic_slice(rows, [i, *[zero] * (rows.rank - 1)], size)
         old = w.dynamic_slice(cache, starts, size)
         kept = w.broadcast(at(w, live, i), size, ())
         return w.add(i, one), w.dynamic_update_slice(cache, w.select(kept, update, old), starts)
