@@ -3,7 +3,7 @@
 For few tokens a product is a multiplication and one reduction, in which weights are unpacked where they are read: one
 kernel, and of memory exactly the packed bytes. For many tokens the weight is widened first and multiplied by the
 device's matrix product: XLA then writes the wide weight to memory, which many tokens share. In between, programs for
-NVIDIA GPUs alone have kernels of their own (`triton.py`); programs for TPUs alone have one form for any number of tokens
+NVIDIA GPUs alone have kernels of their own (`triton.py`); those for TPUs alone have one form for any number of tokens
 (`tpu.py`).
 """
 

@@ -37,7 +37,7 @@ def layouts(t: Type, shapes: Sequence[Sequence[int]]) -> list[dict[str, Any]] | 
 
 def product(w: Writer, t: Type, weight: Value, x: Tensor) -> Tensor:
     """x [T, K], in the dtype to multiply in, times the rows of a weight [N, K] of any dtype: f32 [T, N]."""
-    tokens, n = x.shape[0], t.sizes[0]
+    tokens = x.shape[0]
     x = padded(w, x, 0)
     if not t.dtype.is_block:
         rows = weight[0]
@@ -61,14 +61,27 @@ def rows_of(w: Writer, t: Type, table: Value, ids: Tensor) -> Tensor:
     """The rows of a matrix in blocks at ids i32 [T], unpacked: f32 [T, K]."""
     zero, one, count = (w.constant(i, "i32") for i in (0, 1, ids.shape[0]))
     row_type = Type((1, t.sizes[1]), t.dtype)
+    layouts_of = layouts(t, [part.shape for part in table])
+    assert layouts_of is not None
 
     def body(i: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
         row = at(w, ids, i)
-        parts = tuple(w.dynamic_slice(p, [row, *[zero] * (p.rank - 1)], (1, *p.shape[1:])) for p in table)
-        return w.add(i, one), w.dynamic_update_slice(rows, widen(w, row_type, parts), (i, zero))
+        parts = []
+        for part, layout in zip(table, layouts_of):
+            piece = w.dynamic_slice(part, [row, *[zero] * (part.rank - 1)], (1, *part.shape[1:]))
+            parts.append(lying(w, piece, layout["order"]))  # else the table would take the layout that its row has next
+        return w.add(i, one), w.dynamic_update_slice(rows, widen(w, row_type, tuple(parts)), (i, zero))
 
     start = (zero, w.constant(0, "f32", (ids.shape[0], t.sizes[1])))
     return w.loop(start, lambda i, _: w.compare(i, count, "LT"), body)[1]
+
+
+def lying(w: Writer, x: Tensor, order: Sequence[int]) -> Tensor:
+    """x, whose axes XLA is to have in memory in this order, the slowest first."""
+    minor = f"dense<[{', '.join(map(str, reversed(order)))}]> : tensor<{x.rank}xindex>"
+    options = f"operand_layouts = [{minor}], result_layouts = [{minor}]"
+    text = f"stablehlo.custom_call @LayoutConstraint({x}) {{{options}}} : ({x.type}) -> {x.type}"
+    return w.assign(text, x.shape, x.element)
 
 
 def write_rows(w: Writer, cache: Tensor, new: Tensor, slot: Tensor, row: Tensor, live: Tensor) -> Tensor:
