@@ -70,7 +70,7 @@ def show(manifest: dict[str, Any], *, tensors: bool) -> None:
 
 def _programs(programs: list[dict[str, Any]]) -> Table:
     """The programs of an XLA artifact, and what each is for."""
-    columns = "program", "kind", "tokens", "rows wanted", "tokens are of", "positions read", "also with kernels for"
+    columns = "program", "kind", "tokens", "rows wanted", "tokens are of", "positions read", "variants for"
     table = Table(*columns)
     slots = {"one": "one slot", "each": "a slot each", "mixed": "any slots"}
     for p in programs:

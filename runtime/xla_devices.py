@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from ..errors import InfercError
@@ -83,6 +84,14 @@ class Group:
                     f"{path} needs {needed / 1e9:.2f} GB on {device} and {free / 1e9:.2f} GB are free: take a smaller "
                     "--context or --slots, a smaller weight type, or a mesh with more devices (--mesh tp=N)"
                 )
+
+
+def laid_out(place: Any, layout: Mapping[str, Any] | None) -> Any:
+    """A place, with the order of axes in memory, the slowest first, and the tiles that a manifest asks for there."""
+    if layout is None:
+        return place
+    tiles = tuple(tuple(t) for t in layout["tiles"]) if "tiles" in layout else None
+    return Format(Layout(tuple(layout["order"]), tiling=tiles), place)
 
 
 def groups(devices: Sequence[Any], tp: int, dp: int, path: object) -> list[Group]:

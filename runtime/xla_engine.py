@@ -17,17 +17,17 @@ from ..errors import InfercError
 from . import xla_call
 from .artifact import Artifact
 from .xla_call import TensorType, jax
-from .xla_devices import Group, find, groups
+from .xla_devices import Group, find, groups, laid_out
 
 WASTE = 4  # a bucket is taken that holds up to so many times the tokens, rather than several smaller ones
 
 
 class Weights:
-    """The weights of an artifact on the devices of a group."""
+    """The weights of an artifact on the devices of a group, laid out as its programs for a platform take them."""
 
-    def __init__(self, artifact: Artifact, group: Group) -> None:
+    def __init__(self, artifact: Artifact, group: Group, platform: str = "") -> None:
         """Raises InfercError where the devices have too little memory, states included, before anything is there."""
-        self.group, self.inputs = group, artifact.manifest["inputs"]
+        self.group, self.inputs, self._platform = group, artifact.manifest["inputs"], platform
         group.check_memory(self._needed(), artifact.path)
         data = artifact.view(artifact.manifest["weights"]["file"])
         self.arrays = [a for i in self.inputs if i["role"] == "weight" for a in self._upload(i, data)]
@@ -55,7 +55,8 @@ class Weights:
         return total
 
     def _placed(self, i: dict[str, Any]) -> list[Any]:
-        return [self.group.place(axis, len(t["shape"])) for t, axis in zip(i["tensors"], i["sharding"])]
+        return [laid_out(self.group.place(axis, len(t["shape"])), t.get("layouts", {}).get(self._platform))
+                for t, axis in zip(i["tensors"], i["sharding"])]  # fmt: skip
 
     def _upload(self, i: dict[str, Any], data: np.ndarray) -> list[Any]:
         found = []
@@ -74,7 +75,7 @@ class Replica:
         """Raises InfercError as `Weights` does."""
         self.artifact, self.group, self.platform = artifact, group, platform
         self.building_seconds = 0.0  # compiling programs, or bringing them from the cache
-        self._weights = Weights(artifact, group)
+        self._weights = Weights(artifact, group, platform)
         self.state = self._weights.zeros("state")
         self.free = list(range(artifact.manifest["slots"]))
         self._programs: dict[str, Any] = {}

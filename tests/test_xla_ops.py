@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -84,10 +86,11 @@ def other_cases() -> dict[str, Case]:
     }  # fmt: skip
 
 
-def weight_cases() -> dict[str, Case]:
-    """Products, embeddings and widening of every weight dtype, for one token, several and many."""
+def weight_cases(platform: str = "", dtypes: Sequence[str] = (*BLOCK_SIZES, *CODE_SIZES, "f16", "bf16", "f32"),
+                 counts: Sequence[int] = (1, 12)) -> dict[str, Case]:  # fmt: skip
+    """Products, embeddings and widening of weight dtypes, for one token, several and many."""
     found = {}
-    for dtype in (*BLOCK_SIZES, *CODE_SIZES, "f16", "bf16", "f32"):
+    for dtype in dtypes:
         try:
             raw = random_weight(RNG, (6, 256), dtype, 0.1)
         except KeyError:  # our own formats are not of GGUF
@@ -96,11 +99,12 @@ def weight_cases() -> dict[str, Case]:
         (w,) = inputs(w=f"weight {dtype}[6, 256]")
         (ids,) = inputs(ids="i32[4]")
         taken = op("embedding", w, ids)
-        found[f"embedding {dtype}"] = case(graph(taken), {"w": raw, "ids": np.array([5, 0, 1, 5], np.int32)})
-        for tokens in (1, 3, 12) if dtype in ("q4_0", "q6_k", "f16") else (1, 12):
+        given = {"w": raw, "ids": np.array([5, 0, 1, 5], np.int32)}
+        found[f"embedding {dtype}"] = case(graph(taken), given, platform=platform)
+        for tokens in sorted({*counts, 3}) if dtype in ("q4_0", "q6_k", "f16") else counts:
             (x,) = inputs(x=f"f32[{tokens}, 256]")
             arrays = {"x": RNG.normal(size=(tokens, 256)).astype(np.float32), "w": raw}
-            found[f"linear {dtype} {tokens}"] = case(graph(op("linear", x, w)), arrays)
+            found[f"linear {dtype} {tokens}"] = case(graph(op("linear", x, w)), arrays, platform=platform)
     return found
 
 
@@ -133,7 +137,7 @@ def control_cases() -> dict[str, Case]:
 FORMS = [(1, "one"), (3, "one"), (3, "each"), (1, "mixed"), (3, "mixed")]  # slots and how tokens belong to them
 
 
-def cache_cases(dtypes: tuple[str, ...], tokens_of: tuple[int, ...]) -> dict[str, Case]:
+def cache_cases(dtypes: tuple[str, ...], tokens_of: tuple[int, ...], platform: str = "") -> dict[str, Case]:
     """Writes and attention in every form, whole caches and rings, padding among the tokens, and spans."""
     found = {}
     for dtype in dtypes:
@@ -142,7 +146,7 @@ def cache_cases(dtypes: tuple[str, ...], tokens_of: tuple[int, ...]) -> dict[str
                 for tokens in (slots,) if form == "each" else tokens_of:
                     for span in (0, 22) if form == "one" and not window else (0,):
                         key = f"cache {dtype} {slots} {form} window {window} tokens {tokens} span {span}"
-                        found[key] = cache_case(dtype, slots, form, window, tokens, span)
+                        found[key] = cache_case(dtype, slots, form, window, tokens, span, platform)
     return found
 
 

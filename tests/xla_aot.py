@@ -12,7 +12,8 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,23 @@ platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description
 FORMATS = ("q4_0", "q5_1", "q8_0", "q4_k", "q6_k", "mxfp4", "f16")  # one of each kind of scale, and of plane
 TOKENS = (1, 8, 32)
 ROWS, WIDTH = 1024, 2048
-KERNEL = re.compile(r" (fusion|custom-call|dot|convolution|reduce|copy|convert|sort|gather|scatter)\(")
+KINDS = "fusion|custom-call|dot|convolution|reduce|copy|convert|sort|gather|scatter"
+MORE = "|while|transpose|pad|dynamic-slice|dynamic-update-slice|concatenate|select|broadcast"  # in no fusion, on TPUs
+KERNEL = {"cuda": re.compile(rf" ({KINDS})\("), "tpu": re.compile(rf" ({KINDS}{MORE})\(")}
+NONE = ('custom_call_target="ConcatBitcast"', 'custom_call_target="AllocateBuffer"')  # do nothing, on TPUs
 CONTEXT, LAYERS = 4096, (2, 3)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A program; `layouts` are those of its inputs as a manifest has them, `states` how many of the last are states."""
+
+    name: str
+    text: str
+    inputs: list
+    outputs: list
+    layouts: list[Mapping[str, Any] | None]
+    states: int = 0
 
 
 def device(platform: str) -> Any:
@@ -52,8 +68,9 @@ def device(platform: str) -> Any:
     return topologies.get_topology_desc("", "cuda", target_config=H100, topology="1x1x1").devices[0]
 
 
-def forms() -> Iterator[tuple[str, str, list, list, int]]:
-    """Products with a weight of each format: name, text, inputs, outputs, number of states."""
+def forms() -> Iterator[Case]:
+    """Products with a weight of each format."""
+    from inferc.backends.xla import tpu
     from inferc.backends.xla.context import Context, Facts
     from inferc.backends.xla.lower import lower
     from inferc.ir.types import DTYPES
@@ -64,12 +81,15 @@ def forms() -> Iterator[tuple[str, str, list, list, int]]:
             x, w = inputs(x=f"f32[{tokens}, {WIDTH}]", w=f"weight {dtype}[{ROWS}, {WIDTH}]")
             g = graph(op("linear", x, w), order=(x, w))
             context = Context({}, Facts(), DTYPES["bf16"], sys.argv[1])
-            held = [context.held(n.types[0]) for n in g.inputs], [context.held(v.type) for v in g.outputs]
-            yield f"{dtype} {tokens}", lower(context, g), *(sum(h, []) for h in held), 0
+            (given, weight), results = ([context.held(v.type) for v in vs] for vs in ((x, w), g.outputs))
+            own = tpu.layouts(w.type, [s for s, _ in weight]) if sys.argv[1] == "tpu" else None
+            layouts = [None, *(own or [None] * len(weight))]
+            yield Case(f"{dtype} {tokens}", lower(context, g), given + weight, results[0], layouts)
 
 
-def models(folder: Path) -> Iterator[tuple[str, str, list, list, int]]:
-    """Steps of Llamas of the 1B's layers, for one token and, with 32 slots, for a token of each."""
+def models(folder: Path) -> Iterator[Case]:
+    """Steps of Llamas of the 1B's layers, for one token and, with 32 slots, for a token of each; for TPUs also for
+    eight tokens, and for 64 of any slots."""
     from dataclasses import replace
 
     import numpy as np
@@ -88,35 +108,41 @@ def models(folder: Path) -> Iterator[tuple[str, str, list, list, int]]:
             random_gguf.write(path, shape, "q4_0")
         for slots in (1, 32):
             plan = plan_model(path, backend="xla", context=CONTEXT, chunk=64, compute="bf16", slots=slots)
-            program = plan.lowered.program
-            form, tokens = ("one", 1) if slots == 1 else ("each", 32)
-            spec = next(s for s in program.specs if (s.facts.form, s.dims["T"], s.kind) == (form, tokens, "step")
-                        and s.facts.span == CONTEXT)  # fmt: skip
-            yield f"llama {layers} {tokens}", program.text(spec, sys.argv[1]), *tensors(program, spec)
+            program, facts = plan.lowered.program, plan.lowered.facts()
+            held = [t.get("layouts", {}).get(sys.argv[1]) for i in facts["inputs"] for t in i["tensors"]]
+            steps = [("one", 1), ("one", 8)] if slots == 1 else [("each", 32), ("mixed", 64)]
+            for form, tokens in steps if sys.argv[1] == "tpu" else steps[:1]:
+                spec = next(s for s in program.specs if (s.facts.form, s.dims["T"], s.kind) == (form, tokens, "step")
+                            and s.facts.span in (CONTEXT, 0))  # fmt: skip
+                inputs, outputs, states = tensors(program, spec)
+                layouts = [None] * (len(inputs) - len(held)) + held
+                text = program.text(spec, sys.argv[1])
+                yield Case(f"llama {layers} {tokens}", text, inputs, outputs, layouts, states)
 
 
-def compiled(case: tuple[str, str, list, list, int], on: Any, platform: str) -> dict[str, Any]:
+def compiled(case: Case, on: Any, platform: str) -> dict[str, Any]:
     import jax
     import numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     from inferc.backends.xla.portable import serialize
     from inferc.runtime import xla_call
+    from inferc.runtime.xla_devices import laid_out
 
-    name, text, inputs, outputs, states = case
+    inputs, states = case.inputs, case.states
     place = NamedSharding(Mesh(np.array([on]), ("x",)), PartitionSpec())
-    call = xla_call.exported(serialize(text), inputs, outputs, platform).call
+    call = xla_call.exported(serialize(case.text), inputs, case.outputs, platform).call
     donated = tuple(range(len(inputs) - states, len(inputs)))
     function = jax.jit(call, donate_argnums=donated, out_shardings=place)
-    traced = function.trace(*xla_call.structs(inputs, [place] * len(inputs)))
+    traced = function.trace(*xla_call.structs(inputs, [laid_out(place, layout) for layout in case.layouts]))
     made = traced.lower(lowering_platforms=(platform,)).compile()
     memory, hlo = made.memory_analysis(), made.as_text()
-    lines = hlo[hlo.index("\nENTRY") :].splitlines()
+    lines = [line.strip() for line in hlo[hlo.index("\nENTRY") :].splitlines()]
     size = {e: xla_call.dtype_of(e).itemsize for _, e in inputs}
     return {
         "temporary": memory.temp_size_in_bytes, "alias": memory.alias_size_in_bytes,
         "states": sum(int(np.prod(s)) * size[e] for s, e in inputs[len(inputs) - states :]) if states else 0,
-        "kernels": [line.strip() for line in lines if KERNEL.search(line)],
+        "kernels": [n for n in lines if KERNEL[platform].search(n) and not any(none in n for none in NONE)],
     }  # fmt: skip
 
 
@@ -136,8 +162,8 @@ def main(platform: str, output: str, only: str = "") -> None:
         cases = chain(forms(), models(Path(folder)))
         found = {}
         for case in cases:
-            if case[0].startswith(only):
-                found[case[0]] = compiled(case, on, platform)
+            if case.name.startswith(only):
+                found[case.name] = compiled(case, on, platform)
                 Path(output).write_text(json.dumps(found))
 
 

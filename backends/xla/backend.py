@@ -15,13 +15,13 @@ from ...errors import InfercError
 from ...ir.graph import Module
 from ...ir.target import Target
 from ...ir.types import Type
-from . import embedding, greedy, mesh, program, target, triton
+from . import embedding, greedy, mesh, program, target, tpu, triton
 from .parts import split
 from .portable import VERSION, serialize
-from .program import Program, Spec
+from .program import Input, Program, Spec
 
-CUDA = "cuda"
-PLATFORMS = ("cpu", CUDA, "rocm", "tpu")
+CUDA, TPU = "cuda", "tpu"
+PLATFORMS = ("cpu", CUDA, "rocm", TPU)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Lowered:
             "kernels": [],
             "memory": {"weights": built.weight_bytes, "session": built.state_bytes // built.slots},
             "programs": [self._program(spec) for spec in built.specs],
-            "inputs": [i.as_data() | {"sharding": self.shape.of(i)} for i in built.inputs],
+            "inputs": [self._input(i) for i in built.inputs],
             "rewind": built.rewind,
             "greedy": {"most": greedy.MOST, "ends": greedy.ENDS},
             "stablehlo": VERSION,
@@ -71,10 +71,19 @@ class Lowered:
         embedding.write(self.program, weights, folder)
         return f"StableHLO {VERSION}"
 
+    def _input(self, i: Input) -> dict[str, Any]:
+        """With how its tensors are split over devices, and how they lie in a TPU's memory where programs rely on it."""
+        found = i.as_data() | {"sharding": self.shape.of(i)}
+        own = TPU in self.platforms and self.variants and i.role == "weight"
+        layouts = tpu.layouts(i.type, [p.shape for p in i.parts]) if own else None
+        for tensor, layout in zip(found["tensors"], layouts or ()):
+            tensor["layouts"] = {TPU: layout}
+        return found
+
     def _program(self, spec: Spec) -> dict[str, Any]:
         found = spec.as_data(_file(spec))
-        if spec in self.variants:
-            found["variants"] = {CUDA: _file(spec, CUDA)}
+        if own := self.variants.get(spec):
+            found["variants"] = {platform: _file(spec, platform) for platform in own}
         return found | (self.program.signature(spec) if spec.kind == "run" else {})
 
     @cached_property
@@ -83,25 +92,29 @@ class Lowered:
         return {spec: self.program.text(spec) for spec in self.program.specs}
 
     @cached_property
-    def variants(self) -> Mapping[Spec, str]:
-        """The text of the programs of few tokens that differ for NVIDIA GPUs: kernels of their own read packed weights.
-        Devices that share a weight have none: XLA cannot part a kernel."""
-        if CUDA not in self.platforms or self.shape.tp > 1:
-            return {}
-        few = [s for s in self.program.specs if s.kind != "run" and s.dims["T"] <= triton.MOST]
-        texts = {spec: self.program.text(spec, CUDA) for spec in few}
-        return {spec: text for spec, text in texts.items() if text != self.texts[spec]}
+    def variants(self) -> Mapping[Spec, Mapping[str, str]]:
+        """By platform the text of the programs of language models that differ for it: for NVIDIA GPUs those of few
+        tokens, whose kernels of their own read packed weights, but on devices that share a weight, as XLA cannot part
+        a kernel; for TPUs all."""
+        steps = [s for s in self.program.specs if s.kind != "run"]
+        few = [s for s in steps if s.dims["T"] <= triton.MOST and self.shape.tp == 1]
+        found: dict[Spec, dict[str, str]] = {}
+        for platform, specs in ((CUDA, few), (TPU, steps)):
+            for spec in specs if platform in self.platforms else ():
+                text = self.program.text(spec, platform)
+                if text != self.texts[spec]:
+                    found.setdefault(spec, {})[platform] = text
+        return found
 
     def files(self) -> tuple[dict[str, bytes], dict[str, Any]]:
         """The portable artifact of every program, and the text of the first to read."""
-        texts = self.texts
+        texts = {_file(spec): text for spec, text in self.texts.items()}
+        for spec, own in self.variants.items():
+            texts |= {_file(spec, platform): text for platform, text in own.items()}
         with ThreadPoolExecutor(2) as pool:
-            codes = list(pool.map(serialize, texts.values()))
-            special = list(pool.map(serialize, self.variants.values()))
-        files = {_file(spec): code for spec, code in zip(texts, codes)}
-        files |= {_file(spec, CUDA): code for spec, code in zip(self.variants, special)}
-        first = next(iter(texts))
-        files[f"xla/{first.name}.mlir"] = texts[first].encode()
+            files = dict(zip(texts, pool.map(serialize, texts.values())))
+        spec, text = next(iter(self.texts.items()))
+        files[f"xla/{spec.name}.mlir"] = text.encode()
         return files, {}
 
 

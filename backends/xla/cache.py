@@ -1,7 +1,7 @@
 """The key and value caches, [slots, heads, rows, width], and attention over them.
 
 How tokens belong to slots decides the form (`context.Facts`): tokens of one sequence write one slice and read one slot,
-a token for each slot is a batch, and any mixture attends to all slots, masked.
+a token for each slot is a batch, and any mixture attends to a few slots after another, masked.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...ir.types import DTYPES, Type, f32
+from . import tpu
 from .blocks import widen
 from .context import Lowering, Step, Value
 from .linear import FEW, in_groups
@@ -18,6 +19,7 @@ from .text import Tensor, Writer, element_of
 
 LOWEST, TINY = (float(x) for x in (np.finfo(np.float32).min, np.finfo(np.float32).tiny))
 KEYS = 512  # keys of a block, where attention of many tokens goes block by block
+SCORES = 1 << 23  # of them that exist at once, where such tokens are of several slots
 
 
 # --- Writing ---
@@ -73,6 +75,8 @@ def _first(step: Step, x: Tensor) -> Tensor:
 def _write_rows(step: Step, cache: Tensor, new: Tensor, sequence: Tensor, row: Tensor, slots: int) -> Tensor:
     """Any tokens: each is scattered to its slot and row, padding outside, where it is dropped."""
     w = step.writer
+    if step.context.platform == "tpu":
+        return tpu.write_rows(w, cache, new, sequence, row, is_live(step, sequence, slots))
     slot = w.select(is_live(step, sequence, slots), sequence, w.splat(slots, sequence))
     indices = w.concatenate([w.reshape(i, (*i.shape, 1)) for i in (slot, row)], 1)
     window = ", ".join(str(i) for i in range(1, new.rank))
@@ -95,6 +99,10 @@ class Attention:
     slots: int
     rows: int  # of the cache
     span: int  # of them, those that are read
+
+    @property
+    def live(self) -> Tensor:
+        return is_live(self.step, self.sequence, self.slots)
 
     @property
     def window(self) -> int:
@@ -123,7 +131,7 @@ class Attention:
     def visible(self, row: Tensor, shape: tuple[int, ...], token_axis: int, row_axis: int) -> Tensor:
         """Whether a token sees the row of its own slot, i1 of `shape`: row i32 [n] are rows of the cache."""
         w = self.step.writer
-        live = w.broadcast(is_live(self.step, self.sequence, self.slots), shape, (token_axis,))
+        live = w.broadcast(self.live, shape, (token_axis,))
         position = w.broadcast(self.position, shape, (token_axis,))
         row = w.broadcast(row, shape, (row_axis,))
         age = w.sub(position, row)  # of the position that the row holds, seen from the token's
@@ -148,12 +156,10 @@ def _cached_attention(step: Step) -> Tensor:
     grouped = w.reshape(q, (tokens, kv_heads, heads // kv_heads, width))
     a = Attention(step, grouped, sequence, position, slots, rows, span)
     alone = slots == 1 or facts.form == "one"
-    if alone and tokens > FEW:
-        mixed = _in_blocks(a)
-    elif alone or facts.form == "each" and tokens == slots:
+    if alone and tokens <= FEW or facts.form == "each" and tokens == slots:
         mixed = _of_own_slot(a, alone)
     else:
-        mixed = _of_all_slots(a)
+        mixed = _in_blocks(a, alone)
     return w.reshape(mixed, (tokens, heads, mixed.shape[-1]))
 
 
@@ -180,37 +186,74 @@ def _weights(a: Attention, scores: Tensor, visible: Tensor, axes: tuple[int, ...
 
 
 def _of_own_slot(a: Attention, alone: bool) -> Tensor:
-    """Few tokens, each over one slot: multiplications and reductions that read the cache as it lies."""
+    """Few tokens, each over one slot: multiplications and reductions that read the cache as it lies, or products."""
     w = a.step.writer
     (k, k_type), (v, v_type) = (_slot(a, i) if alone else a.cache(i) for i in (1, 2))
     lead = () if alone else (0,)  # the slots' axis, which is the tokens'
-    keys, values = _rows(w, k_type, k), _rows(w, v_type, v)
     head = a.q.shape[:3]  # token, kv head, query of it; then key, and the width, in groups where the cache has blocks
-    inner = keys.shape[len(lead) + 2 :]
-    full, across = (*head, a.span, *inner), tuple(range(4, 4 + len(inner)))
-    queries = w.broadcast(w.reshape(a.q, (*head, *inner)), full, (0, 1, 2, *across))
-    scores = a.scores(w.total(w.mul(queries, w.broadcast(keys, full, (*lead, 1, 3, *across))), across))
+    platform = a.step.context.platform
+
+    def over(x: Tensor, rows: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """x, whose axes after the heads' are `axes`, and rows, over [*head, key, …inner]."""
+        full = (*head, a.span, *rows.shape[len(lead) + 2 :])
+        return w.broadcast(x, full, (0, 1, 2, *axes)), w.broadcast(rows, full, (*lead, 1, *range(3, len(full))))
+
+    if platform == "tpu":
+        raw = _scored_by_product(a, _rows(w, k_type, k), alone)
+    else:
+        keys = _rows(w, k_type, k)
+        inner = keys.shape[len(lead) + 2 :]
+        across = tuple(range(4, 4 + len(inner)))
+        raw = w.total(w.mul(*over(w.reshape(a.q, (*head, *inner)), keys, across)), across)
+    scores = a.scores(raw)
     p, total = _weights(a, scores, a.visible(w.iota((a.span,), 0), scores.shape, 0, 3), (3,))
-    if a.step.context.platform == "cuda":
-        mixed = _mixed_by_product(a, p, widen(w, v_type, v), alone)
-        return w.div(mixed, w.broadcast(total, mixed.shape, (0, 1, 2)))
-    inner = values.shape[len(lead) + 2 :]
-    full, across = (*head, a.span, *inner), tuple(range(4, 4 + len(inner)))
-    mixed = w.mul(w.broadcast(p, full, (0, 1, 2, 3)), w.broadcast(values, full, (*lead, 1, 3, *across)))
-    mixed = w.reshape(w.total(mixed, (3,)), (*head, v_type.sizes[-1]))
+    if platform in ("cuda", "tpu"):
+        mixed = _mixed_by_product(a, p, widen(w, v_type, v) if platform == "cuda" else _rows(w, v_type, v), alone)
+    else:
+        mixed = w.total(w.mul(*over(p, _rows(w, v_type, v), (3,))), (3,))
+    mixed = w.reshape(mixed, (*head, v_type.sizes[-1]))
     return w.div(mixed, w.broadcast(total, mixed.shape, (0, 1, 2)))
 
 
+def _scored_by_product(a: Attention, keys: Tensor, alone: bool) -> Tensor:
+    """Raw scores [token, kv head, query of it, key] as a matrix product for each head, of several rows each."""
+    w, element = a.step.writer, _element(a, a.step.operand_type(1))
+    batch = 1 if alone else 2
+    q = _heads_first(w, w.convert(a.q, element), alone)
+    queries = tpu.padded(w, q, batch) if q.shape[batch] == 1 else q
+    queries = w.reshape(queries, (*queries.shape[:-1], *keys.shape[batch + 1 :]))
+    axes, heads = tuple(range(batch + 1, keys.rank)), tuple(range(batch))
+    raw = w.dot(queries, w.convert(keys, element), (axes, axes), (heads, heads), "f32")
+    return _tokens_first(w, w.part(raw, batch, 0, q.shape[batch]), a.q.shape[:3], alone)
+
+
 def _mixed_by_product(a: Attention, p: Tensor, values: Tensor, alone: bool) -> Tensor:
-    """The mixture as a matrix product for each head: XLA for GPUs would transpose the cache in memory to reduce it."""
-    w, (tokens, heads, each, span) = a.step.writer, p.shape
-    element = _element(a, a.step.operand_type(2))
-    p, values = w.convert(p, element), w.convert(values, element)
-    if not alone:  # a slot for each token: [slots, heads, rows, width]
-        return w.dot(p, values, ((3,), (2,)), ((0, 1), (0, 1)), "f32")
-    by_head = w.reshape(w.transpose(p, (1, 0, 2, 3)), (heads, tokens * each, span))
-    mixed = w.dot(by_head, values, ((2,), (1,)), ((0,), (0,)), "f32")
-    return w.transpose(w.reshape(mixed, (heads, tokens, each, mixed.shape[-1])), (1, 0, 2, 3))
+    """The mixture as a matrix product for each head: XLA for GPUs would transpose the cache in memory to reduce it, and
+    for TPUs widen it there."""
+    w, element = a.step.writer, _element(a, a.step.operand_type(2))
+    batch = 1 if alone else 2
+    p = _heads_first(w, w.convert(p, element), alone)
+    rows = tpu.padded(w, p, batch) if a.step.context.platform == "tpu" and p.shape[batch] == 1 else p
+    heads = tuple(range(batch))
+    mixed = w.dot(rows, w.convert(values, element), ((batch + 1,), (batch,)), (heads, heads), "f32")
+    return _tokens_first(w, w.part(mixed, batch, 0, p.shape[batch]), a.q.shape[:3], alone)
+
+
+def _heads_first(w: Writer, x: Tensor, alone: bool) -> Tensor:
+    """[token, head, query of it, …] as [head, token and query, …], where all tokens are of one slot."""
+    if not alone:
+        return x
+    tokens, heads, each, *rest = x.shape
+    return w.reshape(w.transpose(x, (1, 0, *range(2, x.rank))), (heads, tokens * each, *rest))
+
+
+def _tokens_first(w: Writer, x: Tensor, head: tuple[int, ...], alone: bool) -> Tensor:
+    """The inverse, for `head` tokens, heads and queries of each."""
+    if not alone:
+        return x
+    tokens, heads, each = head
+    split = w.reshape(x, (heads, tokens, each, *x.shape[2:]))
+    return w.transpose(split, (1, 0, *range(2, split.rank)))
 
 
 def _rows(w: Writer, t: Type, value: Value) -> Tensor:
@@ -228,83 +271,91 @@ def _element(a: Attention, t: Type) -> str:
     return "f32" if compute == f32 else element_of(compute if t.dtype.is_block else t.dtype)
 
 
-def _by_head(a: Attention, element: str) -> Tensor:
-    """The queries [kv head, token and query of it, width]."""
-    w, (tokens, heads, each, width) = a.step.writer, a.q.shape
-    return w.convert(w.reshape(w.transpose(a.q, (1, 0, 2, 3)), (heads, tokens * each, width)), element)
-
-
-def _in_blocks(a: Attention) -> Tensor:
-    """Many tokens of one slot: blocks of keys one after another, with the running maximum, sum and mixture
-    (Dao et al., FlashAttention, 2022), from the first block that any token sees to the last."""
+def _in_blocks(a: Attention, alone: bool) -> Tensor:
+    """Many tokens, of one slot or of any: blocks of keys one after another, with the running maximum, sum and mixture
+    (Dao et al., FlashAttention, 2022), from the first block that any token sees to the last. Slots are taken several
+    at once where tokens are of any, each token seeing its own."""
     w, (tokens, heads, each, _) = a.step.writer, a.q.shape
-    (k, k_type), (v, v_type) = a.cache(1), a.cache(2)
-    block = min(KEYS, a.span)
-    element = _element(a, k_type)
-    q = _by_head(a, element)
-    slot = _first(a.step, a.sequence) if a.slots > 1 else w.constant(0, "i32")
-    zero, one, size = (w.constant(n, "i32") for n in (0, 1, block))
-    live = is_live(a.step, a.sequence, a.slots)
-    last = w.reduce(w.select(live, a.position, w.splat(-1, a.position)), "maximum", (0,), -1)
-    end = w.map("minimum", w.add(last, one), w.constant(a.span, "i32"))
-    blocks = w.div(w.add(end, w.constant(block - 1, "i32")), size)
-    first = zero
-    if a.window and not a.ring:
-        unseen = w.sub(_first(a.step, a.position), w.constant(a.window - 1, "i32"))
-        first = w.div(w.map("maximum", unseen, zero), size)
     shape = (heads, tokens * each)
-    state = (first, w.constant(LOWEST, "f32", shape), w.constant(0, "f32", shape),
-             w.constant(0, "f32", (*shape, v_type.sizes[3])))  # fmt: skip
+    start = (w.constant(LOWEST, "f32", shape), w.constant(0, "f32", shape),
+             w.constant(0, "f32", (*shape, a.step.operand_type(2).sizes[3])))  # fmt: skip
+    if alone:
+        slot = _first(a.step, a.sequence) if a.slots > 1 else w.constant(0, "i32")
+        _, total, mixed = _over_blocks(a, slot, 0, a.live, start)
+    else:
+        most = max(1, SCORES // (heads * tokens * each * min(KEYS, a.span)))
+        together = max(n for n in range(1, min(most, a.slots) + 1) if a.slots % n == 0)
+        step, end = w.constant(together, "i32"), w.constant(a.slots, "i32")
 
-    def cut(parts: Value, t: Type, start: Tensor) -> Tensor:
-        taken = []
-        for p in parts:
-            starts = [slot, zero, start, *[zero] * (p.rank - 3)]
-            taken.append(w.reshape(w.dynamic_slice(p, starts, (1, p.shape[1], block, *p.shape[3:])),
-                                   (p.shape[1], block, *p.shape[3:])))  # fmt: skip
-        return w.convert(widen(w, Type((t.sizes[1], block, t.sizes[3]), t.dtype), tuple(taken)), element)
+        def body(slot: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+            low = w.compare(a.sequence, w.broadcast(slot, a.sequence.shape, ()), "GE")
+            high = w.compare(a.sequence, w.broadcast(w.add(slot, step), a.sequence.shape, ()), "LT")
+            return w.add(slot, step), *_over_blocks(a, slot, together, w.both(low, high), state)
 
-    def body(i: Tensor, m: Tensor, l: Tensor, o: Tensor) -> tuple[Tensor, ...]:
-        begin = w.mul(i, size)
-        start = w.map("minimum", begin, w.constant(a.span - block, "i32"))
-        row = w.add(w.iota((block,), 0), w.broadcast(start, (block,), ()))
-        scores = a.scores(w.dot(q, cut(k, k_type, start), ((2,), (2,)), ((0,), (0,)), "f32"))
-        full = (heads, tokens, each, block)
-        visible = a.visible(row, full, 1, 3)
-        if a.span % block:  # the last block is moved inside, and its first rows were seen
-            fresh = w.compare(row, w.broadcast(begin, row.shape, ()), "GE")
-            visible = w.both(visible, w.broadcast(fresh, full, (3,)))
-        visible = w.reshape(visible, scores.shape)
-        seen = w.select(visible, scores, w.splat(LOWEST, scores))
-        highest = w.map("maximum", m, w.highest(seen, (2,)))
-        weights = w.map("exponential", w.sub(seen, w.broadcast(highest, seen.shape, (0, 1))))
-        weights = w.select(visible, weights, w.splat(0, weights))
-        fade = w.map("exponential", w.sub(m, highest))
-        mixed = w.dot(w.convert(weights, element), cut(v, v_type, start), ((2,), (1,)), ((0,), (0,)), "f32")
-        total = w.add(w.mul(l, fade), w.total(weights, (2,)))
-        return w.add(i, one), highest, total, w.add(w.mul(o, w.broadcast(fade, o.shape, (0, 1))), mixed)
-
-    _, _, total, mixed = w.loop(state, lambda i, *_: w.compare(i, blocks, "LT"), body)
+        every = w.loop((w.constant(0, "i32"), *start), lambda slot, *_: w.compare(slot, end, "LT"), body)
+        _, _, total, mixed = every
     total = w.map("maximum", total, w.splat(TINY, total))
     result = w.div(mixed, w.broadcast(total, mixed.shape, (0, 1)))
     return w.transpose(w.reshape(result, (heads, tokens, each, result.shape[-1])), (1, 0, 2, 3))
 
 
-def _of_all_slots(a: Attention) -> Tensor:
-    """Any tokens: scores with the rows of all slots, of which each sees those of its own."""
+def _over_blocks(a: Attention, slot: Tensor, together: int, mine: Tensor,
+                 state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:  # fmt: skip
+    """The running maximum, sum and mixture, [heads, token and query of it, …], after the rows of a slot, or of
+    `together` slots from it on where that is not 0; the tokens that see any of them are `mine`, i1 [T]."""
     w, (tokens, heads, each, _) = a.step.writer, a.q.shape
     (k, k_type), (v, v_type) = a.cache(1), a.cache(2)
+    block = min(KEYS, a.span)
     element = _element(a, k_type)
-    keys, values = (w.convert(widen(w, t, c), element) for c, t in ((k, k_type), (v, v_type)))
-    raw = w.dot(_by_head(a, element), keys, ((2,), (3,)), ((0,), (1,)), "f32")  # head, token and query, slot, row
-    scores = a.scores(w.reshape(raw, (heads, tokens, each, a.slots, a.span)))
-    own = w.compare(w.broadcast(a.sequence, scores.shape, (1,)), w.iota(scores.shape, 3), "EQ")
-    visible = w.both(own, a.visible(w.iota((a.span,), 0), scores.shape, 1, 4))
-    p, total = _weights(a, scores, visible, (3, 4))
-    flat = w.convert(w.reshape(p, (heads, tokens * each, a.slots, a.span)), element)
-    mixed = w.dot(flat, values, ((2, 3), (0, 2)), ((0,), (1,)), "f32")
-    mixed = w.reshape(mixed, (heads, tokens, each, values.shape[-1]))
-    return w.transpose(w.div(mixed, w.broadcast(total, mixed.shape, (0, 1, 2))), (1, 0, 2, 3))
+    q = w.convert(_heads_first(w, a.q, True), element)
+    zero, one, size = (w.constant(n, "i32") for n in (0, 1, block))
+    last = w.reduce(w.select(mine, a.position, w.splat(-1, a.position)), "maximum", (0,), -1)
+    end = w.map("minimum", w.add(last, one), w.constant(a.span, "i32"))
+    blocks = w.div(w.add(end, w.constant(block - 1, "i32")), size)
+    first = zero
+    if a.window and not a.ring:
+        furthest = 2**31 - 1
+        least = w.reduce(w.select(mine, a.position, w.splat(furthest, a.position)), "minimum", (0,), furthest)
+        first = w.div(w.map("maximum", w.sub(least, w.constant(a.window - 1, "i32")), zero), size)
+    slots = (together,) if together else ()
+    own = tuple(range(len(slots)))  # the axis of slots: scores are [slots, heads, token and query of it, key]
+    at_head, at_key = len(slots), len(slots) + 2
+    batch, inner = (*own, at_head), (*own, at_key)
+    q = w.broadcast(q, (*slots, *q.shape), range(at_head, at_head + 3))
+
+    def cut(parts: Value, t: Type, start: Tensor) -> Tensor:
+        taken = []
+        for p in parts:
+            starts = [slot, zero, start, *[zero] * (p.rank - 3)]
+            piece = w.dynamic_slice(p, starts, (together or 1, heads, block, *p.shape[3:]))
+            taken.append(piece if together else w.reshape(piece, piece.shape[1:]))
+        return w.convert(widen(w, Type((*slots, heads, block, t.sizes[3]), t.dtype), tuple(taken)), element)
+
+    def body(i: Tensor, m: Tensor, l: Tensor, o: Tensor) -> tuple[Tensor, ...]:
+        begin = w.mul(i, size)
+        start = w.map("minimum", begin, w.constant(a.span - block, "i32"))
+        row = w.add(w.iota((block,), 0), w.broadcast(start, (block,), ()))
+        scores = a.scores(w.dot(q, cut(k, k_type, start), ((at_key,), (at_key,)), (batch, batch), "f32"))
+        full = (*slots, heads, tokens, each, block)
+        visible = a.visible(row, full, at_head + 1, at_head + 3)
+        if together:
+            of = w.sub(a.sequence, w.broadcast(slot, a.sequence.shape, ()))
+            visible = w.both(visible, w.compare(w.broadcast(of, full, (at_head + 1,)), w.iota(full, 0), "EQ"))
+        if a.span % block:  # the last block is moved inside, and its first rows were seen
+            fresh = w.compare(row, w.broadcast(begin, row.shape, ()), "GE")
+            visible = w.both(visible, w.broadcast(fresh, full, (at_head + 3,)))
+        visible = w.reshape(visible, scores.shape)
+        seen = w.select(visible, scores, w.splat(LOWEST, scores))
+        highest = w.map("maximum", m, w.highest(seen, inner))
+        weights = w.map("exponential", w.sub(seen, w.broadcast(highest, seen.shape, (at_head, at_head + 1))))
+        weights = w.select(visible, weights, w.splat(0, weights))
+        fade = w.map("exponential", w.sub(m, highest))
+        values = cut(v, v_type, start)
+        mixed = w.dot(w.convert(weights, element), values, ((at_key,), (at_head + 1,)), (batch, batch), "f32")
+        total = w.add(w.mul(l, fade), w.total(weights, inner))
+        return w.add(i, one), highest, total, w.add(w.mul(o, w.broadcast(fade, o.shape, (0, 1))), w.total(mixed, own))
+
+    return w.loop((first, *state), lambda i, *_: w.compare(i, blocks, "LT"), body)[1:]
 
 
 CACHE: dict[str, Lowering] = {"cache_write": _cache_write, "cached_attention": _cached_attention}

@@ -3,7 +3,8 @@
 For few tokens a product is a multiplication and one reduction, in which weights are unpacked where they are read: one
 kernel, and of memory exactly the packed bytes. For many tokens the weight is widened first and multiplied by the
 device's matrix product: XLA then writes the wide weight to memory, which many tokens share. In between, programs for
-NVIDIA GPUs alone have kernels of their own (`triton.py`).
+NVIDIA GPUs alone have kernels of their own (`triton.py`); those for TPUs alone have one form for any number of tokens
+(`tpu.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from ...ir.graph import IRError
 from ...ir.numerics.linear import SMALLEST
 from ...ir.types import ACTIVATION_SIZES, Type, f32
-from . import triton
+from . import tpu, triton
 from .blocks import multiplied, widen
 from .context import Context, Lowering, Step, Value
 from .text import Tensor, Writer, element_of
@@ -24,6 +25,8 @@ def product(step: Step, x: Value, x_type: Type, weight: Value, weight_type: Type
     w, tokens, n = step.writer, x_type.sizes[0], weight_type.sizes[0]
     compute = element_of(step.context.compute)
     wide = widen(w, x_type, x)
+    if step.context.platform == "tpu":
+        return tpu.product(w, weight_type, weight, w.convert(wide, compute))
     if weight_type.dtype.name in (compute, "f32"):
         return w.dot(w.convert(wide, compute), w.convert(weight[0], compute), ((1,), (1,)), element="f32")
     own = step.context.platform == "cuda" and triton.fits(weight_type, tokens)
@@ -96,6 +99,8 @@ def take(w: Writer, table: Tensor, ids: Tensor) -> Tensor:
 def _embedding(step: Step) -> Tensor:
     """Only the rows of the ids are unpacked."""
     t, ids = step.operand_type(0), step.operands[1][0]
+    if step.context.platform == "tpu" and t.dtype.is_block and ids.rank == 1:
+        return tpu.rows_of(step.writer, t, step.operands[0], ids)
     rows = tuple(take(step.writer, part, ids) for part in step.operands[0])
     return widen(step.writer, Type((*ids.shape, t.sizes[1]), t.dtype), rows)
 
