@@ -210,7 +210,7 @@ SCATTER_FIELDS = ("update_window_dims", "inserted_window_dims", "scatter_dims_to
 
 def _fields(params: Params, names: Sequence[str]) -> dict[str, Any]:
     numbers = params["dimension_numbers"]
-    return {name: tuple(getattr(numbers, name)) for name in names} | {"mode": GATHER_MODES[params["mode"].name]}
+    return {name: tuple(map(int, getattr(numbers, name))) for name in names} | {"mode": GATHER_MODES[params["mode"].name]}
 
 
 def _gather(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
