@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -285,7 +287,29 @@ def _cond(body: Body, params: Params, operands: list[Value], types: list[Type]) 
     return body.make("cond", index, *captured, *rest, branches=tuple(graphs))
 
 
+def _until_none(params: Params) -> Any:
+    """A loop under vmap, with a condition for each element of the batch: it goes on while one holds, and what carries
+    elements whose own does not hold stays as it is."""
+    test, turn = (jax.extend.core.jaxpr_as_fun(params[key]) for key in ("cond_jaxpr", "body_jaxpr"))
+    in_cond, in_body = params["cond_nconsts"], params["body_nconsts"]
+
+    def loop(*operands: Any) -> Any:
+        for_cond, for_body = operands[:in_cond], operands[in_cond : in_cond + in_body]
+
+        def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+            going = test(*for_cond, *carry)[0]
+            new = turn(*for_body, *carry)
+            return tuple(jnp.where(going.reshape(*going.shape, *[1] * (n.ndim - going.ndim)), n, o)
+                         for n, o in zip(new, carry))  # fmt: skip
+
+        return jax.lax.while_loop(lambda carry: jnp.any(test(*for_cond, *carry)[0]), body, operands[in_cond + in_body :])
+
+    return loop
+
+
 def _while(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
+    if params["cond_jaxpr"].out_avals[0].shape:
+        return body.inline(_until_none(params), operands)
     in_cond, in_body = params["cond_nconsts"], params["body_nconsts"]
     for_cond, for_body, carry = operands[:in_cond], operands[in_cond : in_cond + in_body], operands[in_cond + in_body :]
     jaxprs = params["cond_jaxpr"], params["body_jaxpr"]

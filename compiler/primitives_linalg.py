@@ -38,6 +38,8 @@ def lu_pivots_to_permutation(pivots: Array, *, permutation_size: int) -> Array:
 def cholesky(x: Array, **_: Any) -> Array:
     """Column after column, of every matrix at once: L[j:, j] = (A - L L')[j:, j] / sqrt of its first."""
     n = x.shape[-1]
+    if not n:
+        return x
     row = jnp.arange(n)
 
     def column(j: Array, factor: Array) -> Array:
@@ -60,6 +62,8 @@ def triangular_solve(a: Array, b: Array, *, left_side: bool, lower: bool, transp
     if transpose_a:
         a, lower = jnp.swapaxes(a, -1, -2), not lower
     n = a.shape[-1]
+    if 0 in b.shape:
+        return b
     row = jnp.arange(n)[:, None]
 
     def solved(i: Array, x: Array) -> Array:
@@ -95,6 +99,8 @@ def lu(x: Array, **_: Any) -> tuple[Array, Array, Array]:
         return a, jnp.where(jnp.arange(pivots.shape[0]) == k, pivot.astype(pivots.dtype), pivots), order
 
     first = x, jnp.zeros(min(m, n), jnp.int32), row.astype(jnp.int32)
+    if not m or not n:
+        return first
     return lax.fori_loop(0, min(m, n), step, first)
 
 
@@ -123,7 +129,8 @@ def geqrf(x: Array) -> tuple[Array, Array]:
         a = jnp.where(column == k, made[:, None], turned)
         return a, jnp.where(jnp.arange(taus.shape[0]) == k, tau, taus)
 
-    return lax.fori_loop(0, min(m, n), step, (x, jnp.zeros(min(m, n), x.dtype)))
+    first = x, jnp.zeros(min(m, n), x.dtype)
+    return lax.fori_loop(0, min(m, n), step, first) if m and n else first
 
 
 def householder_product(a: Array, taus: Array, **_: Any) -> Array:
@@ -139,7 +146,8 @@ def householder_product(a: Array, taus: Array, **_: Any) -> Array:
         v = jnp.where(row > k, v, jnp.where(row == k, 1, 0))
         return q - lax.dynamic_index_in_dim(taus, k, keepdims=False) * v[:, None] * (v @ q)
 
-    return lax.fori_loop(0, count, step, jnp.eye(m, n, dtype=a.dtype))
+    unit = jnp.eye(m, n, dtype=a.dtype)
+    return lax.fori_loop(0, count, step, unit) if m and n and count else unit
 
 
 def qr(x: Array, *, full_matrices: bool = False, pivoting: bool = False, **_: Any) -> tuple[Array, Array]:

@@ -32,6 +32,7 @@ def _of_svd(x: Any) -> Any:
 
 
 X, Y, SQUARE, MASK = f(4, 6), f(4, 6), f(6, 6), f(4, 6) > 0
+SQUARES = f(2, 3, 3)
 A, B = i(4, 6), i(4, 6) + 1
 COMPLEX = (jnp.sqrt, lax.rsqrt, jnp.tanh, jnp.tan, jnp.sinh, jnp.cosh, jnp.sin, jnp.cos, jnp.expm1, jnp.log1p,
            jax.nn.sigmoid, jnp.sign, jnp.angle, lambda z: jnp.prod(z, 1), lambda z: jnp.exp2(z), jnp.isfinite)
@@ -178,6 +179,9 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cond": (lambda x: lax.cond(x[0, 0] > 0, jnp.sin, lambda v: v * 2.0, x), X),
     "cond switch": (lambda x, n: lax.switch(n[0], [jnp.sin, jnp.cos, jnp.tanh], x), X, i(1, high=3)),
     "while": (lambda x: lax.while_loop(lambda s: s[0] < 5, lambda s: (s[0] + 1, s[1] * 1.5 + x), (0, x)), X),
+    "while under vmap": (lambda x: jax.vmap(lambda row: lax.while_loop(
+        lambda s: s[1].sum() < 9, lambda s: (s[0] + 1, s[1] * 1.5), (0, abs(row))))(x), X),
+    "eigh of several": (lambda x: jnp.linalg.eigvalsh(x), SQUARES + np.swapaxes(SQUARES, 1, 2)),
     "scan": (lambda x, w: lax.scan(lambda c, row: (jnp.tanh(c @ w + row), c.sum()), x[0], x), X, SQUARE),
     "scan reversed": (lambda x: lax.scan(lambda c, row: (c + row, c), x[0], x, reverse=True), X),
     "custom_jvp_call": (lambda x: (jax.nn.relu(x), jax.nn.silu(x), jax.nn.gelu(x), jax.nn.softplus(x)), X),
