@@ -72,7 +72,14 @@ def _exponential(do: _Algebra, x: Complex) -> Complex:
 
 
 def _size(do: _Algebra, x: Complex) -> Value:
-    return do("sqrt", do("add", do("mul", x.re, x.re), do("mul", x.im, x.im)))
+    """Without squares, which would overflow: m sqrt(1 + (n / m)²) of the larger m and the smaller n."""
+    a, b = do("abs", x.re), do("abs", x.im)
+    most, least = do("max", a, b), do("min", a, b)
+    zero = do.body.make("constant", value=bytes(most.dtype.block_bytes), type=Type((), most.dtype))[0]
+    whole = do("is_finite", most)
+    ratio = do("select", do("and", whole, do("compare", most, zero, direction="gt")), do("div", least, most), zero)
+    one = do("exp", zero)
+    return do("mul", most, do("sqrt", do("add", one, do("mul", ratio, ratio))))
 
 
 def _logarithm(do: _Algebra, x: Complex) -> Complex:

@@ -29,7 +29,8 @@ _TORCH: Mapping[str, str] = {
         "_adaptive_avg_pool2d_backward rrelu_with_noise rrelu_with_noise_functional _batch_norm_with_update_functional "
         "_batch_norm_with_update",
     "eigenvalues of a matrix that is not symmetric are not computed: use torch.linalg.eigh, or compute them before":
-        "linalg_eig _linalg_eigvals linalg_ldl_factor_ex linalg_ldl_solve",
+        "linalg_eig _linalg_eigvals",
+    "use the factors of torch.linalg.cholesky or torch.linalg.lu_factor": "linalg_ldl_factor_ex linalg_ldl_solve",
     "its groups are of sizes that the data say: use scatter_reduce with the group of each row": "segment_reduce",
 }  # fmt: skip
 

@@ -230,7 +230,7 @@ COMPLEX: Mapping[str, Rule] = {
     **{name: by_parts(name) for name in BY_PARTS if name in PLAIN},
     **{name: by_jax(*row) for name, row in FUNCTIONS.items()},
     "view_as_complex": view_as_complex, "view_as_real": view_as_real, "polar": polar,
-    "complex": lambda c: Complex(c.real, c.imag), "real": lambda c: c.self.re, "imag": lambda c: c.self.im,
+    "complex": lambda c: Complex(c.real.broadcast_to(c.shape), c.imag.broadcast_to(c.shape)), "real": lambda c: c.self.re, "imag": lambda c: c.self.im,
     **{name: conjugate for name in ("_conj", "conj", "conj_physical", "_conj_physical")},
     **{name: lambda c: c.self for name in ("resolve_conj", "resolve_neg")},
     "_to_copy": to_copy, "linalg_vector_norm": norm, "linear": linear, "addmm": addmm,

@@ -16,7 +16,7 @@ Closed = tuple[Graph, list[Value]]
 
 
 def _array(c: Call, value: Any) -> Array:
-    """A tensor, or a number as a scalar of i64."""
+    """A tensor, or a number that is fixed as a scalar of i64."""
     if isinstance(value, Complex):
         raise c.error("complex numbers cannot be carried; carry torch.view_as_real of them")
     return value if isinstance(value, Array) else c.body.dim(value)

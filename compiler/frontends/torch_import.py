@@ -52,6 +52,8 @@ def _expression(e: sympy.Expr, known: Mapping[str, Sym]) -> Dim:
     if e.is_Integer:
         return int(e)
     if e.is_Symbol:
+        if str(e) not in known:
+            raise IRError(f"{e} is a number that depends on the data; compute with a tensor instead")
         s = known[str(e)]
         return symbol(s.name, s.lo, s.hi)
     args = [_expression(a, known) for a in e.args] if not e.is_Pow else []
@@ -219,10 +221,10 @@ class Importer:
         if name == "getitem":
             return values[node.args[0]][node.args[1]]  # type: ignore[index]
         if isinstance(made, (torch.SymInt, torch.SymBool, int)) and not isinstance(made, bool):
-            given = [self._argument(a, values) for a in node.args]
-            if any(isinstance(a, Array) for a in given):
-                return self._number(node, name, given)
-            return self.dim(made)
+            try:
+                return self.dim(made)
+            except IRError as error:
+                raise InfercError(f"{self.located(node)}: {error}") from error
         if isinstance(target, torch._ops.HigherOrderOperator):
             rule = self.higher.get(target.name())
             arguments = {"operands": [self._argument(a, values) for a in node.args]}
@@ -251,15 +253,6 @@ class Importer:
         except IRError as error:
             raise InfercError(f"{call.where}: {error}") from error
         return self._checked(call, result)
-
-    def _number(self, node: Node, name: str, given: Sequence[Any]) -> Array:
-        """Arithmetic of Python's on numbers that are known at run time alone: they are scalars of i64."""
-        if name not in NUMBERS:
-            raise Unsupported(f"{self.located(node)}: {name} of numbers of the loop is not supported; use a tensor")
-        kind, op = NUMBERS[name]
-        first = next(a for a in given if isinstance(a, Array))
-        a, b = (x if isinstance(x, Array) else self.body.dim(x, first.dtype) for x in given)
-        return a.compare(op, b) if kind == "compare" else a.floordiv(b) if op == "div" else a._with(op, b)
 
     def _checked(self, call: Call, result: Any) -> Any:
         """The results in the types that torch says. Raises IRError where shapes differ."""
@@ -298,14 +291,6 @@ class Importer:
         if isinstance(value, (tuple, list)):
             return [self._argument(v, values) for v in value]
         return self.dim(value) if isinstance(value, torch.SymInt) else value
-
-
-NUMBERS: Mapping[str, tuple[str, str]] = {
-    **{name: ("op", name) for name in ("add", "sub", "mul", "max", "min")}, "floordiv": ("op", "div"),
-    "sym_max": ("op", "max"), "sym_min": ("op", "min"),
-    **{name: ("compare", name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}, "and_": ("op", "and"),
-    "or_": ("op", "or"),
-}  # fmt: skip
 
 
 def _has_complex(values: Any) -> bool:
