@@ -216,6 +216,8 @@ def _fields(params: Params, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _gather(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
+    if 0 in types[0].shape:  # of a batch of none
+        return [_filled(body, 0, types[0])]
     sizes = body.trace.shape(params["slice_sizes"])
     fields = _fields(params, GATHER_FIELDS)
     return body.make("gather", *operands, slice_sizes=sizes, fill_value=params.get("fill_value"), **fields)

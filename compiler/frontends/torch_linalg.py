@@ -233,7 +233,7 @@ def pseudo_inverse(c: Call) -> Array:
         rest = iter(tolerances)
         atol, rtol = (next(rest) if isinstance(t, Array) else t for t in given)
         if hermitian:
-            vectors, values = lax.linalg.eigh(x)
+            vectors, values = lax.linalg.eigh(x, symmetrize_input=False)
             order = jnp.argsort(-jnp.abs(values), -1)
             values = jnp.take_along_axis(values, order, -1)
             u = jnp.take_along_axis(vectors, order[..., None, :], -1)

@@ -70,8 +70,7 @@ def _infer_gather(x: Type, indices: Type, *, offset_dims: tuple[int, ...], colla
     _fits(slice_sizes, x.shape)
     dropped = (*collapsed_slice_dims, *operand_batching_dims)
     distinct_axes(dropped, x.rank)
-    empty = [i for i in operand_batching_dims if x.shape[i] == 0]
-    expect(all(slice_sizes[i] == 1 for i in dropped if i not in empty), f"slice_sizes {slice_sizes} must be 1 on the axes {dropped}")
+    expect(all(slice_sizes[i] == 1 for i in dropped), f"slice_sizes {slice_sizes} must be 1 on the axes {dropped}")
     window, batch = drop(slice_sizes, dropped), indices.shape[:-1]
     expect(len(offset_dims) == len(window), f"offset_dims {offset_dims} needs {len(window)} entries")
     distinct_axes(offset_dims, len(window) + len(batch))
