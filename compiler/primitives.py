@@ -212,7 +212,8 @@ SCATTER_FIELDS = ("update_window_dims", "inserted_window_dims", "scatter_dims_to
 
 def _fields(params: Params, names: Sequence[str]) -> dict[str, Any]:
     numbers = params["dimension_numbers"]
-    return {name: tuple(map(int, getattr(numbers, name))) for name in names} | {"mode": GATHER_MODES[params["mode"].name]}
+    found: dict[str, Any] = {name: tuple(map(int, getattr(numbers, name))) for name in names}
+    return found | {"mode": GATHER_MODES[params["mode"].name]}
 
 
 def _gather(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
@@ -304,7 +305,8 @@ def _until_none(params: Params) -> Any:
             return tuple(jnp.where(going.reshape(*going.shape, *[1] * (n.ndim - going.ndim)), n, o)
                          for n, o in zip(new, carry))  # fmt: skip
 
-        return jax.lax.while_loop(lambda carry: jnp.any(test(*for_cond, *carry)[0]), body, operands[in_cond + in_body :])
+        carry = operands[in_cond + in_body :]
+        return jax.lax.while_loop(lambda carry: jnp.any(test(*for_cond, *carry)[0]), body, carry)
 
     return loop
 

@@ -187,7 +187,8 @@ def _product_of(z: Any, axes: tuple[int, ...], **_: Any) -> Any:
 
 
 BY_JAX: Mapping[str, Callable[..., Any]] = {
-    "sqrt": lambda z, **_: _root(z), "rsqrt": lambda z, **_: 1 / _root(z), "pow": lambda a, b, **_: _pow(a, b), "tanh": lambda z, **_: _tanh(z),
+    "sqrt": lambda z, **_: _root(z), "rsqrt": lambda z, **_: 1 / _root(z), "pow": lambda a, b, **_: _pow(a, b),
+    "tanh": lambda z, **_: _tanh(z),
     "tan": lambda z, **_: -_turned(_tanh(_turned(z))), "sinh": lambda z, **_: _sinh(z),
     "cosh": lambda z, **_: _cosh(z), "sin": lambda z, **_: -_turned(_sinh(_turned(z))),
     "cos": lambda z, **_: _cosh(_turned(z)), "expm1": lambda z, **_: _expm1(z), "log1p": lambda z, **_: _log1p(z),

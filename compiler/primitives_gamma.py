@@ -32,7 +32,7 @@ def horner(x: Array, *coefficients: float) -> Array:
 
 
 def erf_inv(x: Array) -> Array:
-    """Giles, "Approximating the erfinv function", 2010: polynomials in w = -log(1 - x²); in f64 Newton's steps follow."""
+    """Giles, "Approximating the erfinv function", 2010: polynomials in w = -log(1 - x²); in f64 Newton's steps too."""
     w = -jnp.log1p(-x * x)
     near, far = w - 2.5, jnp.sqrt(jnp.maximum(w, 0)) - 3.0
     p = horner(near, 2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503,

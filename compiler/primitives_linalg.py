@@ -1,7 +1,7 @@
 """Linear algebra of JAX by its other operations: each row is a function of arrays, as in `primitives_special`.
 
-Householder's reflections have LAPACK's signs. Eigenvalues and singular values come of Jacobi's rotations, of which half a
-matrix's columns take part in each step; the signs of their vectors are nobody's in particular.
+Householder's reflections have LAPACK's signs. Eigenvalues and singular values come of Jacobi's rotations of pairs, half
+as many in a step as there are columns; the signs of their vectors are nobody's in particular.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def qr(x: Array, *, full_matrices: bool = False, pivoting: bool = False, **_: An
 
 
 # --- Jacobi's rotations ---
-# With 2h columns in the order of a round robin, column i meets column i + h; `_next` moves all but the first one seat on.
+# With 2h columns in the order of a round robin, column i meets column i + h; `_next` moves all but the first by a seat.
 # After 2h - 1 steps everyone has met everyone, and sits where it began.
 
 

@@ -117,6 +117,8 @@ def _total_order(compare: Callable[[Array, Array], Array]) -> Callable[..., Arra
 
 def reduce_precision(x: Array, *, exponent_bits: int, mantissa_bits: int) -> Array:
     """f32 with fewer bits: nearest even; what is too large is infinite, what is too small zero."""
+    if x.dtype == jnp.float64:
+        raise IRError("reduce_precision of f64 is not supported: convert to f32 first")
     if x.dtype != jnp.float32:
         wide = reduce_precision(x.astype(jnp.float32), exponent_bits=exponent_bits, mantissa_bits=mantissa_bits)
         return wide.astype(x.dtype)

@@ -21,9 +21,9 @@ REMEMBERED = 64  # programs that are kept, one for each set of sizes
 class Engine:
     """A function on a device; `target` is the platform that it runs on.
 
-    A function whose sizes are fixed has one program, compiled when it is opened. One with sizes that are known when it is
-    called has a text with holes: what that becomes is compiled at the first call with each set of sizes, and jax keeps it
-    in the user's cache.
+    A function whose sizes are fixed has one program, compiled when it is opened. One with sizes that are known when it
+    is called has a text with holes: what that becomes is compiled at the first call with each set of sizes, and jax
+    keeps it in the user's cache.
     """
 
     def __init__(self, artifact: Artifact, threads: int | None = None, target: str | None = None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -285,7 +284,8 @@ def test_a_text_with_holes_is_the_program_of_the_sizes():
         return {k: v for k, v in rows.items() if k != "running"}
 
     source = jax_function.function(function, "float32[n, 6]", "float32[6, 5]", dynamic={"n": (2, 64)})
-    built = program.build(run_passes(source.build(0, 0), target.target()), target.target(), name="f", context=0, chunk=0)
+    chosen = target.target()
+    built = program.build(run_passes(source.build(0, 0), chosen), chosen, name="f", context=0, chunk=0)
     (spec,) = built.specs
     text = built.text(spec)
     assert "$[n]" in text and "$[n + 1]" in text

@@ -28,8 +28,8 @@ class Facts:
 
 @dataclass
 class Context:
-    """The lowering of one module: `dims` are the values of symbols, of which a function may leave some open (`is_open`):
-    their sizes are expressions, and the text has holes for them. `compute` is the dtype that products multiply in;
+    """The lowering of one module: `dims` are the values of symbols. A function may leave some open (`is_open`): their
+    sizes are expressions, and the text has holes for them. `compute` is the dtype that products multiply in;
     `platform` is one that the program is for alone, so that it may use that one's kernels, or "" where it is for all.
     """
 

@@ -272,7 +272,8 @@ class Writer:
         shape = shape or tuple(dim_max(0, floordiv(h - l + s - 1, s)) for l, h, s in zip(start, limit, stride))
         if shape == x.shape:
             return x
-        ranges = ", ".join(f"{number(l)}:{number(h)}" + (f":{s}" if s != 1 else "") for l, h, s in zip(start, limit, stride))
+        ranges = ", ".join(f"{number(l)}:{number(h)}" + (f":{s}" if s != 1 else "")
+                           for l, h, s in zip(start, limit, stride))  # fmt: skip
         return self._as("slice", x, shape, x.element, f" [{ranges}]")
 
     def part(self, x: Tensor, axis: int, start: Dim, limit: Dim) -> Tensor:

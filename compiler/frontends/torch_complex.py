@@ -1,4 +1,4 @@
-"""ATen operations on complex numbers inside of programs: two arrays of real numbers. Programs neither take nor give them."""
+"""ATen operations on complex numbers inside of programs: two arrays of real numbers. No program takes or gives them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def by_parts(name: str) -> Rule:
 
 
 def by_jax(function: Callable[..., Any], *names: str) -> Rule:
-    """A function of JAX of operands, of which each may be complex, real or a number, and their dtype is the result's."""
+    """A function of JAX of operands that may each be complex, real or a number; their dtype is the result's."""
 
     def rule(c: Call) -> Any:
         dtype = c.dtype if c.results[0].is_complex() or c.dtype.is_float else _own(c, names).dtype
@@ -151,8 +151,8 @@ def _along(c: Call, x: Complex, axis: int, inverse: bool) -> Complex:
 
 
 def _scaled(c: Call, x: Any, counts: list[int], inverse: bool) -> Any:
-    """By torch's `normalization`: 0 none, 1 one over the root of the number of points, 2 one over it. Inverse transforms
-    of the op have it already."""
+    """By torch's `normalization`: 0 none, 1 one over the root of the number of points, 2 one over it, which inverse
+    transforms of the op have already."""
     count = math.prod(counts)
     scale = {0: 1.0, 1: 1 / math.sqrt(count), 2: 1 / count}[c.normalization] * (count if inverse else 1)
     if scale == 1:
@@ -215,8 +215,8 @@ BY_PARTS = (
     "permute_copy unbind_copy resolve_conj resolve_neg as_strided as_strided_copy repeat_interleave.self_int".split()
 )
 FUNCTIONS: Mapping[str, tuple[Any, ...]] = {
-    **{name: (getattr(jnp, name), "self") for name in "exp exp2 expm1 log log1p log2 log10 sqrt sin cos tan sinh cosh tanh "
-                                                     "square reciprocal abs sign".split()},
+    **{name: (getattr(jnp, name), "self") for name in (
+        "exp exp2 expm1 log log1p log2 log10 sqrt sin cos tan sinh cosh tanh square reciprocal abs sign").split()},
     "sgn": (jnp.sign, "self"), "angle": (jnp.angle, "self"), "rsqrt": (lambda z: 1 / jnp.sqrt(z), "self"),
     "sigmoid": (lambda z: 1 / (1 + jnp.exp(-z)), "self"), "silu": (lambda z: z / (1 + jnp.exp(-z)), "self"),
     "mul": (jnp.multiply, "self", "other"), "div": (jnp.divide, "self", "other"),
@@ -230,7 +230,8 @@ COMPLEX: Mapping[str, Rule] = {
     **{name: by_parts(name) for name in BY_PARTS if name in PLAIN},
     **{name: by_jax(*row) for name, row in FUNCTIONS.items()},
     "view_as_complex": view_as_complex, "view_as_real": view_as_real, "polar": polar,
-    "complex": lambda c: Complex(c.real.broadcast_to(c.shape), c.imag.broadcast_to(c.shape)), "real": lambda c: c.self.re, "imag": lambda c: c.self.im,
+    "complex": lambda c: Complex(c.real.broadcast_to(c.shape), c.imag.broadcast_to(c.shape)),
+    "real": lambda c: c.self.re, "imag": lambda c: c.self.im,
     **{name: conjugate for name in ("_conj", "conj", "conj_physical", "_conj_physical")},
     **{name: lambda c: c.self for name in ("resolve_conj", "resolve_neg")},
     "_to_copy": to_copy, "linalg_vector_norm": norm, "linear": linear, "addmm": addmm,

@@ -182,8 +182,8 @@ class Importer:
         return Type(tuple(map(self.dim, tensor.shape)), dtype_of(tensor.dtype, where))
 
     def weight(self, name: str, tensor: torch.Tensor) -> Array | Complex:
-        """A parameter, buffer or constant: tensors that share memory are one weight, small ones are constants. Of complex
-        numbers each part is a weight."""
+        """A parameter, buffer or constant: tensors that share memory are one weight, small ones are constants. Each
+        part of complex numbers is one."""
         if tensor.dtype in PARTS:
             parts = (self.weight(f"{name}.{part}", getattr(tensor.detach(), part).contiguous())
                      for part in ("real", "imag"))  # fmt: skip
@@ -231,14 +231,14 @@ class Importer:
             name = overload = target.name()
         elif hasattr(target, "_schema"):
             name = target._schema.name.removeprefix("aten::")
-            overload = f"{name}.{target._schema.overload_name}"
+            overload = f"{name}.{target._schema.overload_name}".rstrip(".")
             arguments = self._bound(node, values)
             is_complex = _has_complex(list(arguments.values())) or _gives_complex(made)
             table = self.complex_table if is_complex else self.table
             rule = table.get(overload) or table.get(name)
             if rule is None and is_complex and (overload in self.table or name in self.table):
-                raise Unsupported(f"{self.located(node)}: {overload} of complex numbers is not supported; write it with "
-                                  "torch.view_as_real")  # fmt: skip
+                where = self.located(node)
+                raise Unsupported(f"{where}: {overload} of complex numbers is not supported; use torch.view_as_real")
         else:
             raise Unsupported(f"{self.located(node)}: {target} is not supported")
         if rule is None:
