@@ -134,7 +134,7 @@ def test_programs(names: tuple[str, ...]) -> None:
 
 
 def test_all_of_core_aten_is_decided() -> None:
-    """Each operation of torch's list has a rule, is decomposed before, computes a size, or is refused with a way out."""
+    """Each operation of torch's list has a rule, is decomposed, computes a size, or is refused with a way out."""
     decided = {*torch_export.TABLE, *torch_complex.COMPLEX, *refused.TORCH}
     decomposed = torch_export.decompositions()
     core, missing = 0, set()
