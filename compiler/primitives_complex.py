@@ -214,7 +214,7 @@ def apply(body: Body, name: str, params: Params, operands: Sequence[Any_], types
     if name == "fft":
         return [_transform(body, params, operands[0])]
     if name in BY_JAX:
-        return list(body.inline(lambda *z: BY_JAX[name](*z, **params), list(operands)))
+        return list(body.inline(lambda *z: BY_JAX[name](*z, **params), list(operands)))  # type: ignore[arg-type]
     if name not in FORMULAS:
         raise IRError(f"{name} of complex numbers is not supported: write it with real and imaginary parts")
     made = FORMULAS[name](_Algebra(body, types[0].shape), list(operands), params)

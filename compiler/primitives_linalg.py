@@ -292,7 +292,7 @@ def tridiagonal_solve(below: Array, diagonal: Array, above: Array, b: Array, **_
     if diagonal.ndim > 1:
         return jax.vmap(tridiagonal_solve)(below, diagonal, above, b)
 
-    def down(carry: tuple[Array, Array], row: tuple[Array, ...]) -> tuple[Any, Any]:
+    def down(carry: Any, row: Any) -> tuple[Any, Any]:
         c, d = carry
         lower, middle, upper, right = row
         size = middle - lower * c
@@ -303,7 +303,7 @@ def tridiagonal_solve(below: Array, diagonal: Array, above: Array, b: Array, **_
         x = row[1] - row[0] * x
         return x, x
 
-    zero = jnp.zeros((), b.dtype), jnp.zeros(b.shape[1:], b.dtype)
+    zero: Any = jnp.zeros((), b.dtype), jnp.zeros(b.shape[1:], b.dtype)
     _, rows = lax.scan(down, zero, (below.at[0].set(0), diagonal, above, b))
     return lax.scan(up, zero[1], rows, reverse=True)[1]
 

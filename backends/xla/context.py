@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ...ir.graph import Graph, IRError, Node
 from ...ir.types import Dim, DType, Type, evaluate, f32, substitute
 from .parts import part_types
-from .text import Shape, Tensor, Writer
+from .text import Shape, Size, Tensor, Writer
 
 Value = tuple[Tensor, ...]  # the tensors that one value of the IR is held in: `parts.part_types` says which
 
@@ -41,7 +41,7 @@ class Context:
     functions: dict[Graph, str] = field(default_factory=dict)  # names of the functions written, callees first
     texts: list[str] = field(default_factory=list)
 
-    def size(self, dim: Dim) -> Dim:
+    def size(self, dim: Dim) -> Size:
         if self.is_open:
             return substitute(dim, self.dims)
         try:

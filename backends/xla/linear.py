@@ -15,14 +15,15 @@ from ...ir.types import ACTIVATION_SIZES, Type, f32
 from . import tpu, triton
 from .blocks import multiplied, widen
 from .context import Context, Lowering, Step, Value
-from .text import Tensor, Writer, element_of
+from .text import Size, Tensor, Writer, element_of
 
 FEW = 8  # tokens up to which a weight is read anew for each rather than widened once
 
 
 def product(step: Step, x: Value, x_type: Type, weight: Value, weight_type: Type) -> Tensor:
     """x [T, K] times the rows of a weight [N, K], f32 [T, N]."""
-    w, tokens, n = step.writer, x_type.shape[0], weight_type.sizes[0]
+    w, n = step.writer, weight_type.sizes[0]
+    tokens: Size = x_type.shape[0]
     compute = element_of(step.context.compute)
     wide = widen(w, x_type, x)
     if step.context.platform == "tpu":

@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 import numpy as np
 
 from ...ir.types import Dim, DType, Expr, Sym, bounds, dim_max, evaluate, floordiv, numpy_dtype, parse_dim
 
-Shape = tuple[Dim, ...]
+Size = Any  # an int; an `Expr` where a function leaves sizes open
+Shape = tuple[Size, ...]
 HOLE = re.compile(r"\$\[([^\]]*)\]")
 
 # Element types by the IR's names, as StableHLO spells them.
@@ -67,7 +69,7 @@ def largest(dim: Dim) -> int:
     return bounds(dim)[1]
 
 
-def tensor_type(shape: Sequence[Dim], element: str) -> str:
+def tensor_type(shape: Sequence[Size], element: str) -> str:
     """`tensor<2x3xf32>`"""
     return f"tensor<{''.join(f'{number(d)}x' for d in shape)}{element}>"
 
@@ -90,15 +92,15 @@ def _names(tensors: Sequence[Tensor]) -> str:
     return ", ".join(t.name for t in tensors)
 
 
-def _numbers(values: Sequence[Dim]) -> str:
+def _numbers(values: Sequence[Size]) -> str:
     return f"[{', '.join(map(number, values))}]"
 
 
-def _array(values: Sequence[Dim]) -> str:
+def _array(values: Sequence[Size]) -> str:
     return f"array<i64: {', '.join(map(number, values))}>" if values else "array<i64>"
 
 
-def literal(value: float | int | bool | Expr, element: str) -> str:
+def literal(value: Any, element: str) -> str:
     """A number as MLIR writes it: floats with all their digits, those that are not finite by their bits."""
     if isinstance(value, Expr):
         return number(value)
@@ -130,12 +132,12 @@ class Writer:
     def comment(self, text: str) -> None:
         self.line(f"// {text}")
 
-    def fresh(self, shape: Sequence[Dim], element: str) -> Tensor:
+    def fresh(self, shape: Sequence[Size], element: str) -> Tensor:
         """A name that is not in use."""
         self._count += 1
         return Tensor(f"%{self._count - 1}", tuple(shape), element)
 
-    def assign(self, text: str, shape: Sequence[Dim], element: str) -> Tensor:
+    def assign(self, text: str, shape: Sequence[Size], element: str) -> Tensor:
         """One operation with one result."""
         result = self.fresh(shape, element)
         self.line(f"{result} = {text}")
@@ -168,7 +170,7 @@ class Writer:
 
     # --- What is made of nothing ---
 
-    def constant(self, value: float | int | bool | Expr, element: str, shape: Shape = ()) -> Tensor:
+    def constant(self, value: Any, element: str, shape: Shape = ()) -> Tensor:
         """A number, repeated over `shape`; a size as an integer."""
         kind = tensor_type(shape, element)
         return self._once(f"stablehlo.constant dense<{literal(value, element)}> : {kind}", shape, element)
@@ -265,7 +267,7 @@ class Writer:
     def reverse(self, x: Tensor, axes: Sequence[int]) -> Tensor:
         return self.assign(f"stablehlo.reverse {x}, dims = {_numbers(axes)} : {x.type}", x.shape, x.element)
 
-    def slice(self, x: Tensor, start: Sequence[Dim], limit: Sequence[Dim], stride: Sequence[int] = (),
+    def slice(self, x: Tensor, start: Sequence[Size], limit: Sequence[Size], stride: Sequence[int] = (),
               shape: Shape = ()) -> Tensor:  # fmt: skip
         """`shape` is the result's, where the caller knows its form."""
         stride = tuple(stride) or (1,) * x.rank
@@ -276,13 +278,13 @@ class Writer:
                            for l, h, s in zip(start, limit, stride))  # fmt: skip
         return self._as("slice", x, shape, x.element, f" [{ranges}]")
 
-    def part(self, x: Tensor, axis: int, start: Dim, limit: Dim) -> Tensor:
+    def part(self, x: Tensor, axis: int, start: Size, limit: Size) -> Tensor:
         """x[…, start:limit, …] along one axis."""
-        low, high = list[Dim]([0] * x.rank), list(x.shape)
+        low, high = list[Size]([0] * x.rank), list(x.shape)
         low[axis], high[axis] = start, limit
         return self.slice(x, low, high)
 
-    def pad(self, x: Tensor, value: Tensor, low: Sequence[Dim], high: Sequence[Dim], interior: Sequence[int],
+    def pad(self, x: Tensor, value: Tensor, low: Sequence[Size], high: Sequence[Size], interior: Sequence[int],
             shape: Shape = ()) -> Tensor:  # fmt: skip
         """`shape` is the result's, where the caller knows its form."""
         shape = shape or tuple(dim_max(l + d + (dim_max(d - 1, 0) * i if i else 0) + h, 0)
@@ -333,7 +335,7 @@ class Writer:
 
     # --- Addresses ---
 
-    def dynamic_slice(self, x: Tensor, starts: Sequence[Tensor], sizes: Sequence[Dim]) -> Tensor:
+    def dynamic_slice(self, x: Tensor, starts: Sequence[Tensor], sizes: Sequence[Size]) -> Tensor:
         if tuple(sizes) == x.shape:
             return x
         operands = (x, *starts)
@@ -346,7 +348,7 @@ class Writer:
         text = f"stablehlo.dynamic_update_slice {_names(operands)} : ({_types(operands)}) -> {x.type}"
         return self.assign(text, x.shape, x.element)
 
-    def gather(self, x: Tensor, indices: Tensor, shape: Shape, numbers: str, sizes: Sequence[Dim]) -> Tensor:
+    def gather(self, x: Tensor, indices: Tensor, shape: Shape, numbers: str, sizes: Sequence[Size]) -> Tensor:
         """`numbers` are the fields of `#stablehlo.gather`."""
         text = (f'"stablehlo.gather"({x}, {indices}) <{{dimension_numbers = #stablehlo.gather<{numbers}>, '
                 f"indices_are_sorted = false, slice_sizes = {_array(sizes)}}}> : "
@@ -387,7 +389,7 @@ class Writer:
         return results
 
     def reduce_window(self, x: Tensor, kind: str, shape: Shape, settings: Mapping[str, Sequence[int]],
-                      padding: Sequence[tuple[Dim, Dim]], initial: float | int | bool) -> Tensor:  # fmt: skip
+                      padding: Sequence[tuple[Size, Size]], initial: float | int | bool) -> Tensor:  # fmt: skip
         """`settings` are the operation's arrays by their names, one number for each axis."""
         start = self.constant(initial, x.element)
         result = self.fresh(shape, x.element)
