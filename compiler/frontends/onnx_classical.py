@@ -73,7 +73,7 @@ def tree_ensemble(c: Call) -> Array:
     x = c.x(0)
     holds = _conditions(c, x).astype(x.dtype)
     ways = [w for root in c.attr("tree_roots") for w in _paths(c, root)]
-    signs, constant = np.zeros((holds.shape[1], len(ways))), np.zeros(len(ways))
+    signs, constant = np.zeros((len(c.attr("nodes_featureids")), len(ways))), np.zeros(len(ways))
     for i, (_, path) in enumerate(ways):
         for node, taken in path.items():
             signs[node, i] = 1 if taken else -1
