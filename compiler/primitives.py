@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -210,10 +212,13 @@ SCATTER_FIELDS = ("update_window_dims", "inserted_window_dims", "scatter_dims_to
 
 def _fields(params: Params, names: Sequence[str]) -> dict[str, Any]:
     numbers = params["dimension_numbers"]
-    return {name: tuple(getattr(numbers, name)) for name in names} | {"mode": GATHER_MODES[params["mode"].name]}
+    found: dict[str, Any] = {name: tuple(map(int, getattr(numbers, name))) for name in names}
+    return found | {"mode": GATHER_MODES[params["mode"].name]}
 
 
 def _gather(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
+    if 0 in types[0].shape:  # of a batch of none
+        return [_filled(body, 0, types[0])]
     sizes = body.trace.shape(params["slice_sizes"])
     fields = _fields(params, GATHER_FIELDS)
     return body.make("gather", *operands, slice_sizes=sizes, fill_value=params.get("fill_value"), **fields)
@@ -285,7 +290,30 @@ def _cond(body: Body, params: Params, operands: list[Value], types: list[Type]) 
     return body.make("cond", index, *captured, *rest, branches=tuple(graphs))
 
 
+def _until_none(params: Params) -> Any:
+    """A loop under vmap, with a condition for each element of the batch: it goes on while one holds, and what carries
+    elements whose own does not hold stays as it is."""
+    test, turn = (jax.extend.core.jaxpr_as_fun(params[key]) for key in ("cond_jaxpr", "body_jaxpr"))
+    in_cond, in_body = params["cond_nconsts"], params["body_nconsts"]
+
+    def loop(*operands: Any) -> Any:
+        for_cond, for_body = operands[:in_cond], operands[in_cond : in_cond + in_body]
+
+        def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+            going = test(*for_cond, *carry)[0]
+            new = turn(*for_body, *carry)
+            return tuple(jnp.where(going.reshape(*going.shape, *[1] * (n.ndim - going.ndim)), n, o)
+                         for n, o in zip(new, carry))  # fmt: skip
+
+        carry = operands[in_cond + in_body :]
+        return jax.lax.while_loop(lambda carry: jnp.any(test(*for_cond, *carry)[0]), body, carry)
+
+    return loop
+
+
 def _while(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
+    if params["cond_jaxpr"].out_avals[0].shape:
+        return body.inline(_until_none(params), operands)
     in_cond, in_body = params["cond_nconsts"], params["body_nconsts"]
     for_cond, for_body, carry = operands[:in_cond], operands[in_cond : in_cond + in_body], operands[in_cond + in_body :]
     jaxprs = params["cond_jaxpr"], params["body_jaxpr"]

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from ..ir.graph import IRError, Value
 from ..ir.types import Type, boolean
@@ -70,7 +72,14 @@ def _exponential(do: _Algebra, x: Complex) -> Complex:
 
 
 def _size(do: _Algebra, x: Complex) -> Value:
-    return do("sqrt", do("add", do("mul", x.re, x.re), do("mul", x.im, x.im)))
+    """Without squares, which would overflow: m sqrt(1 + (n / m)²) of the larger m and the smaller n."""
+    a, b = do("abs", x.re), do("abs", x.im)
+    most, least = do("max", a, b), do("min", a, b)
+    zero = do.body.make("constant", value=bytes(most.dtype.block_bytes), type=Type((), most.dtype))[0]
+    whole = do("is_finite", most)
+    ratio = do("select", do("and", whole, do("compare", most, zero, direction="gt")), do("div", least, most), zero)
+    one = do("exp", zero)
+    return do("mul", most, do("sqrt", do("add", one, do("mul", ratio, ratio))))
 
 
 def _logarithm(do: _Algebra, x: Complex) -> Complex:
@@ -119,6 +128,76 @@ BY_PARTS = frozenset(
 OTHERS = frozenset({"convert_element_type", "dot_general", "conv_general_dilated", "fft"})
 
 
+# ---- Functions of complex numbers by JAX's operations on their parts ------------------------------------------------
+
+
+def _root(z: Any) -> Any:
+    x, y, size = lax.real(z), lax.imag(z), jnp.abs(z)
+    t = jnp.sqrt((jnp.abs(x) + size) / 2)
+    other = y / jnp.where(t == 0, 1, 2 * t)
+    return jnp.where(x >= 0, lax.complex(t, other), lax.complex(jnp.abs(other), jnp.where(y < 0, -t, t)))
+
+
+def _tanh(z: Any) -> Any:
+    a, b, c = jnp.tanh(lax.real(z)), jnp.tan(lax.imag(z)), 1 / jnp.cosh(lax.real(z))
+    size = 1 + a * a * b * b
+    return lax.complex(a * (1 + b * b) / size, b * c * c / size)
+
+
+def _turned(z: Any) -> Any:
+    """z times i."""
+    return lax.complex(-lax.imag(z), lax.real(z))
+
+
+def _sinh(z: Any) -> Any:
+    x, y = lax.real(z), lax.imag(z)
+    return lax.complex(jnp.sinh(x) * jnp.cos(y), jnp.cosh(x) * jnp.sin(y))
+
+
+def _cosh(z: Any) -> Any:
+    x, y = lax.real(z), lax.imag(z)
+    return lax.complex(jnp.cosh(x) * jnp.cos(y), jnp.sinh(x) * jnp.sin(y))
+
+
+def _expm1(z: Any) -> Any:
+    x, y = lax.real(z), lax.imag(z)
+    half = jnp.sin(y / 2)
+    return lax.complex(jnp.expm1(x) * jnp.cos(y) - 2 * half * half, jnp.exp(x) * jnp.sin(y))
+
+
+def _log1p(z: Any) -> Any:
+    x, y = lax.real(z), lax.imag(z)
+    return lax.complex(jnp.log1p(x * (2 + x) + y * y) / 2, jnp.arctan2(y, 1 + x))
+
+
+def _pow(a: Any, b: Any) -> Any:
+    zero, b = a == 0, lax.convert_element_type(b, a.dtype)
+    value = jnp.exp(b * jnp.log(jnp.where(zero, jnp.ones_like(a), a)))
+    return jnp.where(zero, (b == 0).astype(a.dtype), value)
+
+
+def _product_of(z: Any, axes: tuple[int, ...], **_: Any) -> Any:
+    """Halves of the axes are multiplied until one number is left."""
+    kept = [d for d in range(z.ndim) if d not in axes]
+    line = z.transpose([*axes, *kept]).reshape(-1, *(z.shape[d] for d in kept))
+    while line.shape[0] > 1:
+        odd, half = line[2 * (line.shape[0] // 2) :], line.shape[0] // 2
+        line = jnp.concatenate([line[:half] * line[half : 2 * half], odd])
+    return line[0] if line.shape[0] else jnp.ones(line.shape[1:], z.dtype)
+
+
+BY_JAX: Mapping[str, Callable[..., Any]] = {
+    "sqrt": lambda z, **_: _root(z), "rsqrt": lambda z, **_: 1 / _root(z), "pow": lambda a, b, **_: _pow(a, b),
+    "tanh": lambda z, **_: _tanh(z),
+    "tan": lambda z, **_: -_turned(_tanh(_turned(z))), "sinh": lambda z, **_: _sinh(z),
+    "cosh": lambda z, **_: _cosh(z), "sin": lambda z, **_: -_turned(_sinh(_turned(z))),
+    "cos": lambda z, **_: _cosh(_turned(z)), "expm1": lambda z, **_: _expm1(z), "log1p": lambda z, **_: _log1p(z),
+    "exp2": lambda z, **_: jnp.exp(z * np.float32(np.log(2))), "logistic": lambda z, **_: 1 / (1 + jnp.exp(-z)),
+    "sign": lambda z, **_: jnp.where(z == 0, z, z / jnp.where(z == 0, 1, jnp.abs(z))), "reduce_prod": _product_of,
+    "is_finite": lambda z, **_: lax.is_finite(lax.real(z)) & lax.is_finite(lax.imag(z)),
+}  # fmt: skip
+
+
 def apply(body: Body, name: str, params: Params, operands: Sequence[Any_], types: list[Type]) -> list[Any_]:
     """The results of a primitive that takes or gives complex numbers; `types` are those of the parts.
 
@@ -134,6 +213,8 @@ def apply(body: Body, name: str, params: Params, operands: Sequence[Any_], types
         return [_bilinear(body, name, params, operands, types)]
     if name == "fft":
         return [_transform(body, params, operands[0])]
+    if name in BY_JAX:
+        return list(body.inline(lambda *z: BY_JAX[name](*z, **params), list(operands)))  # type: ignore[arg-type]
     if name not in FORMULAS:
         raise IRError(f"{name} of complex numbers is not supported: write it with real and imaginary parts")
     made = FORMULAS[name](_Algebra(body, types[0].shape), list(operands), params)

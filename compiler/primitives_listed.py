@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from .primitives import PRIMITIVES
+from .primitives_complex import BY_JAX as COMPLEX_BY_JAX
 from .primitives_complex import BY_PARTS, FORMULAS, OTHERS
 from .primitives_random import MOVES_KEYS
 from .primitives_refused import GROUPS
@@ -22,7 +23,7 @@ def listed() -> str:
         ("An op, or a few", own),
         ("By other JAX operations", set(BY_JAX)),
         ("Looked into", set(INLINED)),
-        ("Of complex numbers, inside a function", {*FORMULAS, *BY_PARTS, *OTHERS}),
+        ("Of complex numbers, inside a function", {*FORMULAS, *BY_PARTS, *OTHERS, *COMPLEX_BY_JAX}),
         ("Of typed random keys", {*MOVES_KEYS, "select_n", "dynamic_slice", "scan", "while", "cond"}),
     ]
     lines = ["| compiled | primitives |", "|---|---|"]

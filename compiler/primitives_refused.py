@@ -20,9 +20,8 @@ GROUPS: tuple[tuple[str, str], ...] = (
                "reduce_scatter shard_map psum_invariant pvary pbroadcast psend precv custom_partitioning"),
     (_GRADIENT, "select_and_gather_add select_and_scatter select_and_scatter_add igamma_grad_a custom_lin linear_call "
                 "random_gamma_grad"),
-    (_LINEAR_ALGEBRA, "eig eigh svd schur hessenberg householder_product geqrf qr tridiagonal tridiagonal_solve "
-                      "custom_linear_solve"),
-    (_SPECIAL, "igamma igammac polygamma regularized_incomplete_beta zeta random_gamma"),
+    (_LINEAR_ALGEBRA, "eig schur hessenberg tridiagonal"),
+    (_SPECIAL, "random_gamma"),
     ("it is code that only one platform has: use the plain JAX operations", "ffi_call call_exported cudnn_fusion "
      "dot_product_attention_fwd dot_product_attention_fp8_fwd scaled_matmul scaled_dot philox2x32 philox4x32 "
      "threefry4x32"),

@@ -16,6 +16,8 @@ from jax import lax
 
 from ..ir.graph import IRError, Value
 from ..ir.types import Type
+from .primitives_gamma import GAMMA, horner, wide
+from .primitives_linalg import LINALG
 
 if TYPE_CHECKING:
     from .primitives import Lowering
@@ -33,86 +35,16 @@ def by_jax(function: Callable[..., Any]) -> Lowering:
     return lower
 
 
-def _wide(function: Callable[..., Array]) -> Callable[..., Array]:
-    """In f32, rounded once."""
-
-    def widened(x: Array, *rest: Array, **params: Any) -> Array:
-        operands = (v.astype(jnp.float32) for v in (x, *rest))
-        return function(*operands).astype(x.dtype)
-
-    return widened
-
-
 # --- Special functions ---
 
 
-def erf_inv(x: Array) -> Array:
-    """Giles, "Approximating the erfinv function", 2010: polynomials in w = -log(1 - x²)."""
-    w = -jnp.log1p(-x * x)
-    near, far = w - 2.5, jnp.sqrt(jnp.maximum(w, 0)) - 3.0
-    p = _horner(near, 2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503,
-                -0.00417768164, 0.246640727, 1.50140941)  # fmt: skip
-    q = _horner(far, -0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613,
-                0.00943887047, 1.00167406, 2.83297682)  # fmt: skip
-    inside = jnp.where(w < 5, p, q) * x
-    return jnp.where(jnp.abs(x) == 1, x * np.float32(np.inf), inside)
-
-
-def _horner(x: Array, *coefficients: float) -> Array:
-    total = jnp.full_like(x, coefficients[0])
-    for c in coefficients[1:]:
-        total = total * x + np.float32(c)
-    return total
-
-
-# Lanczos' approximation with g = 7 and 9 terms (Godfrey's coefficients).
-_LANCZOS = (676.520368121885098567009190444019, -1259.13921672240287047156078755283, 771.3234287776530788486528258894,
-            -176.61502916214059906584551354, 12.507343278686904814458936853, -0.13857109526572011689554707,
-            9.984369578019570859563e-6, 1.50563273514931155834e-7)  # fmt: skip
-
-
-def lgamma(x: Array) -> Array:
-    """log|Γ(x)|: Lanczos for x >= 1/2, by reflection below."""
-    z = jnp.where(x < 0.5, -x, x - 1)
-    total = jnp.full_like(z, 0.99999999999980993227684700473478)
-    for i, c in enumerate(_LANCZOS):
-        total = total + np.float32(c) / (z + (i + 1))
-    t = z + 7.5
-    log_t = np.float32(np.log(7.5)) + jnp.log1p(z / 7.5)
-    value = (z + 0.5 - t / log_t) * log_t + np.float32(np.log(2 * np.pi) / 2) + jnp.log(total)
-    whole = jnp.floor(x)
-    fraction = jnp.abs(x) - jnp.floor(jnp.abs(x))
-    fraction = jnp.where(fraction > 0.5, 1 - fraction, fraction)
-    reflected = np.float32(np.log(np.pi)) - jnp.log(jnp.sin(np.float32(np.pi) * fraction)) - value
-    result = jnp.where(x < 0.5, reflected, value)
-    result = jnp.where((x <= 0) & (x == whole), np.float32(np.inf), result)
-    return jnp.where(jnp.isinf(x), np.float32(np.inf), result)
-
-
-def digamma(x: Array) -> Array:
-    """Γ'/Γ: x is raised above 6 by ψ(x) = ψ(x + 1) - 1 / x, then the asymptotic series; by reflection below 1/2."""
-    y = jnp.where(x < 0.5, 1 - x, x)
-    shift = jnp.zeros_like(y)
-    for _ in range(6):
-        low = y < 6
-        shift = shift + jnp.where(low, 1 / y, 0)
-        y = jnp.where(low, y + 1, y)
-    r = 1 / (y * y)
-    series = _horner(r, -1 / 132, 1 / 240, -1 / 252, 1 / 120, -1 / 12, 0)
-    value = jnp.log(y) - 0.5 / y + series - shift
-    angle = np.float32(np.pi) * (x - jnp.round(x))
-    reflected = value - np.float32(np.pi) * jnp.cos(angle) / jnp.sin(angle)
-    result = jnp.where(x < 0.5, reflected, value)
-    return jnp.where((x <= 0) & (x == jnp.floor(x)), np.float32(np.nan), result)
-
-
 def bessel_i0e(x: Array) -> Array:
-    """e^-|x| I0(x): the polynomials of Abramowitz and Stegun, 9.8.1 and 9.8.2."""
+    """e^-|x| I0(x): the polynomials of Abramowitz and Stegun, 9.8.1 and 9.8.2, within 2e-7."""
     a = jnp.abs(x)
     t = (a / 3.75) ** 2
-    small = _horner(t, 0.0045813, 0.0360768, 0.2659732, 1.2067492, 3.0899424, 3.5156229, 1.0) * jnp.exp(-a)
+    small = horner(t, 0.0045813, 0.0360768, 0.2659732, 1.2067492, 3.0899424, 3.5156229, 1.0) * jnp.exp(-a)
     s = 3.75 / jnp.maximum(a, 3.75)
-    large = _horner(s, 0.00392377, -0.01647633, 0.02635537, -0.02057706, 0.00916281, -0.00157565, 0.00225319,
+    large = horner(s, 0.00392377, -0.01647633, 0.02635537, -0.02057706, 0.00916281, -0.00157565, 0.00225319,
                     0.01328592, 0.39894228) / jnp.sqrt(jnp.maximum(a, 3.75))  # fmt: skip
     return jnp.where(a < 3.75, small, large)
 
@@ -121,9 +53,9 @@ def bessel_i1e(x: Array) -> Array:
     """e^-|x| I1(x): Abramowitz and Stegun, 9.8.3 and 9.8.4."""
     a = jnp.abs(x)
     t = (a / 3.75) ** 2
-    small = a * _horner(t, 0.00032411, 0.00301532, 0.02658733, 0.15084934, 0.51498869, 0.87890594, 0.5) * jnp.exp(-a)
+    small = a * horner(t, 0.00032411, 0.00301532, 0.02658733, 0.15084934, 0.51498869, 0.87890594, 0.5) * jnp.exp(-a)
     s = 3.75 / jnp.maximum(a, 3.75)
-    large = _horner(s, -0.00420059, 0.01787654, -0.02895312, 0.02282967, -0.01031555, 0.00163801, -0.00362018,
+    large = horner(s, -0.00420059, 0.01787654, -0.02895312, 0.02282967, -0.01031555, 0.00163801, -0.00362018,
                     -0.03988024, 0.39894228) / jnp.sqrt(jnp.maximum(a, 3.75))  # fmt: skip
     return jnp.sign(x) * jnp.where(a < 3.75, small, large)
 
@@ -183,19 +115,10 @@ def _total_order(compare: Callable[[Array, Array], Array]) -> Callable[..., Arra
     return lambda x, y, **_: compare(_ranked(x), _ranked(y))
 
 
-def lu_pivots_to_permutation(pivots: Array, *, permutation_size: int) -> Array:
-    if pivots.ndim > 1:
-        return jax.vmap(lambda p: lu_pivots_to_permutation(p, permutation_size=permutation_size))(pivots)
-
-    def swap(k: Array, order: Array) -> Array:
-        place, pivot = jnp.arange(permutation_size), pivots[k]
-        return jnp.where(place == k, order[pivot], jnp.where(place == pivot, order[k], order))
-
-    return lax.fori_loop(0, pivots.shape[0], swap, jnp.arange(permutation_size, dtype=pivots.dtype))
-
-
 def reduce_precision(x: Array, *, exponent_bits: int, mantissa_bits: int) -> Array:
     """f32 with fewer bits: nearest even; what is too large is infinite, what is too small zero."""
+    if x.dtype == jnp.float64:
+        raise IRError("reduce_precision of f64 is not supported: convert to f32 first")
     if x.dtype != jnp.float32:
         wide = reduce_precision(x.astype(jnp.float32), exponent_bits=exponent_bits, mantissa_bits=mantissa_bits)
         return wide.astype(x.dtype)
@@ -254,72 +177,6 @@ def reduce(*operands: Array, jaxpr: Any, dimensions: Sequence[int], consts: Sequ
     return [r[0] for r in (combine(*first, *lines) if lines[0].shape[0] else first)]
 
 
-# --- Small linear algebra ---
-
-
-def cholesky(x: Array, **_: Any) -> Array:
-    """Column after column, of every matrix at once: L[j:, j] = (A - L L')[j:, j] / sqrt of its first."""
-    n = x.shape[-1]
-    row = jnp.arange(n)
-
-    def column(j: Array, factor: Array) -> Array:
-        own = lax.dynamic_index_in_dim(factor, j, -2, keepdims=False)
-        rest = lax.dynamic_index_in_dim(x, j, -1, keepdims=False) - jnp.einsum("...ik,...k->...i", factor, own)
-        head = jnp.sqrt(lax.dynamic_index_in_dim(rest, j, -1))
-        made = jnp.where(row < j, 0, rest / head)
-        return jnp.where(row == j, made[..., None], factor)
-
-    return lax.fori_loop(0, n, column, jnp.zeros_like(x))
-
-
-def triangular_solve(a: Array, b: Array, *, left_side: bool, lower: bool, transpose_a: bool, conjugate_a: bool,
-                     unit_diagonal: bool) -> Array:  # fmt: skip
-    """Row after row of x in a x = b."""
-    if not left_side:  # x a = b as a' x' = b'
-        turned = triangular_solve(a, jnp.swapaxes(b, -1, -2), left_side=True, lower=lower, conjugate_a=conjugate_a,
-                                  transpose_a=not transpose_a, unit_diagonal=unit_diagonal)  # fmt: skip
-        return jnp.swapaxes(turned, -1, -2)
-    if transpose_a:
-        a, lower = jnp.swapaxes(a, -1, -2), not lower
-    n = a.shape[-1]
-    row = jnp.arange(n)[:, None]
-
-    def solved(i: Array, x: Array) -> Array:
-        at = i if lower else n - 1 - i
-        line = lax.dynamic_index_in_dim(a, at, -2, keepdims=False)
-        known = jnp.einsum("...k,...kj->...j", jnp.where(row[:, 0] == at, 0, line), x)
-        value = lax.dynamic_index_in_dim(b, at, -2, keepdims=False) - known
-        if not unit_diagonal:
-            value = value / lax.dynamic_index_in_dim(line, at, -1)
-        return jnp.where(row == at, value[..., None, :], x)
-
-    return lax.fori_loop(0, n, solved, jnp.zeros_like(b))
-
-
-def lu(x: Array, **_: Any) -> tuple[Array, Array, Array]:
-    """With row pivots: at step k the row with the largest element of column k comes to row k."""
-    if x.ndim > 2:
-        return jax.vmap(lu)(x)  # type: ignore[return-value]
-    m, n = x.shape
-    row, column = jnp.arange(m), jnp.arange(n)
-
-    def step(k: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        a, pivots, order = state
-        here = lax.dynamic_index_in_dim(a, k, 1, keepdims=False)
-        pivot = jnp.argmax(jnp.where(row < k, -1, jnp.abs(here)))
-        swap = jnp.where(row == k, pivot, jnp.where(row == pivot, k, row))
-        a, order = a[swap], order[swap]
-        head, line = a[k, k], a[k]
-        below = jnp.where(row > k, lax.dynamic_index_in_dim(a, k, 1, keepdims=False) / head, 0)
-        below = jnp.where(head == 0, 0, below)
-        a = jnp.where((row[:, None] > k) & (column == k), below[:, None], a)
-        a = a - below[:, None] * jnp.where(column > k, line, 0)
-        return a, jnp.where(jnp.arange(pivots.shape[0]) == k, pivot.astype(pivots.dtype), pivots), order
-
-    first = x, jnp.zeros(min(m, n), jnp.int32), row.astype(jnp.int32)
-    return lax.fori_loop(0, min(m, n), step, first)
-
-
 def _ragged_dot(x: Array, w: Array, sizes: Array, *, ragged_dot_dimension_numbers: Any, **_: Any) -> Array:
     """Rows of x by groups, each with a matrix of its own: [m, k], [g, k, n], [g] → [m, n]."""
     numbers = ragged_dot_dimension_numbers
@@ -336,13 +193,11 @@ def _ragged_dot(x: Array, w: Array, sizes: Array, *, ragged_dot_dimension_number
 
 
 BY_JAX: dict[str, Callable[..., Any]] = {
-    "erf_inv": _wide(erf_inv), "lgamma": _wide(lgamma), "digamma": _wide(digamma),
-    "bessel_i0e": _wide(bessel_i0e), "bessel_i1e": _wide(bessel_i1e),
+    "bessel_i0e": wide(bessel_i0e), "bessel_i1e": wide(bessel_i1e),
     "population_count": population_count, "clz": clz, "nextafter": nextafter, "reduce_precision": reduce_precision,
     "approx_top_k": approx_top_k, "cumlogsumexp": cumlogsumexp, "reduce": reduce,
     "lt_to": _total_order(lax.lt), "le_to": _total_order(lax.le), "eq_to": _total_order(lax.eq),
-    "lu_pivots_to_permutation": lu_pivots_to_permutation,
-    "cholesky": cholesky, "triangular_solve": triangular_solve, "lu": lu, "ragged_dot_general": _ragged_dot,
+    "ragged_dot_general": _ragged_dot, **GAMMA, **LINALG,
 }  # fmt: skip
 
 

@@ -267,7 +267,7 @@ class Body:
             )
         array = np.asarray(jax.random.key_data(value) if is_key(getattr(value, "dtype", np.int32)) else value)
         if is_complex(array.dtype):
-            return Complex(*(self.constant(np.ascontiguousarray(part)) for part in (array.real, array.imag)))
+            return Complex(*(self.constant(np.array(part)) for part in (array.real, array.imag)))
         type = self.trace.type(array)
         if array.nbytes <= CONSTANT_BYTES:
             return self.make("constant", value=array.tobytes(), type=type)[0]

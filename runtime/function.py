@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import ctypes
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import POINTER, c_char_p, c_int32, c_size_t, c_void_p
@@ -17,6 +16,7 @@ import numpy as np
 from ..errors import InfercError
 from .artifact import Artifact
 from .session import Opened
+from .sizes import size_of
 
 # By the name in a signature, the NumPy dtype; bf16 lies as its bits.
 DTYPES: Mapping[str, np.dtype] = {
@@ -118,7 +118,7 @@ class Function:
         given = tuple([a.shape for a in arrays])
         if (shapes := self._shapes.get(given)) is None:
             dims = self._dims(arrays)
-            shapes = [tuple(_size(d, dims) for d in p.shape) for p in self.outputs]
+            shapes = [tuple(size_of(d, dims) for d in p.shape) for p in self.outputs]
             if len(self._shapes) == REMEMBERED:
                 self._shapes.clear()
             self._shapes[given] = shapes
@@ -154,7 +154,7 @@ class Function:
                         raise InfercError(f"{p.name} must be {p} with {wanted} from {low} to {high}, not {size}")
                     dims[wanted] = size
         for p, array in zip(self.inputs, arrays):
-            expected = tuple(_size(d, dims) for d in p.shape)
+            expected = tuple(size_of(d, dims) for d in p.shape)
             if array.shape != expected:
                 known = ", ".join(f"{k} = {v}" for k, v in dims.items())
                 raise InfercError(
@@ -198,49 +198,6 @@ def _rounded(x: np.ndarray) -> np.ndarray:
 
 def _widened(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-
-
-_FUNCTIONS_OF_DIMS: Mapping[str, Callable[[int, int], int]] = {
-    "floordiv": lambda a, b: a // b, "mod": lambda a, b: a % b, "min": min, "max": max,
-}  # fmt: skip
-_TOKEN = re.compile(r"\s*(\d+|[A-Za-z_]\w*|[-+*(),])")
-
-
-def _size(dim: int | str, dims: Mapping[str, int]) -> int:
-    """The value of a size: a number, a name, or sums and products of names, and of `floordiv`, `mod`, `min`, `max`."""
-    if isinstance(dim, int):
-        return dim
-    tokens = _TOKEN.findall(dim)[::-1]
-
-    def term() -> int:
-        word = tokens.pop()
-        if word == "-":
-            return -term()
-        if word.isdigit():
-            return int(word)
-        if word in _FUNCTIONS_OF_DIMS:
-            tokens.pop()  # (
-            left = total()
-            tokens.pop()  # ,
-            right = total()
-            tokens.pop()  # )
-            return _FUNCTIONS_OF_DIMS[word](left, right)
-        return dims[word]
-
-    def product() -> int:
-        value = term()
-        while tokens and tokens[-1] == "*":
-            tokens.pop()
-            value *= term()
-        return value
-
-    def total() -> int:
-        value = product()
-        while tokens and tokens[-1] in "+-":
-            value += product() if tokens.pop() == "+" else -product()
-        return value
-
-    return total()
 
 
 # ---- structures -----------------------------------------------------------------------------------------------------

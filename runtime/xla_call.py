@@ -17,6 +17,7 @@ try:
     import jax
     import jax.numpy as jnp
     from jax import export
+    from jax.extend import mlir
 except ImportError as error:
     raise InfercError("this artifact runs through XLA and jax is missing: pip install jax") from error
 
@@ -50,6 +51,11 @@ def keep_compiled(folder: Path | None = None) -> None:
 def widths(wide: bool) -> AbstractContextManager[Any]:
     """Within it jax keeps the 64 bits that a program has; else it goes by what the user told it."""
     return jax.enable_x64(True) if wide else nullcontext()
+
+
+def portable(text: str, version: str) -> bytes:
+    """StableHLO as a portable artifact of a version."""
+    return mlir.serialize_portable_artifact(text.encode(), version)
 
 
 def dtype_of(element: str) -> Any:

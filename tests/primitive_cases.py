@@ -21,8 +21,21 @@ def i(*shape: int, high: int = 10) -> np.ndarray:
     return RNG.integers(0, high, shape).astype(np.int32)
 
 
+def _of_parts(w: Any, v: Any) -> Any:
+    """The symmetric matrix of these eigenvalues and vectors: the vectors' signs are nobody's in particular."""
+    return (v * w) @ v.T
+
+
+def _of_svd(x: Any) -> Any:
+    u, s, v = jnp.linalg.svd(x, full_matrices=False)
+    return (u * s) @ v
+
+
 X, Y, SQUARE, MASK = f(4, 6), f(4, 6), f(6, 6), f(4, 6) > 0
+SQUARES = f(2, 3, 3)
 A, B = i(4, 6), i(4, 6) + 1
+COMPLEX = (jnp.sqrt, lax.rsqrt, jnp.tanh, jnp.tan, jnp.sinh, jnp.cosh, jnp.sin, jnp.cos, jnp.expm1, jnp.log1p,
+           jax.nn.sigmoid, jnp.sign, jnp.angle, lambda z: jnp.prod(z, 1), lambda z: jnp.exp2(z), jnp.isfinite)
 UNARY = "neg abs sign floor ceil exp expm1 tanh logistic sin cos erf is_finite square".split()
 POSITIVE = "log log1p sqrt rsqrt".split()
 BINARY = "add sub mul div max min rem eq ne lt le gt ge".split()
@@ -46,6 +59,11 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "digamma": (lax.digamma, 3 * X),
     "bessel_i0e": (lax.bessel_i0e, 3 * X),
     "bessel_i1e": (lax.bessel_i1e, 3 * X),
+    "igamma": (lambda x, y: (lax.igamma(x, y), lax.igamma(x, x + 0.1)), abs(X) * 3, abs(Y) * 3),
+    "igammac": (lax.igammac, abs(X) * 3, abs(Y) * 3),
+    "regularized_incomplete_beta": (lax.betainc, abs(X) + 0.1, abs(Y) + 0.1, np.abs(np.tanh(X))),
+    "zeta": (lambda x, y: lax.zeta(x, y), abs(X) + 1.5, abs(Y) + 0.5),
+    "polygamma": (lambda x, y: lax.polygamma(x, y), np.floor(abs(X)), abs(Y) + 0.5),
     "nextafter": (lax.nextafter, X, Y),
     "population_count": (lambda a: (lax.population_count(a * 77777), lax.population_count(a.astype(jnp.uint8))), A),
     "clz": (lambda a: (lax.clz(a), lax.clz((a * 3).astype(jnp.int8))), A),
@@ -109,6 +127,17 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
                                        lax.linalg.triangular_solve(s, x.T, left_side=True, transpose_a=True)),
                          SQUARE / 9 + 2 * np.eye(6, dtype="f"), X),
     "lu": (lambda s: lax.linalg.lu(s), SQUARE),
+    "qr": (lambda x: (jnp.linalg.qr(x), jnp.linalg.qr(x, "complete"), jnp.linalg.qr(x.T)[1]), X),
+    "householder_product": (lambda x, y: lax.linalg.householder_product(x.T, y[0, :4]), X, Y / 9),
+    "eigh": (lambda s: (jnp.linalg.eigvalsh(s), _of_parts(*jnp.linalg.eigh(s)), jnp.linalg.eigvalsh(s[:5, :5])),
+             SQUARE + SQUARE.T),
+    "svd": (lambda x: (jnp.linalg.svd(x, compute_uv=False), _of_svd(x), _of_svd(x.T), jnp.linalg.pinv(x)), X),
+    "svd of deficient": (lambda x: (_of_svd(x), jnp.abs(jnp.linalg.svd(x, full_matrices=True)[0].T @ x)), np.stack([
+        X[0], X[0] * 2, X[1] * 0, X[1]])),
+    "tridiagonal_solve": (lambda x: lax.linalg.tridiagonal_solve(x[0], x[1] + 4, x[2], x.T), abs(X)),
+    "custom_linear_solve": (lambda s, x: (jnp.linalg.solve(s, x.T), jnp.linalg.inv(s), jnp.linalg.det(s),
+                                          jnp.linalg.slogdet(s), jax.scipy.linalg.expm(s / 9)),
+                            SQUARE + 3 * np.eye(6, dtype="f"), X),
     "ragged_dot_general": (lambda x, w: lax.ragged_dot(x, w, jnp.array([1, 0, 3])), X, f(3, 6, 5)),
     # Complex numbers and transforms.
     "fft": (lambda x: [g(y) for y in (jnp.fft.fft(x), jnp.fft.rfft(x, axis=0), jnp.fft.ifft2(x), jnp.fft.rfft2(x))
@@ -119,6 +148,9 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "real": (lambda x, y: (lax.complex(x, y) * lax.complex(y, x) + 2j).real, X, Y),
     "imag": (lambda x, y: (jnp.exp(1j * x) / lax.complex(y, x)).imag, X, Y),
     "conj": (lambda x, y: (lax.conj(lax.complex(x, y)) ** 3).imag, X, Y),
+    **{f"complex {f.__name__}": (lambda x, y, f=f: (jnp.real(f(lax.complex(x, y))), jnp.imag(f(lax.complex(x, y)))),
+                               X, Y) for f in COMPLEX},
+    "complex power": (lambda x, y: abs(lax.complex(x, y) ** lax.complex(y, x)), X, Y),
     "complex dot": (lambda x, y: jnp.real(lax.complex(x, y) @ lax.complex(y, x).T), X, Y),
     # Random bits: the same as JAX's.
     "random_seed": (lambda n: jax.random.key_data(jax.random.key(n[0])), i(1)),
@@ -147,6 +179,9 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cond": (lambda x: lax.cond(x[0, 0] > 0, jnp.sin, lambda v: v * 2.0, x), X),
     "cond switch": (lambda x, n: lax.switch(n[0], [jnp.sin, jnp.cos, jnp.tanh], x), X, i(1, high=3)),
     "while": (lambda x: lax.while_loop(lambda s: s[0] < 5, lambda s: (s[0] + 1, s[1] * 1.5 + x), (0, x)), X),
+    "while under vmap": (lambda x: jax.vmap(lambda row: lax.while_loop(
+        lambda s: s[1].sum() < 9, lambda s: (s[0] + 1, s[1] * 1.5), (0, abs(row))))(x), X),
+    "eigh of several": (lambda x: jnp.linalg.eigvalsh(x), SQUARES + np.swapaxes(SQUARES, 1, 2)),
     "scan": (lambda x, w: lax.scan(lambda c, row: (jnp.tanh(c @ w + row), c.sum()), x[0], x), X, SQUARE),
     "scan reversed": (lambda x: lax.scan(lambda c, row: (c + row, c), x[0], x, reverse=True), X),
     "custom_jvp_call": (lambda x: (jax.nn.relu(x), jax.nn.silu(x), jax.nn.gelu(x), jax.nn.softplus(x)), X),

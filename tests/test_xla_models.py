@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +239,56 @@ def test_a_function_runs(tmp_path):
         assert np.array_equal(found["best"], expected["best"]) and function.target == "cpu"
         with pytest.raises(InfercError, match="x must be f32"):
             function(x[:2], 2.0)
-    flexible = partial(inferc.compile, classify, "float32[n, 6]", "float32[]", weights=weights, dynamic={"n": (1, 9)})
-    with pytest.raises(InfercError, match="the sizes n are free"):
-        flexible(backend="xla")
+
+
+def _sizes_in_all_places(weights, x, gain):
+    scores = jax.nn.softmax(jax.nn.gelu(x @ weights["w"]) * gain, axis=-1)
+    longer = jax.numpy.concatenate([x, x[:1]])
+    final, rows = jax.lax.scan(lambda c, row: (c + row, c * 2), jax.numpy.zeros(6), longer)
+    image = jax.lax.conv_general_dilated(x[:, None], jax.numpy.ones((2, 1, 3)), (1,), "SAME")
+    return {"scores": scores, "best": jax.lax.top_k(scores, 2)[1], "mean": x.mean(0), "running": jax.numpy.cumsum(x, 0),
+            "rows": rows, "final": final, "flat": x.reshape(-1), "sorted": jax.numpy.sort(x, 0), "image": image,
+            "turned": x[jax.numpy.arange(x.shape[0])[::-1]], "odd": x[1::2], "added": longer.at[:-1].add(x),
+            "argmax": jax.numpy.argmax(x, 0), "count": x.shape[0] * gain, "pairs": x @ x.T}  # fmt: skip
+
+
+def test_a_function_with_sizes_known_when_called(tmp_path):
+    """The mean over the batch, its order and its products are of the rows that there are, none being padding."""
+    import inferc
+
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(size=(6, 5)).astype(np.float32)}
+    path = tmp_path / "open.inferc"
+    inferc.compile(_sizes_in_all_places, "float32[n, 6]", "float32[]", weights=weights, dynamic={"n": (2, 9)},
+                   backend="xla", output=path).close()  # fmt: skip
+    with inferc.load(path) as function:
+        for n in (2, 5, 9, 5):
+            x = rng.normal(size=(n, 6)).astype(np.float32)
+            found, expected = function(x, 2.0), jax.jit(_sizes_in_all_places)(weights, x, 2.0)
+            for name, theirs in expected.items():
+                np.testing.assert_allclose(found[name], theirs, 1e-5, 1e-5, err_msg=name)
+        assert len(function._engine._programs) == 3
+        with pytest.raises(InfercError, match="x must be f32.* with n from 2 to 9, not 10"):
+            function(np.zeros((10, 6), np.float32), 2.0)
+
+
+def test_a_text_with_holes_is_the_program_of_the_sizes():
+    """Filled, it is what the lowering of fixed sizes writes, but for running sums, which count by the largest size."""
+    from inferc.backends.xla import program, target
+    from inferc.backends.xla.text import filled
+    from inferc.compiler.frontends import jax_function
+    from inferc.compiler.pipeline import run_passes
+
+    def function(x, w):
+        rows = _sizes_in_all_places({"w": w}, x, 2.0)
+        return {k: v for k, v in rows.items() if k != "running"}
+
+    source = jax_function.function(function, "float32[n, 6]", "float32[6, 5]", dynamic={"n": (2, 64)})
+    chosen = target.target()
+    built = program.build(run_passes(source.build(0, 0), chosen), chosen, name="f", context=0, chunk=0)
+    (spec,) = built.specs
+    text = built.text(spec)
+    assert "$[n]" in text and "$[n + 1]" in text
+    for n in (2, 3, 64):
+        fixed = program.Spec("run", "run", {"n": n})
+        assert filled(text, {"n": n}) == built.text(fixed)

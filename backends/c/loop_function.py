@@ -51,6 +51,8 @@ def finish(lines: Sequence[str], given: Parameters, name: str) -> Emitted:
     """Puts a head on the lines of a function's body: a plain function, or a part and the function that splits it."""
     pointers = [(f"const {C_TYPES[v.dtype.name]} *", n) for n, v in given.operands]
     pointers += [(f"{C_TYPES[t.dtype.name]} *", n) for n, t in given.results]
+    # An index of an axis of one element is not read.
+    lines = [*(f"(void){n};" for _, n in pointers if not re.search(rf"\b{n}\b", "\n".join(lines))), *lines]
     dims = [("int32_t ", size_name(s)) for s in given.dims]
     split = is_parallel(given.count, given.work)
     if split:

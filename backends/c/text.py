@@ -138,7 +138,7 @@ def literals(raw: bytes, dtype: DType) -> list[str]:
 
 def constant_array(name: str, raw: bytes, type: Type) -> str:
     """`static const` definition of a constant's elements in row-major order, with its type in a comment."""
-    items = literals(raw, type.dtype)
+    items = literals(raw, type.dtype) or ["0"]  # C has no array of no elements
     head = f"static const {c_type(type.dtype)} {name}[{len(items)}] = {{"
     body = ", ".join(items)
     if len(head) + len(body) < 90:

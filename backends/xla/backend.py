@@ -19,6 +19,7 @@ from . import embedding, greedy, mesh, program, target, tpu, triton
 from .parts import split
 from .portable import VERSION, serialize
 from .program import Input, Program, Spec
+from .text import filled
 
 CUDA, TPU = "cuda", "tpu"
 PLATFORMS = ("cpu", CUDA, "rocm", TPU)
@@ -106,20 +107,31 @@ class Lowered:
                     found.setdefault(spec, {})[platform] = text
         return found
 
+    def _tried(self, spec: Spec, text: str) -> None:
+        """Checks a text with holes at the least and the most sizes. Raises IRError where that is no program."""
+        for end in ("lo", "hi"):
+            serialize(filled(text, {s.name: getattr(s, end) for s in spec.names}))
+
     def files(self) -> tuple[dict[str, bytes], dict[str, Any]]:
         """The portable artifact of every program, and the text of the first to read."""
-        texts = {_file(spec): text for spec, text in self.texts.items()}
+        texts = {_file(spec): text for spec, text in self.texts.items() if not spec.names}
         for spec, own in self.variants.items():
             texts |= {_file(spec, platform): text for platform, text in own.items()}
         with ThreadPoolExecutor(2) as pool:
             files = dict(zip(texts, pool.map(serialize, texts.values())))
         spec, text = next(iter(self.texts.items()))
-        files[f"xla/{spec.name}.mlir"] = text.encode()
+        if spec.names:  # it becomes a portable artifact when the sizes are known
+            self._tried(spec, text)
+            files[_file(spec)] = text.encode()
+        else:
+            files[f"xla/{spec.name}.mlir"] = text.encode()
         return files, {}
 
 
 def _file(spec: Spec, platform: str = "") -> str:
     """Of the program for all platforms, or for one alone."""
+    if spec.names:
+        return f"xla/{spec.name}.mlir.in"
     return f"xla/{platform}/{spec.name}.vhlo" if platform else f"xla/{spec.name}.vhlo"
 
 

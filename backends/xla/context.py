@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...ir.graph import Graph, IRError, Node
-from ...ir.types import Dim, DType, Type, evaluate, f32
+from ...ir.types import Dim, DType, Type, evaluate, f32, substitute
 from .parts import part_types
-from .text import Shape, Tensor, Writer
+from .text import Shape, Size, Tensor, Writer
 
 Value = tuple[Tensor, ...]  # the tensors that one value of the IR is held in: `parts.part_types` says which
 
@@ -28,7 +28,8 @@ class Facts:
 
 @dataclass
 class Context:
-    """The lowering of one module: `dims` are the values of symbols, `compute` the dtype that products multiply in;
+    """The lowering of one module: `dims` are the values of symbols. A function may leave some open (`is_open`): their
+    sizes are expressions, and the text has holes for them. `compute` is the dtype that products multiply in;
     `platform` is one that the program is for alone, so that it may use that one's kernels, or "" where it is for all.
     """
 
@@ -36,10 +37,13 @@ class Context:
     facts: Facts = Facts()
     compute: DType = f32
     platform: str = ""
+    is_open: bool = False
     functions: dict[Graph, str] = field(default_factory=dict)  # names of the functions written, callees first
     texts: list[str] = field(default_factory=list)
 
-    def size(self, dim: Dim) -> int:
+    def size(self, dim: Dim) -> Size:
+        if self.is_open:
+            return substitute(dim, self.dims)
         try:
             return evaluate(dim, self.dims)
         except KeyError as error:

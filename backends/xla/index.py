@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
+from ...ir.types import Dim, dim_min
 from .context import Lowering, Step
 from .shape import limits
-from .text import FLOATS, Tensor, Writer
+from .text import FLOATS, Shape, Tensor, Writer
 
 COMBINE: dict[str, str] = {"add": "add", "mul": "multiply", "max": "maximum", "min": "minimum"}
 
@@ -27,10 +26,10 @@ def _list(values: tuple[int, ...]) -> str:
     return "[" + ", ".join(map(str, values)) + "]"
 
 
-def _limits(w: Writer, x: Tensor, indices: Tensor, axes: tuple[int, ...], sizes: tuple[int, ...]) -> Tensor:
+def _limits(w: Writer, x: Tensor, indices: Tensor, axes: tuple[int, ...], sizes: Shape) -> Tensor:
     """The greatest start that fits, for each component of the indices, as a tensor like them."""
-    most = np.array([x.shape[a] - sizes[a] for a in axes], np.int64)
-    rows = [w.constant(int(min(m, limits(indices.element)[1])), indices.element, (1,)) for m in most]
+    most = int(limits(indices.element)[1])
+    rows = [w.constant(dim_min(x.shape[a] - sizes[a], most), indices.element, (1,)) for a in axes]
     row = w.concatenate(rows, 0)
     return w.broadcast(row, indices.shape, (indices.rank - 1,))
 
@@ -73,7 +72,7 @@ def _scatter(step: Step) -> Tensor:
     index_map = step.attr("scatter_dims_to_operand_dims")
     if step.attr("mode") == "clip" and index_map:
         kept = [i for i in range(x.rank) if i not in (*inserted, *batching)]
-        sizes = [1] * x.rank
+        sizes: list[Dim] = [1] * x.rank
         for axis, d in zip(kept, window):
             sizes[axis] = updates.shape[d]
         most = _limits(w, x, indices, index_map, tuple(sizes))

@@ -15,24 +15,26 @@ from ...ir.types import ACTIVATION_SIZES, Type, f32
 from . import tpu, triton
 from .blocks import multiplied, widen
 from .context import Context, Lowering, Step, Value
-from .text import Tensor, Writer, element_of
+from .text import Size, Tensor, Writer, element_of
 
 FEW = 8  # tokens up to which a weight is read anew for each rather than widened once
 
 
 def product(step: Step, x: Value, x_type: Type, weight: Value, weight_type: Type) -> Tensor:
     """x [T, K] times the rows of a weight [N, K], f32 [T, N]."""
-    w, tokens, n = step.writer, x_type.sizes[0], weight_type.sizes[0]
+    w, n = step.writer, weight_type.sizes[0]
+    tokens: Size = x_type.shape[0]
     compute = element_of(step.context.compute)
     wide = widen(w, x_type, x)
     if step.context.platform == "tpu":
         return tpu.product(w, weight_type, weight, w.convert(wide, compute))
     if weight_type.dtype.name in (compute, "f32"):
         return w.dot(w.convert(wide, compute), w.convert(weight[0], compute), ((1,), (1,)), element="f32")
-    own = step.context.platform == "cuda" and triton.fits(weight_type, tokens)
-    if own and (tokens > FEW or not triton.is_simple(weight_type)):
+    many = not isinstance(tokens, int) or tokens > FEW
+    own = step.context.platform == "cuda" and isinstance(tokens, int) and triton.fits(weight_type, tokens)
+    if own and (many or not triton.is_simple(weight_type)):
         return triton.product(w, weight_type, weight, w.convert(wide, compute))
-    if tokens > FEW:
+    if many:
         rows = w.convert(widen(w, weight_type, weight), compute)
         return w.dot(w.convert(wide, compute), rows, ((1,), (1,)), element="f32")
     if weight_type.dtype.is_block:

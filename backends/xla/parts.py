@@ -35,9 +35,9 @@ class Part:
 
 
 def part_types(t: Type) -> tuple[Part, ...]:
-    """The tensors that hold a value of a type without symbols."""
+    """The tensors that hold a value; blocks have no symbols in their shapes."""
     if not t.dtype.is_block:
-        return (Part("", t.sizes, element_of(t.dtype)),)
+        return (Part("", t.shape, element_of(t.dtype)),)
     *lead, k = t.sizes
     if t.dtype.name in ACTIVATION_SIZES:
         sums = (*lead, k // quant.SUM_GROUP)

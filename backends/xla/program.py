@@ -14,7 +14,7 @@ from typing import Any
 from ...ir.graph import ROLES, Graph, IRError, Module
 from ...ir.ops import STATE_USES
 from ...ir.target import Target
-from ...ir.types import Type, symbols
+from ...ir.types import Sym, Type, symbols
 from . import greedy
 from .context import Context, Facts
 from .linear import FEW
@@ -34,9 +34,11 @@ class Spec:
     kind: str
     dims: Mapping[str, int] = field(hash=False)
     facts: Facts = Facts()
+    names: tuple[Sym, ...] = ()  # sizes that are known when a function is called: its text has holes for them
 
     def as_data(self, file: str) -> dict[str, Any]:
-        return {"file": file, "kind": self.kind, "form": self.facts.form, "span": self.facts.span, **self.dims}
+        found = {"file": file, "kind": self.kind, "form": self.facts.form, "span": self.facts.span, **self.dims}
+        return found | ({"open": [s.name for s in self.names]} if self.names else {})
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Program:
     def text(self, spec: Spec, platform: str = "") -> str:
         """The StableHLO of one specialisation, for one platform alone or for all. Raises IRError for what cannot be
         expressed."""
-        context = Context(spec.dims, spec.facts, self.target.compute, platform)
+        context = Context(spec.dims, spec.facts, self.target.compute, platform, bool(spec.names))
         if spec.kind == "greedy":
             return greedy.write(context, self.graph, f"{self.name} {spec.name}")
         return lower(context, self.graph, f"{self.name} {spec.name}", self.attributes(context))
@@ -137,10 +139,11 @@ class Program:
 
     def signature(self, spec: Spec) -> dict[str, Any]:
         """Inputs and results of a specialisation of a function: names with their tensors."""
-        context = Context(spec.dims)
+        context = Context(spec.dims, is_open=bool(spec.names))
 
         def described(name: str, t: Type) -> dict[str, Any]:
-            return {"name": name, "tensors": [{"shape": list(s), "element": e} for s, e in context.held(t)]}
+            tensors = [([d if isinstance(d, int) else str(d) for d in s], e) for s, e in context.held(t)]
+            return {"name": name, "tensors": [{"shape": s, "element": e} for s, e in tensors]}
 
         names = self.graph.output_names or [f"output{i}" for i in range(len(self.graph.outputs))]
         return {
@@ -157,11 +160,8 @@ def build(module: Module, target: Target, *, name: str, context: int, chunk: int
     if "run" not in module.entries:
         raise IRError("a module for XLA needs an entry `step` or `run`")
     graph = _ordered(module.entries["run"])
-    free = {s.name for n in graph.inputs for d in n.types[0].shape for s in symbols(d)}
-    if free:
-        raise IRError(f"the sizes {', '.join(sorted(free))} are free and XLA's programs have fixed ones: compile the "
-                      "function for arrays of one shape")  # fmt: skip
-    return Program(name, graph, target, 0, 1, (Spec("run", "run", {}),))
+    free = {s for n in graph.inputs for d in n.types[0].shape for s in symbols(d)}
+    return Program(name, graph, target, 0, 1, (Spec("run", "run", {}, names=tuple(sorted(free))),))
 
 
 def _ordered(graph: Graph) -> Graph:

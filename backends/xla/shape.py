@@ -46,13 +46,13 @@ def _broadcast(step: Step) -> Tensor:
 
 def _slice(step: Step) -> Tensor:
     start, limit = (step.context.shape(step.attr(n)) for n in ("start", "limit"))
-    return step.writer.slice(step.x, start, limit, step.attr("stride"))
+    return step.writer.slice(step.x, start, limit, step.attr("stride"), step.shape)
 
 
 def _pad(step: Step) -> Tensor:
     low, high = (step.context.shape(step.attr(n)) for n in ("low", "high"))
     x, value = step.tensors
-    return step.writer.pad(x, value, low, high, step.attr("interior"))
+    return step.writer.pad(x, value, low, high, step.attr("interior"), step.shape)
 
 
 def _reduce(step: Step) -> Tensor:

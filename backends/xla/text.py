@@ -1,6 +1,7 @@
 """StableHLO as text: tensors, a writer of operations, functions and modules.
 
 One method of `Writer` is one operation in StableHLO's own syntax; it takes and gives `Tensor`s, whose types it writes.
+A size that is known only when the program is called is a hole in the text, `$[2*n + 1]` (`number`).
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 import numpy as np
 
-from ...ir.types import DType, numpy_dtype
+from ...ir.types import Dim, DType, Expr, Sym, bounds, dim_max, evaluate, floordiv, numpy_dtype, parse_dim
 
-Shape = tuple[int, ...]
+Size = Any  # an int; an `Expr` where a function leaves sizes open
+Shape = tuple[Size, ...]
+HOLE = re.compile(r"\$\[([^\]]*)\]")
 
 # Element types by the IR's names, as StableHLO spells them.
 ELEMENTS = {
@@ -49,9 +53,25 @@ class Tensor:
         return self.name
 
 
-def tensor_type(shape: Sequence[int], element: str) -> str:
+def number(dim: Dim) -> str:
+    """A size in the text, or the hole for one."""
+    return f"$[{dim}]" if isinstance(dim, Expr) else str(dim)
+
+
+def filled(text: str, dims: Mapping[str, int]) -> str:
+    """The text with its holes filled, given the sizes by name."""
+    known = {name: Sym(name) for name in dims}
+    return HOLE.sub(lambda m: str(evaluate(parse_dim(m[1], known), dims)), text)
+
+
+def largest(dim: Dim) -> int:
+    """What a size is at most."""
+    return bounds(dim)[1]
+
+
+def tensor_type(shape: Sequence[Size], element: str) -> str:
     """`tensor<2x3xf32>`"""
-    return f"tensor<{''.join(f'{d}x' for d in shape)}{element}>"
+    return f"tensor<{''.join(f'{number(d)}x' for d in shape)}{element}>"
 
 
 def element_of(dtype: DType) -> str:
@@ -72,16 +92,18 @@ def _names(tensors: Sequence[Tensor]) -> str:
     return ", ".join(t.name for t in tensors)
 
 
-def _numbers(values: Sequence[int]) -> str:
-    return f"[{', '.join(map(str, values))}]"
+def _numbers(values: Sequence[Size]) -> str:
+    return f"[{', '.join(map(number, values))}]"
 
 
-def _array(values: Sequence[int]) -> str:
-    return f"array<i64: {', '.join(map(str, values))}>" if values else "array<i64>"
+def _array(values: Sequence[Size]) -> str:
+    return f"array<i64: {', '.join(map(number, values))}>" if values else "array<i64>"
 
 
-def literal(value: float | int | bool, element: str) -> str:
+def literal(value: Any, element: str) -> str:
     """A number as MLIR writes it: floats with all their digits, those that are not finite by their bits."""
+    if isinstance(value, Expr):
+        return number(value)
     if element == "i1":
         return "true" if value else "false"
     if element not in FLOATS:
@@ -91,8 +113,8 @@ def literal(value: float | int | bool, element: str) -> str:
         return digits
     if element == "bf16":
         return f"0x{int(np.float32(value).view(np.uint32)) >> 16:04X}"
-    number = np.array(value, {"f16": np.float16, "f32": np.float32, "f64": np.float64}[element])
-    return f"0x{int(number.view(FLOATS[element])):0{number.itemsize * 2}X}"
+    bits = np.array(value, {"f16": np.float16, "f32": np.float32, "f64": np.float64}[element])
+    return f"0x{int(bits.view(FLOATS[element])):0{bits.itemsize * 2}X}"
 
 
 class Writer:
@@ -110,12 +132,12 @@ class Writer:
     def comment(self, text: str) -> None:
         self.line(f"// {text}")
 
-    def fresh(self, shape: Sequence[int], element: str) -> Tensor:
+    def fresh(self, shape: Sequence[Size], element: str) -> Tensor:
         """A name that is not in use."""
         self._count += 1
         return Tensor(f"%{self._count - 1}", tuple(shape), element)
 
-    def assign(self, text: str, shape: Sequence[int], element: str) -> Tensor:
+    def assign(self, text: str, shape: Sequence[Size], element: str) -> Tensor:
         """One operation with one result."""
         result = self.fresh(shape, element)
         self.line(f"{result} = {text}")
@@ -148,8 +170,8 @@ class Writer:
 
     # --- What is made of nothing ---
 
-    def constant(self, value: float | int | bool, element: str, shape: Shape = ()) -> Tensor:
-        """A number, repeated over `shape`."""
+    def constant(self, value: Any, element: str, shape: Shape = ()) -> Tensor:
+        """A number, repeated over `shape`; a size as an integer."""
         kind = tensor_type(shape, element)
         return self._once(f"stablehlo.constant dense<{literal(value, element)}> : {kind}", shape, element)
 
@@ -245,22 +267,28 @@ class Writer:
     def reverse(self, x: Tensor, axes: Sequence[int]) -> Tensor:
         return self.assign(f"stablehlo.reverse {x}, dims = {_numbers(axes)} : {x.type}", x.shape, x.element)
 
-    def slice(self, x: Tensor, start: Sequence[int], limit: Sequence[int], stride: Sequence[int] = ()) -> Tensor:
+    def slice(self, x: Tensor, start: Sequence[Size], limit: Sequence[Size], stride: Sequence[int] = (),
+              shape: Shape = ()) -> Tensor:  # fmt: skip
+        """`shape` is the result's, where the caller knows its form."""
         stride = tuple(stride) or (1,) * x.rank
-        shape = tuple(max(0, -(-(h - l) // s)) for l, h, s in zip(start, limit, stride))
+        shape = shape or tuple(dim_max(0, floordiv(h - l + s - 1, s)) for l, h, s in zip(start, limit, stride))
         if shape == x.shape:
             return x
-        ranges = ", ".join(f"{l}:{h}" + (f":{s}" if s != 1 else "") for l, h, s in zip(start, limit, stride))
+        ranges = ", ".join(f"{number(l)}:{number(h)}" + (f":{s}" if s != 1 else "")
+                           for l, h, s in zip(start, limit, stride))  # fmt: skip
         return self._as("slice", x, shape, x.element, f" [{ranges}]")
 
-    def part(self, x: Tensor, axis: int, start: int, limit: int) -> Tensor:
+    def part(self, x: Tensor, axis: int, start: Size, limit: Size) -> Tensor:
         """x[…, start:limit, …] along one axis."""
-        low, high = [0] * x.rank, list(x.shape)
+        low, high = list[Size]([0] * x.rank), list(x.shape)
         low[axis], high[axis] = start, limit
         return self.slice(x, low, high)
 
-    def pad(self, x: Tensor, value: Tensor, low: Sequence[int], high: Sequence[int], interior: Sequence[int]) -> Tensor:
-        shape = tuple(max(l + d + max(d - 1, 0) * i + h, 0) for d, l, h, i in zip(x.shape, low, high, interior))
+    def pad(self, x: Tensor, value: Tensor, low: Sequence[Size], high: Sequence[Size], interior: Sequence[int],
+            shape: Shape = ()) -> Tensor:  # fmt: skip
+        """`shape` is the result's, where the caller knows its form."""
+        shape = shape or tuple(dim_max(l + d + (dim_max(d - 1, 0) * i if i else 0) + h, 0)
+                               for d, l, h, i in zip(x.shape, low, high, interior))  # fmt: skip
         options = f"low = {_numbers(low)}, high = {_numbers(high)}, interior = {_numbers(interior)}"
         text = f"stablehlo.pad {x}, {value}, {options} : ({x.type}, {value.type}) -> {tensor_type(shape, x.element)}"
         return self.assign(text, shape, x.element)
@@ -307,7 +335,7 @@ class Writer:
 
     # --- Addresses ---
 
-    def dynamic_slice(self, x: Tensor, starts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    def dynamic_slice(self, x: Tensor, starts: Sequence[Tensor], sizes: Sequence[Size]) -> Tensor:
         if tuple(sizes) == x.shape:
             return x
         operands = (x, *starts)
@@ -320,7 +348,7 @@ class Writer:
         text = f"stablehlo.dynamic_update_slice {_names(operands)} : ({_types(operands)}) -> {x.type}"
         return self.assign(text, x.shape, x.element)
 
-    def gather(self, x: Tensor, indices: Tensor, shape: Shape, numbers: str, sizes: Sequence[int]) -> Tensor:
+    def gather(self, x: Tensor, indices: Tensor, shape: Shape, numbers: str, sizes: Sequence[Size]) -> Tensor:
         """`numbers` are the fields of `#stablehlo.gather`."""
         text = (f'"stablehlo.gather"({x}, {indices}) <{{dimension_numbers = #stablehlo.gather<{numbers}>, '
                 f"indices_are_sorted = false, slice_sizes = {_array(sizes)}}}> : "
@@ -361,7 +389,7 @@ class Writer:
         return results
 
     def reduce_window(self, x: Tensor, kind: str, shape: Shape, settings: Mapping[str, Sequence[int]],
-                      padding: Sequence[tuple[int, int]], initial: float | int | bool) -> Tensor:  # fmt: skip
+                      padding: Sequence[tuple[Size, Size]], initial: float | int | bool) -> Tensor:  # fmt: skip
         """`settings` are the operation's arrays by their names, one number for each axis."""
         start = self.constant(initial, x.element)
         result = self.fresh(shape, x.element)

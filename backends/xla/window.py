@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ...ir.types import Dim
 from .context import Lowering, Step
 from .shape import KINDS, identity
-from .text import Tensor, element_of, tensor_type
+from .text import Tensor, element_of, largest, number, tensor_type
 
 
 def _labels(axes: Sequence[int], first: str, second: str) -> str:
@@ -15,8 +16,8 @@ def _labels(axes: Sequence[int], first: str, second: str) -> str:
     return "[" + ", ".join(names[axes.index(axis)] for axis in range(len(axes))) + "]"
 
 
-def _pairs(low: Sequence[int], high: Sequence[int]) -> str:
-    return "[" + ", ".join(f"[{l}, {h}]" for l, h in zip(low, high)) + "]"
+def _pairs(low: Sequence[Dim], high: Sequence[Dim]) -> str:
+    return "[" + ", ".join(f"[{number(l)}, {number(h)}]" for l, h in zip(low, high)) + "]"
 
 
 def _convolution(step: Step) -> Tensor:
@@ -55,7 +56,7 @@ def running(kind: str) -> Lowering:
         w, x, axis = step.writer, step.x, step.attr("axis")
         none, distance = [0] * x.rank, 1
         start = w.constant(identity(kind, x.element), x.element)
-        while distance < x.shape[axis]:
+        while distance < largest(x.shape[axis]):
             low, high = list(none), list(none)
             low[axis], high[axis] = (-distance, distance) if step.attr("reverse") else (distance, -distance)
             x = w.map(KINDS[kind], x, w.pad(x, start, low, high, none))

@@ -273,8 +273,3 @@ ELEMENTWISE: Mapping[str, Rule] = {
     "BitShift": bit_shift, "IsNaN": is_nan, "IsInf": is_inf, "Cast": cast, "CastLike": cast_like, "BitCast": bit_cast,
     "Where": where_, "Dropout": dropout, "Round": round_,
 }  # fmt: skip
-# Of the domain ai.onnx.ml.
-CLASSICAL: Mapping[str, Rule] = {
-    "Binarizer": lambda c: (c.x() > c.attr("threshold")).astype(c.x().dtype),
-    "ArrayFeatureExtractor": lambda c: c.x(0).take(c.x(1).reshape(-1), -1),
-}

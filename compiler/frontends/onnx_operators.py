@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from .onnx_classical import CLASSICAL, GRAMS
 from .onnx_control import CONTROL
-from .onnx_elementwise import CLASSICAL, ELEMENTWISE
+from .onnx_elementwise import ELEMENTWISE
 from .onnx_import import Rule
 from .onnx_nn import NN
 from .onnx_quant import QUANT
@@ -17,6 +18,6 @@ from .onnx_signal import SIGNAL
 
 OPERATORS: Mapping[tuple[str, str], Rule] = {
     ("", name): rule
-    for table in (ELEMENTWISE, SHAPES, REDUCTIONS, NN, RECURRENT, SAMPLING, SIGNAL, QUANT, CONTROL)
+    for table in (ELEMENTWISE, SHAPES, REDUCTIONS, NN, RECURRENT, SAMPLING, SIGNAL, QUANT, CONTROL, GRAMS)
     for name, rule in table.items()
 } | {("ai.onnx.ml", name): rule for name, rule in CLASSICAL.items()}

@@ -24,13 +24,14 @@ _TORCH: Mapping[str, str] = {
     RANDOM: "rand randn randint randperm rand_like randn_like randint_like bernoulli normal multinomial uniform "
             "exponential poisson",
     "it is for training: call model.eval() before exporting":
-        "_native_batch_norm_legit _native_batch_norm_legit_functional convolution_backward native_layer_norm_backward "
-        "native_group_norm_backward native_batch_norm_backward embedding_dense_backward",
-    "complex numbers are not imported: multiply with the cosines and sines of the transform, or write it in JAX":
-        "_fft_r2c _fft_c2c _fft_c2r complex polar view_as_complex view_as_real",
-    "decompositions are not imported: compute it before exporting":
-        "_linalg_svd _linalg_eigh _linalg_slogdet _linalg_det linalg_eig linalg_qr linalg_lu_factor_ex linalg_lu_solve "
-        "linalg_pinv linalg_inv_ex linalg_cholesky_ex _linalg_solve_ex triangular_solve",
+        "_native_batch_norm_legit convolution_backward native_layer_norm_backward native_group_norm_backward "
+        "native_batch_norm_backward embedding_dense_backward max_pool2d_with_indices_backward avg_pool2d_backward "
+        "_adaptive_avg_pool2d_backward rrelu_with_noise rrelu_with_noise_functional _batch_norm_with_update_functional "
+        "_batch_norm_with_update",
+    "eigenvalues of a matrix that is not symmetric are not computed: use torch.linalg.eigh, or compute them before":
+        "linalg_eig _linalg_eigvals",
+    "use the factors of torch.linalg.cholesky or torch.linalg.lu_factor": "linalg_ldl_factor_ex linalg_ldl_solve",
+    "its groups are of sizes that the data say: use scatter_reduce with the group of each row": "segment_reduce",
 }  # fmt: skip
 
 

@@ -20,12 +20,13 @@ from ...ir.types import Sym, symbols
 from ..signature import described
 from ..source import Kind, weight_facts
 from .arrays import Array
-from .torch_elementwise import ELEMENTWISE
+from .torch_complex import COMPLEX, PLAIN
+from .torch_control import HIGHER
 from .torch_import import LARGEST_DIM, Importer, Rule
-from .torch_nn import NN
-from .torch_shapes import SHAPES
+from .torch_linalg import LINALG
+from .torch_special import SPECIAL
 
-TABLE: Mapping[str, Rule] = {**ELEMENTWISE, **SHAPES, **NN}
+TABLE: Mapping[str, Rule] = {**PLAIN, **SPECIAL, **LINALG}
 # Kept whole where torch would decompose them: what the IR has an op for, or is said better than in core ATen.
 KEPT = (
     "linear.default", "layer_norm.default", "rms_norm.default", "scaled_dot_product_attention.default", "gelu.default",
@@ -81,7 +82,7 @@ class Program:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InfercError(f"{where}: torch cannot decompose the program ({first})") from error
         known = self._symbols(program)
-        importer = Importer(where, TABLE, known)
+        importer = Importer(where, TABLE, known, COMPLEX, HIGHER)
         values: dict[Any, Any] = {}
         inputs = []
         specs = {s.arg.name: s for s in program.graph_signature.input_specs}
@@ -90,7 +91,9 @@ class Program:
                 continue
             spec = specs[node.name]
             example = node.meta["val"]
-            if spec.kind == InputKind.USER_INPUT:
+            if spec.kind == InputKind.TOKEN:
+                values[node] = None  # the order of checks, of which nothing is left
+            elif spec.kind == InputKind.USER_INPUT:
                 if not isinstance(example, torch.Tensor):
                     values[node] = example  # a number that the export has fixed
                     continue

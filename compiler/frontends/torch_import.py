@@ -24,6 +24,7 @@ OF_TORCH: Mapping[torch.dtype, DType] = {
     torch.uint32: DTYPES["u32"], torch.uint64: DTYPES["u64"],
 }  # fmt: skip
 TO_TORCH = {ours: theirs for theirs, ours in OF_TORCH.items()}
+PARTS = {torch.complex64: torch.float32, torch.complex128: torch.float64}  # of complex numbers, what each part is
 LARGEST_DIM = 1 << 16
 
 
@@ -51,6 +52,8 @@ def _expression(e: sympy.Expr, known: Mapping[str, Sym]) -> Dim:
     if e.is_Integer:
         return int(e)
     if e.is_Symbol:
+        if str(e) not in known:
+            raise IRError(f"{e} is a number that depends on the data; compute with a tensor instead")
         s = known[str(e)]
         return symbol(s.name, s.lo, s.hi)
     args = [_expression(a, known) for a in e.args] if not e.is_Pow else []
@@ -80,6 +83,22 @@ def _expression(e: sympy.Expr, known: Mapping[str, Sym]) -> Dim:
         case "Min":
             return dim_min(*args)
     raise IRError(f"the size {e} is none that can be computed; give the dimension a fixed size")
+
+
+@dataclass(frozen=True)
+class Complex:
+    """Real and imaginary parts of an array, of one type."""
+
+    re: Array
+    im: Array
+
+    @property
+    def shape(self) -> tuple[Dim, ...]:
+        return self.re.shape
+
+    @property
+    def rank(self) -> int:
+        return self.re.rank
 
 
 class Unsupported(InfercError):
@@ -117,8 +136,9 @@ class Call:
 
     @property
     def dtype(self) -> DType:
-        """That of the first result."""
-        return dtype_of(self.results[0].dtype, self.where)
+        """That of the first result; of complex numbers, of their parts."""
+        dtype = self.results[0].dtype
+        return dtype_of(PARTS.get(dtype, dtype), self.where)
 
     @property
     def shape(self) -> tuple[Dim, ...]:
@@ -150,6 +170,8 @@ class Importer:
     name: str
     table: Mapping[str, Rule]
     known: Mapping[str, Sym]
+    complex_table: Mapping[str, Rule] = field(default_factory=dict)  # where an operand or a result is complex
+    higher: Mapping[str, Rule] = field(default_factory=dict)  # operations that take graphs
     body: Body = field(default_factory=Body)
     stored: dict[Any, Array] = field(default_factory=dict)  # weights by the memory they lie in
 
@@ -159,8 +181,13 @@ class Importer:
     def type(self, tensor: torch.Tensor, where: str) -> Type:
         return Type(tuple(map(self.dim, tensor.shape)), dtype_of(tensor.dtype, where))
 
-    def weight(self, name: str, tensor: torch.Tensor) -> Array:
-        """A parameter, buffer or constant: tensors that share memory are one weight, small ones are constants."""
+    def weight(self, name: str, tensor: torch.Tensor) -> Array | Complex:
+        """A parameter, buffer or constant: tensors that share memory are one weight, small ones are constants. Each
+        part of complex numbers is one."""
+        if tensor.dtype in PARTS:
+            parts = (self.weight(f"{name}.{part}", getattr(tensor.detach(), part).contiguous())
+                     for part in ("real", "imag"))  # fmt: skip
+            return Complex(*parts)  # type: ignore[arg-type]
         dtype = dtype_of(tensor.dtype, f"{self.name}: {name}")
         if tensor.numel() * tensor.element_size() <= 64:
             bits = array_of(tensor)
@@ -185,27 +212,40 @@ class Importer:
             if node.op == "call_function":
                 values[node] = self.apply(node, values)
             elif node.op == "get_attr":
-                raise InfercError(f"{self.located(node)}: graphs inside the graph are not supported")
+                values[node] = getattr(node.graph.owning_module, str(node.target))
         return None
 
     def apply(self, node: Node, values: Mapping[Node, Any]) -> Any:
-        made = node.meta.get("val")
-        if isinstance(made, (torch.SymInt, int)) and not isinstance(made, bool):
-            return self.dim(made)
-        target = node.target
-        if getattr(target, "__name__", "") == "getitem":
+        made, target = node.meta.get("val"), node.target
+        name = str(getattr(target, "__name__", ""))
+        if name == "getitem":
             return values[node.args[0]][node.args[1]]  # type: ignore[index]
-        if not hasattr(target, "_schema"):
+        if isinstance(made, (torch.SymInt, torch.SymBool, int)) and not isinstance(made, bool):
+            try:
+                return self.dim(made)
+            except IRError as error:
+                raise InfercError(f"{self.located(node)}: {error}") from error
+        if isinstance(target, torch._ops.HigherOrderOperator):
+            rule = self.higher.get(target.name())
+            arguments = {"operands": [self._argument(a, values) for a in node.args]}
+            name = overload = target.name()
+        elif hasattr(target, "_schema"):
+            name = target._schema.name.removeprefix("aten::")
+            overload = f"{name}.{target._schema.overload_name}".rstrip(".")
+            arguments = self._bound(node, values)
+            is_complex = _has_complex(list(arguments.values())) or _gives_complex(made)
+            table = self.complex_table if is_complex else self.table
+            rule = table.get(overload) or table.get(name)
+            if rule is None and is_complex and (overload in self.table or name in self.table):
+                where = self.located(node)
+                raise Unsupported(f"{where}: {overload} of complex numbers is not supported; use torch.view_as_real")
+        else:
             raise Unsupported(f"{self.located(node)}: {target} is not supported")
-        name = target._schema.name.removeprefix("aten::")
-        overload = f"{name}.{target._schema.overload_name}"
-        rule = self.table.get(overload) or self.table.get(name)
         if rule is None:
             raise Unsupported(
                 f"{self.located(node)}: the operation {overload} is not supported; {torch_advice(name)}"
             )
-        call = Call(self, node, self._bound(node, values))
-        path = ".".join(str(m[0]) for m in (node.meta.get("nn_module_stack") or {}).values()) or node.name
+        call = Call(self, node, arguments)
         path = list((node.meta.get("nn_module_stack") or {"": (node.name,)}).values())[-1][0] or node.name
         self.body.origin = Origin(str(path).removeprefix("L['self'].").strip("."), frozenset([node.name]))
         try:
@@ -222,14 +262,14 @@ class Importer:
         expected = call.results
         made: list[Any] = []
         for r, e in zip(results, expected):
-            if not isinstance(r, Array) or not isinstance(e, torch.Tensor):
+            if not isinstance(r, (Array, Complex)) or not isinstance(e, torch.Tensor):
                 made.append(r)
                 continue
-            wanted = self.type(e, call.where)
-            r = r.astype(wanted.dtype)
-            if r.shape != wanted.shape:
-                raise InfercError(f"{call.where}: gives {r.value.type}, torch says {wanted}")
-            made.append(r)
+            wanted = Type(tuple(map(self.dim, e.shape)), dtype_of(PARTS.get(e.dtype, e.dtype), call.where))
+            parts = [p.astype(wanted.dtype) for p in ((r.re, r.im) if isinstance(r, Complex) else (r,))]
+            if parts[0].shape != wanted.shape or (e.dtype in PARTS) != isinstance(r, Complex):
+                raise InfercError(f"{call.where}: gives {parts[0].value.type}, torch says {wanted}")
+            made.append(Complex(*parts) if isinstance(r, Complex) else parts[0])
         return made if isinstance(result, (tuple, list)) else made[0]
 
     def _bound(self, node: Node, values: Mapping[Node, Any]) -> dict[str, Any]:
@@ -251,3 +291,15 @@ class Importer:
         if isinstance(value, (tuple, list)):
             return [self._argument(v, values) for v in value]
         return self.dim(value) if isinstance(value, torch.SymInt) else value
+
+
+def _has_complex(values: Any) -> bool:
+    if isinstance(values, (tuple, list)):
+        return any(map(_has_complex, values))
+    return isinstance(values, (Complex, complex))
+
+
+def _gives_complex(made: Any) -> bool:
+    if isinstance(made, (tuple, list)):
+        return any(map(_gives_complex, made))
+    return isinstance(made, torch.Tensor) and made.dtype in PARTS

@@ -124,7 +124,9 @@ def batch_norm(c: Call) -> Array | tuple[Array, ...]:
     """With the statistics that were stored: a factor and an addend for each channel."""
     x, eps = c.input, c.get("eps", 1e-5)
     if c.get("training", False):
-        raise c.error("batch norm in training mode is not supported; call model.eval() before exporting")
+        if c.get("running_mean") is not None:
+            raise c.error("batch norm in training mode is not supported; call model.eval() before exporting")
+        return _norm_of_batch(c, x)[0]
     dtype = c.running_var.dtype if c.running_var.dtype != x.dtype else x.dtype
     factor = 1 / (c.running_var.astype(dtype) + eps).sqrt()
     factor = factor if c.get("weight") is None else factor * c.weight.astype(dtype)
@@ -134,6 +136,35 @@ def batch_norm(c: Call) -> Array | tuple[Array, ...]:
     y = (w * _channelwise(w, factor) + _channelwise(w, shift)).astype(x.dtype)
     none = c.body.constant(np.zeros(0, np.float32))
     return (y, none, none) if len(c.results) > 1 else y
+
+
+def _norm_of_batch(c: Call, x: Array) -> tuple[Array, Array, Array]:
+    """With the statistics of the batch itself; these too, the variance as one over its root."""
+    w = x if x.dtype == f64 else x.astype(f32)
+    axes = [0, *range(2, x.rank)]
+    mean, variance = _moments(w, axes)
+    inverse = 1 / (variance + c.get("eps", 1e-5)).sqrt()
+    y = (w - mean) * inverse
+    y = y if c.get("weight") is None else y * _channelwise(y, c.weight.astype(y.dtype))
+    y = y if c.get("bias") is None else y + _channelwise(y, c.bias.astype(y.dtype))
+    return y.astype(x.dtype), mean.squeeze(*axes), inverse.squeeze(*axes)
+
+
+def batch_norm_in_training(c: Call) -> list[Array]:
+    """Normalised, mean, one over the root of the variance, and the running statistics as new values."""
+    if not c.training:
+        none = c.body.constant(np.zeros(0, np.float32))
+        y = batch_norm(c)
+        return [y[0] if isinstance(y, tuple) else y, none, none, c.running_mean, c.running_var][: len(c.results)]
+    x, axes = c.input, [0, *range(2, c.input.rank)]
+    y, mean, inverse = _norm_of_batch(c, x)
+    if c.get("running_mean") is None:
+        return [y, mean, inverse]
+    w = x if x.dtype == f64 else x.astype(f32)
+    count = c.body.dim(prod(x.shape[a] for a in axes), w.dtype)
+    variance = _moments(w, axes)[1].squeeze(*axes) * count / (count - 1)
+    step = c.momentum
+    return [y, mean, inverse, c.running_mean * (1 - step) + mean * step, c.running_var * (1 - step) + variance * step]
 
 
 def instance_norm(c: Call) -> Array | tuple[Array, ...]:
@@ -211,13 +242,6 @@ def _pool(c: Call, n: int) -> tuple[Array, list[int], list[int], list[int], list
     return x, kernel, strides, dilation, pads, after
 
 
-def _no_indices(c: Call) -> Array:
-    """Stands for indices that nothing reads. Raises InfercError where something does."""
-    if any(user.args[1] == 1 and user.users for user in c.node.users):
-        raise c.error("the indices of max pooling are not supported; use the values alone")
-    return c.body.full(c.shape, 0, i64)
-
-
 def max_pool(n: int, indices: bool) -> Rule:
     def rule(c: Call) -> Array | tuple[Array, ...]:
         x, kernel, strides, dilation, low, high = _pool(c, n)
@@ -275,16 +299,28 @@ def adaptive_average(n: int) -> Rule:
 
 
 def adaptive_max(n: int) -> Rule:
+    """Windows as wide as the widest, of which some end before, and the place in the image of each greatest element."""
+
     def rule(c: Call) -> tuple[Array, ...]:
-        x = c.self
+        x, lead = c.self, c.self.rank - n
+        inside, places = np.ones((), bool), np.zeros((), np.int64)
         for i in range(n):
-            axis = x.rank - n + i
-            size, out = x.shape[axis], c.shape[axis]
+            size, out = x.shape[lead + 2 * i], c.shape[lead + i]
             if not isinstance(size, int) or not isinstance(out, int):
                 raise c.error("adaptive pooling needs fixed sizes; export with fixed ones")
-            bounds = [(i * size // out, -(-(i + 1) * size // out)) for i in range(out)]
-            x = concatenate([x.slice(axis, a, b).max(axis, keepdims=True) for a, b in bounds], axis)
-        return x, _no_indices(c)
+            low, high = (np.array([-(-(k * size) // out) if up else k * size // out for k in range(up, out + up)])
+                         for up in (0, 1))  # fmt: skip
+            at = low[:, None] + np.arange((high - low).max())
+            inside = inside[..., None, None] & (at < high[:, None])
+            places = places[..., None, None] * size + np.minimum(at, size - 1)
+            x = x.take(c.body.constant(np.minimum(at, size - 1)), lead + 2 * i)
+        order = [*range(0, 2 * n, 2), *range(1, 2 * n, 2)]
+        x = x.transpose(*range(lead), *(lead + d for d in order)).reshape(*c.shape, -1)
+        inside, places = (a.transpose(order).reshape(*a.transpose(order).shape[:n], -1) for a in (inside, places))
+        x = where(c.body.constant(inside).broadcast_to(x.shape), x, -math.inf)
+        which = x.unary("argmax", axis=x.rank - 1, dtype=i64).unsqueeze(-1)
+        found = which.compare("eq", c.body.arange(x.shape[-1]))
+        return x.max(-1), where(found, c.body.constant(places).broadcast_to(x.shape), 0).sum(-1)
 
     return rule
 
@@ -368,7 +404,9 @@ NN: Mapping[str, Rule] = {
     "bmm": product("mat2"), "matmul": product("other"), "mv": product("vec"), "dot": product("tensor"),
     "convolution": convolution_, "layer_norm": layer_norm, "native_layer_norm": layer_norm, "rms_norm": rms_norm,
     "batch_norm": batch_norm,
-    "_native_batch_norm_legit_no_training": batch_norm, "native_batch_norm": batch_norm, "group_norm": group_norm,
+    "_native_batch_norm_legit_no_training": batch_norm, "native_batch_norm": batch_norm,
+    "_native_batch_norm_legit_functional": batch_norm_in_training,
+    "_native_batch_norm_legit.no_stats": batch_norm_in_training, "group_norm": group_norm,
     "instance_norm": instance_norm, "col2im": col2im,
     "native_group_norm": group_norm, "scaled_dot_product_attention": attention,
     "max_pool1d": max_pool(1, False), "max_pool2d": max_pool(2, False), "max_pool3d": max_pool(3, False),

@@ -137,13 +137,23 @@ def _address(x: Array, arrays: Sequence[Array], axes: Sequence[int], shape: Sequ
     return concatenate([i.broadcast_to(shape).unsqueeze(-1) for i in positive], -1)
 
 
+def _put_by_mask(x: Array, mask: Array, values: Array, added: bool) -> Array:
+    """One value for all places, or the next row of values for each."""
+    rest = x.shape[mask.rank :]
+    if values.rank == len(rest) + 1 and values.shape[0] != 1:
+        place = mask.reshape(-1).astype(i64).unary("cumsum", axis=0) - 1
+        values = values.broadcast_to((values.shape[0], *rest)).take(place.maximum(0)).reshape(*x.shape)
+    elif values.rank == len(rest) + 1:
+        values = values.reshape(*values.shape[1:])
+    full = mask.reshape(*mask.shape, *[1] * len(rest)).broadcast_to(x.shape)
+    return where(full, x + values if added else values.broadcast_to(x.shape), x)
+
+
 def index_put(c: Call) -> Array:
     x, given, values = c.self, list(c.indices), c.values
     if any(i is not None and i.dtype == boolean for i in given):
-        mask = given[0]
-        if len(given) == 1 and values.rank == 0:
-            full = mask.reshape(*mask.shape, *[1] * (x.rank - mask.rank)).broadcast_to(x.shape)
-            return where(full, values.astype(x.dtype), x)
+        if len(given) == 1:
+            return _put_by_mask(x, given[0], values.astype(x.dtype), bool(c.get("accumulate", False)))
         raise c.error("writing by a mask makes a shape that depends on the data; use torch.where")
     axes = [a for a, i in enumerate(given) if i is not None]
     arrays = [given[a].astype(i64) for a in axes]

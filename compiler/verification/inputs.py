@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.function import DTYPES, _size
+from ...runtime.function import DTYPES
+from ...runtime.sizes import size_of
 
 
 def inputs(signature: Mapping[str, Any]) -> list[np.ndarray]:
@@ -18,7 +19,7 @@ def inputs(signature: Mapping[str, Any]) -> list[np.ndarray]:
     dims |= signature.get("chosen", {})
     made = []
     for entry in signature["inputs"]:
-        shape = tuple(_size(d, dims) for d in entry["shape"])
+        shape = tuple(size_of(d, dims) for d in entry["shape"])
         if entry["dtype"] == "bool":
             made.append(np.ones(shape, bool))
         elif entry["dtype"].startswith(("i", "u")):
