@@ -65,8 +65,9 @@ class Epilogue:
         return Run(), *dims, *(Operand(operands[v]) for v in (x, w, *self.others)), Result()
 
 
-def epilogue(anchor: Node, finish: Loop, sizes: Sequence[Dim]) -> Epilogue:
-    """The loop `finish` over the sums of `anchor`; `sizes` are further dimensions that the kernel's text needs."""
+def epilogue(anchor: Node, finish: Loop, sizes: Sequence[Dim], fetching: bool = False) -> Epilogue:
+    """The loop `finish` over the sums of `anchor`; `sizes` are further dimensions that the kernel's text needs. If
+    `fetching`, there is a function that fetches what it reads, where it reads more than a vector."""
     n = anchor.types[0].shape[-1]
     flat = collapse(Loop(finish.result, tuple(finish.shape[:-1]), finish.body, (n,)))
     leading, body = flat.shape, _inside(flat.body, anchor[0], len(flat.shape) + 1)
@@ -116,7 +117,7 @@ static void @_finish(const void *args, const float *sums, int32_t row, int32_t r
     else @_row(args, sums, row, m, col, cols);
 }}
 """
-    fetch = _fetch(body, scope, name_of, [*sizes_used, *unravel], len(leading))
+    fetch = _fetch(body, scope, name_of, [*sizes_used, *unravel], len(leading)) if fetching else ""
     return Epilogue(source + fetch, name_of, dims, result, bool(fetch))
 
 

@@ -291,7 +291,7 @@ def product(node: Node, anchor: Node, finish: Loop, operands: Mapping[Value, int
     rows = prod(anchor.types[0].shape[:-1], start=1)
     assert isinstance(n, int) and isinstance(k, int)
     sizes = tiles(target)
-    end = epilogue(anchor, finish, (*anchor.types[0].shape[:-1], *x.shape))
+    end = epilogue(anchor, finish, (*anchor.types[0].shape[:-1], *x.shape), fetching=True)
     found = _rows(anchor, "@_zeros")
     chunk = min(rows, CHUNK) if isinstance(rows, int) else CHUNK
     large = 4 * n * k >= LARGE
