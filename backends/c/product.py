@@ -293,7 +293,7 @@ def product(node: Node, anchor: Node, finish: Loop, operands: Mapping[Value, int
     sizes = tiles(target)
     end = epilogue(anchor, finish, (*anchor.types[0].shape[:-1], *x.shape), fetching=True)
     found = _rows(anchor, "@_zeros")
-    chunk = min(rows, CHUNK) if isinstance(rows, int) else CHUNK
+    chunk = max(1, min(rows, CHUNK)) if isinstance(rows, int) else CHUNK
     large = 4 * n * k >= LARGE
     whole = isinstance(rows, int) and rows <= sizes[max(0, len(sizes) // 2 - 1)]  # one tile meets each weight once
     block = BLOCK if not large else SHORTEST if isinstance(rows, int) and rows < FEW else SHORT
