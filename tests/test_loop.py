@@ -427,16 +427,34 @@ def call_of(emitted: Emitted, whole: Loop) -> Call:
     return Call(emitted.kernel, (*args, *(Operand(whole.operands.index(v)) for v in emitted.operands), Result()))
 
 
-def test_fused_text() -> None:
-    """A chain over three nodes is one loop that a person would write so."""
+def chain(function: str) -> str:
+    """The C of f(x + y) * (x + y), y spread over rows."""
     x, y = operand((T, 64), name="x"), operand((64,), name="y")
     wide = make(OPS["broadcast"], y, shape=(T, 64), dims=(1,))
     total = make(OPS["add"], x, wide[0])
-    result = make(OPS["mul"], make(OPS["logistic"], total[0])[0], total[0])
+    result = make(OPS["mul"], make(OPS[function], total[0])[0], total[0])
     nodes = [wide, total, result.inputs[0].node, result]
-    text = emit(fused(nodes), "scaled", ["x", "y"]).kernel.source
+    return emit(fused(nodes), "scaled", ["x", "y"]).kernel.source
+
+
+def test_fused_text() -> None:
+    """A chain over three nodes is one loop that a person would write so."""
+    text = chain("sqrt")
     assert "const float v0 = x[i * 64 + j] + y[j];\n" in text
-    assert "out[i * 64 + j] = m_logistic(v0) * v0;\n" in text
+    assert "out[i * 64 + j] = sqrtf(v0) * v0;\n" in text
+
+
+def test_slow_functions_are_in_words() -> None:
+    """Four vectors side by side; no lanes are left of 64."""
+    text = chain("logistic")
+    for line in (
+        "for (; j + 64 <= 64; j += 64) {",
+        "v0[q] = f32_add(f32_load(&x[i * 64 + j] + q * 16), f32_load(&y[j] + q * 16));",
+        "f32_logistic_each(v1, 4);",
+        "UNROLL for (int q = 0; q < 4; q++) f32_store(&out[i * 64 + j] + q * 16, f32_mul(v1[q], v0[q]));",
+    ):
+        assert line in " ".join(text.split()), line
+    assert "f32_load_n" not in text
 
 
 def test_collapse() -> None:

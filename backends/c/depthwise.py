@@ -1,7 +1,8 @@
 """Convolutions of each channel with a filter of its own, channels last, and what follows them element by element.
 
-A worker takes rows of the result. `PLACES` neighbours of a row by up to 64 channels are computed in registers, each as
-one chain over the window's positions; where the window leaves the image it reads zeros.
+A worker takes rows of the result. Neighbours of a row by up to 64 channels are computed in registers, each as one chain
+over the window's positions; where the window leaves the image it reads zeros. Channels are split evenly: with too few
+chains side by side the CPU waits for each step.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from .kernels import Call
 from .loop_function import GRAIN, dim_text, kernel_name
 from .loop_model import Loop, Read, axes
 from .product import GROUP, PRODUCT, tiles
+from .text import indented
 
-PLACES = 4
+PLACES, MOST_PLACES = 4, 8  # neighbours that are computed together; where there is one vector of channels
 
 
 def is_depthwise(node: Node) -> bool:
@@ -47,7 +49,18 @@ def depthwise(node: Node, anchor: Node, finish: Loop, operands: Mapping[Value, i
     assert isinstance(width, int) and isinstance(out_x, int) and isinstance(channels, int)
     assert isinstance(taps_x, int) and isinstance(taps_y, int)
     end = epilogue(anchor, finish, (batch,))
-    wide = GROUP if len(tiles(target)) >= GROUP else 1  # vectors of channels that the registers hold
+    wide = len(tiles(target)) >= GROUP  # whether the registers hold a group of vectors for each place
+    vectors = -(-channels // 16)
+    groups = -(-vectors // GROUP)
+    size, larger = vectors // groups, vectors % groups  # vectors of a group, and groups that have one more
+    lanes = channels - (vectors - 1) * 16
+    places = MOST_PLACES if wide and vectors == 1 else PLACES
+    tile = "@_tile(V, last, inside, g, b, i, j, c, sums);" if wide else (
+        "for (int v = 0; v < V; v++) @_tile(1, v + 1 < V ? 16 : last, inside, g, b, i, j, c + v * 16, sums + v * 16);")
+    counts = [(size + 1, larger), (size, groups - larger - 1)]  # all groups but the last
+    lines = [f"for (int32_t n = 0; n < {count}; n++, c += {16 * n}) @_group({n}, 16, inside, g, b, i, j, c, sums);"
+             for n, count in counts if count > 0]  # fmt: skip
+    calls = "\n".join(["int32_t c = 0;", *lines, f"@_group({size}, {lanes}, inside, g, b, i, j, c, sums);"])
     text = f"""\
 /* {x.type} with {w.type}, depthwise, strides {stride_y}x{stride_x}, to {finish.result.type} */
 {end.source}
@@ -58,55 +71,56 @@ INLINE const float *@_at(const float *line, int32_t z) {{
   return line && z >= 0 && z < {width} ? line + (int64_t)z * {channels} : @_zeros;
 }}
 
-/* Sums of {PLACES} places of row (b, i) from j on, for P vectors of channels from c on, the last of `last`. */
-INLINE void @_tile(const int P, const int inside, const @_given *g, int64_t b, int32_t i, int32_t j, int32_t c,
-                   int last, float *sums) {{
-  vf32 y[{PLACES}][{GROUP}];
-  UNROLL for (int m = 0; m < {PLACES}; m++)
+/* Sums of {places} places of row (b, i) from j on, for P vectors of channels from c on, the last of `last`. */
+INLINE void @_tile(const int P, const int last, const int inside, const @_given *g, int64_t b, int32_t i, int32_t j,
+                   int32_t c, float *sums) {{
+  vf32 y[{places}][{GROUP}];
+  UNROLL for (int m = 0; m < {places}; m++)
     UNROLL for (int v = 0; v < P; v++) y[m][v] = f32_zero();
   for (int32_t p = 0; p < {taps_y}; p++) {{
     const int32_t s = i * {stride_y} + p * {dilation_y} - {top};
     const float *line = s >= 0 && s < {height} ? g->x + (b * {height} + s) * {width * channels} : NULL;
     UNROLL for (int32_t q = 0; q < {taps_x}; q++) {{
       const float *weights = g->w + (p * {taps_x} + q) * {channels} + c;
-      const float *at[{PLACES}];
-      UNROLL for (int m = 0; m < {PLACES}; m++) {{
+      const float *at[{places}];
+      UNROLL for (int m = 0; m < {places}; m++) {{
         const int32_t z = (j + m) * {stride_x} + q * {dilation_x} - {left};
         at[m] = (inside ? line + (int64_t)z * {channels} : @_at(line, z)) + c;
       }}
       UNROLL for (int v = 0; v < P; v++) {{
-        const vf32 f = last < 16 ? f32_load_n(weights + v * 16, last) : f32_load(weights + v * 16);
-        UNROLL for (int m = 0; m < {PLACES}; m++)
-          y[m][v] = f32_fma(last < 16 ? f32_load_n(at[m] + v * 16, last) : f32_load(at[m] + v * 16), f, y[m][v]);
+        const int whole = v + 1 < P || last == 16;
+        const vf32 f = whole ? f32_load(weights + v * 16) : f32_load_n(weights + v * 16, last);
+        UNROLL for (int m = 0; m < {places}; m++)
+          y[m][v] = f32_fma(whole ? f32_load(at[m] + v * 16) : f32_load_n(at[m] + v * 16, last), f, y[m][v]);
       }}
     }}
   }}
-  UNROLL for (int m = 0; m < {PLACES}; m++)
+  UNROLL for (int m = 0; m < {places}; m++)
     UNROLL for (int v = 0; v < P; v++) f32_store(sums + m * GROUP + v * 16, y[m][v]);
 }}
 
+/* A group of V vectors of channels from c on: its sums, and what follows them. */
+INLINE void @_group(const int V, const int last, const int inside, const @_given *g, int64_t b, int32_t i, int32_t j,
+                    int32_t c, float *sums) {{
+  const int32_t row = ((int32_t)b * {out_y} + i) * {out_x} + j, count = int_min({out_x} - j, {places});
+  {tile}
+  @_finish(&g->rest, sums, row, count, c, (V - 1) * 16 + last);
+}}
+
 INLINE void @_places(const int inside, const @_given *g, int64_t b, int32_t i, int32_t j, float *sums) {{
-  const int32_t row = ((int32_t)b * {out_y} + i) * {out_x} + j, count = int_min({out_x} - j, {PLACES});
-  for (int32_t c = 0; c < {channels}; c += GROUP) {{
-    const int32_t some = int_min({channels} - c, GROUP);
-    int32_t v = 0;
-    for (; v + {16 * wide} <= some; v += {16 * wide}) @_tile({wide}, inside, g, b, i, j, c + v, 16, sums + v);
-    for (; v + 16 <= some; v += 16) @_tile(1, inside, g, b, i, j, c + v, 16, sums + v);
-    if (v < some) @_tile(1, inside, g, b, i, j, c + v, some - v, sums + v);
-    @_finish(&g->rest, sums, row, count, c, some);
-  }}
+{indented(calls)}
 }}
 
 static void @_part(const void *args, int32_t begin, int32_t end, int32_t worker) {{
   const @_given *g = args;
-  _Alignas(64) float sums[{PLACES} * GROUP];
+  _Alignas(64) float sums[{places} * GROUP];
   (void)worker;
   for (int32_t n = begin; n < end; n++) {{
     const int32_t i = n % {out_y}, first = i * {stride_y} - {top};
     const int rows = first >= 0 && first + {(taps_y - 1) * dilation_y} < {height};
-    for (int32_t j = 0; j < {out_x}; j += {PLACES}) {{
+    for (int32_t j = 0; j < {out_x}; j += {places}) {{
       const int32_t z = j * {stride_x} - {left};
-      const int inside = rows && z >= 0 && z + {(PLACES - 1) * stride_x + (taps_x - 1) * dilation_x} < {width};
+      const int inside = rows && z >= 0 && z + {(places - 1) * stride_x + (taps_x - 1) * dilation_x} < {width};
       if (inside) @_places(1, g, n / {out_y}, i, j, sums);
       else @_places(0, g, n / {out_y}, i, j, sums);
     }}

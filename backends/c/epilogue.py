@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ...ir.graph import Node, Value
-from ...ir.types import Dim, DType, Sym, symbol
+from ...ir.types import Dim, DType, Sym, f32, symbol
 from .kernels import Arg, DimValue, Kernel, Operand, Result, Run
-from .loop_emit import Scope
 from .loop_function import bracketed, size_name, symbols_of, wrapped
 from .loop_model import (
     Affine,
@@ -19,28 +18,34 @@ from .loop_model import (
     Lookup,
     Loop,
     Part,
+    Quotient,
     Read,
+    Within,
     axes,
     collapse,
     index_of,
     parts,
     rewrite,
 )
+from .loop_scope import Scope
+from .loop_words import SIDE_BY_SIDE, WordScope, in_words
 from .scalar import store
 from .text import C_TYPES, Names, indented
 
 TAKEN = (*"rngxwpqluvyzbijkms", "args", "at", "row", "rows", "col", "cols", "sums", "out", "scratch", "sum", "run",
-         "count", "begin", "end", "worker", "zeros")  # fmt: skip
+         "count", "begin", "end", "worker", "zeros", "last")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Epilogue:
-    """`source` is C: the struct @_args of the operands and the function @_finish, which takes sums[rows][GROUP]."""
+    """`source` is C: the struct @_args of the operands, the function @_finish, which takes sums[rows][GROUP], and where
+    it `fetches` the function @_fetch."""
 
     source: str
     others: Mapping[Value, str]
     dims: tuple[Sym, ...]
     result: DType
+    fetches: bool
 
     def signature(self, *more: str) -> str:
         """The parameters of a kernel that multiplies x by w and ends with this."""
@@ -60,8 +65,9 @@ class Epilogue:
         return Run(), *dims, *(Operand(operands[v]) for v in (x, w, *self.others)), Result()
 
 
-def epilogue(anchor: Node, finish: Loop, sizes: Sequence[Dim]) -> Epilogue:
-    """The loop `finish` over the sums of `anchor`; `sizes` are further dimensions that the kernel's text needs."""
+def epilogue(anchor: Node, finish: Loop, sizes: Sequence[Dim], fetching: bool = False) -> Epilogue:
+    """The loop `finish` over the sums of `anchor`; `sizes` are further dimensions that the kernel's text needs. If
+    `fetching`, there is a function that fetches what it reads, where it reads more than a vector."""
     n = anchor.types[0].shape[-1]
     flat = collapse(Loop(finish.result, tuple(finish.shape[:-1]), finish.body, (n,)))
     leading, body = flat.shape, _inside(flat.body, anchor[0], len(flat.shape) + 1)
@@ -76,24 +82,28 @@ def epilogue(anchor: Node, finish: Loop, sizes: Sequence[Dim]) -> Epilogue:
 
     counters = [f"i{d}" for d in range(len(leading))]
     scope = Scope([*counters, "n", "l"], {**name_of, anchor[0]: "sum"})
-    bindings = list(scope.bindings(body))
-    element = store(scope.body(body), result)
     index = Affine()
     for position, size in zip(axes(len(leading) + 1), (*leading, n), strict=True):
         index = index * size + position
-    inner = [*bindings, f"out[{scope.index(index)}] = {element};"]
+    target, along = f"out[{scope.index(index)}]", (len(leading), len(leading) + 1)
+    if result == f32 and in_words(body, along):
+        lines = _in_words(body, scope, target, along)
+    else:
+        inner = [*scope.bindings(body), f"{target} = {store(scope.body(body), result)};"]
+        each = ["const int64_t n = col + l;", *inner]
+        lines = ["for (int64_t l = 0; l < cols; l++) {", *(f"  {s}" for s in each), "}"]
     unravel, left = [], "(row + m)"
     for d in reversed(range(len(leading))):
         unravel.append(f"const int64_t {counters[d]} = {left}" + (f" % {bracketed(leading[d])};" if d else ";"))
         left = f"{left} / {bracketed(leading[d])}"
     fields = "".join(f" const {C_TYPES[v.dtype.name]} *{m};" for v, m in name_of.items())
     fields += f" {C_TYPES[result.name]} *out;" + "".join(f" int64_t {size_name(s)};" for s in dims)
-    used = "\n".join([*inner, *unravel])
-    unpack = [f"const int64_t {size_name(s)} = g->{size_name(s)};" for s in dims if size_name(s) in used]
+    used = "\n".join([*lines, *unravel])
+    sizes_used = [f"const int64_t {size_name(s)} = g->{size_name(s)};" for s in dims if size_name(s) in used]
+    unpack = [*sizes_used]
     unpack += [f"const {C_TYPES[v.dtype.name]} *restrict {m} = g->{m};" for v, m in name_of.items()]
     unpack += [f"{C_TYPES[result.name]} *restrict out = g->out;"]
     unpack += [] if unravel else ["(void)row, (void)m;"]
-    lines = ["for (int64_t l = 0; l < cols; l++) {", "  const int64_t n = col + l;", *(f"  {s}" for s in inner), "}"]
     source = f"""\
 typedef struct {{{fields} }} @_args;
 
@@ -107,7 +117,39 @@ static void @_finish(const void *args, const float *sums, int32_t row, int32_t r
     else @_row(args, sums, row, m, col, cols);
 }}
 """
-    return Epilogue(source, name_of, dims, result)
+    fetch = _fetch(body, scope, name_of, [*sizes_used, *unravel], len(leading)) if fetching else ""
+    return Epilogue(source + fetch, name_of, dims, result, bool(fetch))
+
+
+def _in_words(body: Body, scope: Scope, target: str, along: tuple[int, int]) -> list[str]:
+    """Lines for a row: GROUP outputs as vectors side by side, fewer one vector at a time."""
+    whole = WordScope(scope.axis, scope.operand, along=along, vectors=SIDE_BY_SIDE).stored(target, body)
+    each = WordScope(scope.axis, scope.operand, along=along, last="last").stored(target, body)
+    return ["if (cols == GROUP) {", "  const int64_t l = 0, n = col;", *(f"  {s}" for s in whole), "  return;", "}",
+            "for (int64_t l = 0; l < cols; l += 16) {", "  const int64_t n = col + l;",
+            "  const int last = int_min((int)(cols - l), 16);", *(f"  {s}" for s in each), "}"]  # fmt: skip
+
+
+def _fetch(body: Body, scope: Scope, names: Mapping[Value, str], position: Sequence[str], rank: int) -> str:
+    """The function that fetches the tile of every array that the body reads as it writes its result, or nothing."""
+    if any(isinstance(p, (Within, Lookup, Quotient)) for p in parts(body)):
+        return ""
+    reads = [p for p in dict.fromkeys(parts(body)) if isinstance(p, Read) and p.source in names]
+    tiles = [r for r in reads if r.index[0].coefficient(rank) == 1 and len(r.index[0].terms) > 1]
+    if not tiles:
+        return ""
+    lines = [f"__builtin_prefetch(&g->{names[r.source]}[{scope.index(r.index[0])}]);" for r in tiles]
+    return f"""
+static void @_fetch(const void *args, int32_t row, int32_t rows, int32_t col, int32_t cols) {{
+  const @_args *g = args;
+  for (int32_t m = 0; m < rows; m++) {{
+{indented(chr(10).join(position), "    ")}
+    for (int64_t n = col; n < col + cols; n += 16) {{
+{indented(chr(10).join(lines), "      ")}
+    }}
+  }}
+}}
+"""
 
 
 def _inside(body: Body, anchor: Value, axis: int) -> Body:

@@ -2,48 +2,41 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from math import prod
+from typing import Any
 
-import numpy as np
-
-from ...ir.graph import Value
-from ...ir.ops.common import narrow
 from ...ir.types import DType, bounds, f32
-from .loop_function import Emitted, Parameters, bracketed, counted, dim_text, finish, is_parallel, size_name, symbols_of
+from .loop_function import Emitted, Parameters, counted, dim_text, finish, is_parallel, size_name, symbols_of
 from .loop_model import (
     Affine,
     Apply,
     Axis,
     Body,
-    Constant,
     Guard,
     Lookup,
     Loop,
-    Part,
     Position,
     Read,
-    Within,
     axes,
-    children,
     collapse,
     flatten,
     index_of,
     move,
     parts,
 )
-from .scalar import HALVES, VALUE_TYPES, enclosed, expression, literal, load, rounded, store
+from .loop_scope import Scope, unguarded_lookups
+from .loop_words import SIDE_BY_SIDE, WordScope, in_words, slow, work
+from .scalar import HALVES, VALUE_TYPES, expression, store
 from .text import C_TYPES, Names
 
 OUTER_NAMES, REDUCED_NAMES = "ijkmno", "pquvw"
 # What the lines name themselves.
-LOCALS = ("width", "to", "half", "args", "g", "begin", "end", "worker", "l", "lane", "count", "total")
+LOCALS = ("width", "to", "half", "args", "g", "begin", "end", "worker", "l", "lane", "count", "total", "last", "q")
 
 TILES = (64, 32, 16)  # outputs of a dot product computed side by side: wide ones where words can be loaded
 
-COLUMNS = 16  # neighbours that are reduced side by side, at least
+COLUMNS, MOST_COLUMNS = 16, 256  # neighbours that are reduced side by side: a stream that the CPU foresees
 
 # monoid → (identity for floats, for integers and bool as a C expression of the type's name, combining operation)
 MONOIDS = {
@@ -61,117 +54,6 @@ def emit(loop: Loop, name: str, operand_names: Sequence[str] = ()) -> Emitted:
     loop = collapse(loop)
     writer = _Writer(loop, operand_names)
     return finish(writer.lines(), writer.context(), name)
-
-
-# ---- expressions ----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Scope:
-    """Names of axes and operands while text is printed. `raw`: elements are only moved, halves stay bits."""
-
-    axis: list[str]
-    operand: dict[Value, str]
-    raw: bool = False
-    found: dict[Lookup, str] = field(default_factory=dict)
-    bound: dict[Body, str] = field(default_factory=dict)
-
-    def value_type(self, dtype: DType) -> str:
-        return (C_TYPES if self.raw else VALUE_TYPES)[dtype.name]
-
-    def index(self, index: Affine) -> str:
-        """C text of an index, an int64_t: every product has a counter for a factor, not only sizes."""
-        text = ""
-        for atom, coefficient in index.terms:
-            match atom:
-                case Axis(number):
-                    inner = self.axis[number]
-                case Lookup():
-                    inner = self.found.get(atom) or self.lookup(atom)
-                case _:
-                    inner = f"({self.index(atom.index)}) / {atom.divisor}"
-            negative = bounds(coefficient)[1] < 0
-            size = -coefficient if negative else coefficient
-            scaled = inner if size == 1 else f"{inner} * {bracketed(size)}"
-            text += (f" {'-' if negative else '+'} " if text else "-" * negative) + scaled
-        if index.offset == 0 and text:
-            return text
-        offset = dim_text(index.offset)
-        if not text:
-            return offset
-        return f"{offset} {text[0]} {text[1:]}" if text[0] == "-" else f"{text} + {offset}".replace("+ -", "- ")
-
-    def lookup(self, atom: Lookup) -> str:
-        element = self.body(atom.read)
-        if atom.clamp is None:
-            return f"(int64_t){element}"
-        return f"clamp_index({element}, {dim_text(atom.clamp[0])}, {dim_text(atom.clamp[1])})"
-
-    def guards(self, guards: Sequence[Guard]) -> str:
-        """C text of the test that all of them hold; what the counters' ranges give away is not tested."""
-        tests = []
-        for guard in guards:
-            index = self.index(guard.index)
-            if not _never_negative(guard.index):
-                tests.append(f"{index} >= 0")
-            if guard.divisor > 1:
-                tests.append(f"({index}) % {guard.divisor} == 0")
-            tests.append(f"{index} < {dim_text(guard.limit)}")
-        return " && ".join(tests)
-
-    def body(self, body: Body) -> str:
-        """C text of a value, names of bound subexpressions in their place."""
-        if body in self.bound:
-            return self.bound[body]
-        match body:
-            case Read(source=source, index=(index,)):
-                element = f"{self.operand[source]}[{self.index(index)}]"
-                return element if self.raw else load(element, body.dtype)
-            case Constant(value=value, dtype=dtype):
-                return str(half_bits(value, dtype)) if self.raw and dtype.name in HALVES else literal(value, dtype)
-            case Position(index=index, dtype=dtype):
-                return rounded(f"({VALUE_TYPES[dtype.name]}){enclosed(self.index(index))}", dtype)
-            case Within(guards=guards, value=value, fill=fill):
-                return f"{self.guards(guards)} ? {self.body(value)} : {enclosed(self.body(fill))}"
-            case Apply(op=op, args=args, dtype=dtype):
-                return expression(op, [self.body(a) for a in args], args[-1].dtype, dtype)
-        raise TypeError(f"{body!r} is no body")
-
-    def bindings(self, body: Body) -> Iterator[str]:
-        """Declarations of what is used more than once and always evaluated; later text uses their names."""
-        counts = Counter(_always(body))
-        for part in dict.fromkeys(_always(body)):
-            if counts[part] > 1 and isinstance(part, (Apply, Within)) and part not in self.bound:
-                text = self.body(part)
-                name = f"v{len(self.bound)}"
-                self.bound[part] = name
-                yield f"const {self.value_type(part.dtype)} {name} = {text};"
-
-
-def _always(body: Body) -> Iterator[Body]:
-    """The values that are evaluated whatever the guards say, innermost first."""
-    if isinstance(body, Apply):
-        for arg in body.args:
-            yield from _always(arg)
-    yield body
-
-
-def _unguarded_lookups(part: Part) -> Iterator[Lookup]:
-    """The looked-up indices that are evaluated whatever the guards say, innermost first."""
-    for inside in part.guards if isinstance(part, Within) else children(part):
-        yield from _unguarded_lookups(inside)
-    if isinstance(part, Lookup):
-        yield part
-
-
-def _never_negative(index: Affine) -> bool:
-    steps = all(isinstance(a, Axis) and bounds(c)[0] >= 0 for a, c in index.terms)
-    return steps and bounds(index.offset)[0] >= 0
-
-
-def half_bits(value: float, dtype: DType) -> int:
-    """A number as the bits of a half float."""
-    return int(narrow(np.array(value, np.float32), dtype).view(np.uint16))
 
 
 # ---- loops ----------------------------------------------------------------------------------------------------------
@@ -203,9 +85,9 @@ class _Writer:
         reads = ", ".join(f"{self.operand[v]} {v.type}" for v in loop.operands)
         comment = f"{reads} -> {loop.result.type}" if reads else str(loop.result.type)
         count = loop.shape[0] if self.rank else 1
-        work = prod(loop.shape[1:]) * prod(loop.reduced)
+        each = work(prod(loop.shape[1:]) * prod(loop.reduced), loop.body)
         return Parameters(self.dims, tuple((n, v) for v, n in self.operand.items()), ((self.out, loop.result.type),),
-                          count, work, comment)  # fmt: skip
+                          count, each, comment)  # fmt: skip
 
     def lines(self) -> list[str]:
         loop, found = self.loop, self._lookups()
@@ -215,6 +97,9 @@ class _Writer:
             inside = self._columns(tiled)
         elif tiled is not None:
             inside = self._tiles(tiled)
+        elif self._has_words() and not any(found):
+            tiled = self.rank - 1
+            inside = self._words(tiled)
         else:
             target = self._target(axes(self.rank))
             inside = self._reduction(target) if loop.monoid else self._assignment(target)
@@ -236,7 +121,7 @@ class _Writer:
     def _lookups(self) -> list[list[str]]:
         """Declarations of looked-up indices that need no guard: entry n belongs inside of n output axes."""
         lines: list[list[str]] = [[] for _ in range(self.rank + 1)]
-        for atom in dict.fromkeys(_unguarded_lookups(self.loop.body)):
+        for atom in dict.fromkeys(unguarded_lookups(self.loop.body)):
             depth = max((p.number + 1 for p in parts(atom) if isinstance(p, Axis)), default=0)
             if depth <= self.rank:
                 name = f"at{len(self.scope.found)}"
@@ -248,6 +133,31 @@ class _Writer:
         bindings = list(self.scope.bindings(self.loop.body))
         text = self.scope.body(self.loop.body)
         return [*bindings, f"{target} = {text if self.scope.raw else store(text, self.loop.result.dtype)};"]
+
+    def _has_words(self) -> bool:
+        """Whether the last axis is walked in vectors, which is worth it for slow functions."""
+        loop, last = self.loop, self.rank - 1
+        wide = last >= 0 and bounds(loop.shape[last])[0] >= COLUMNS
+        return wide and not loop.monoid and loop.result.dtype == f32 and slow(loop.body) > 0 and in_words(
+            loop.body, (last,))  # fmt: skip
+
+    def _words(self, n: int) -> list[str]:
+        """Sixteen neighbours along axis n at a time, and four times as many as long as there are."""
+        counter, (low, high) = self.scope.axis[n], self._range(n)
+        target, wide = self._target(axes(self.rank)), 16 * SIDE_BY_SIDE
+
+        def stored(**lanes: Any) -> list[str]:
+            scope = WordScope(self.scope.axis, self.operand, along=(n,), **lanes)
+            return [f"  {line}" for line in scope.stored(target, self.loop.body)]
+
+        lines = [f"int64_t {counter} = {low};", f"for (; {counter} + {wide} <= {high}; {counter} += {wide}) {{",
+                 *stored(vectors=SIDE_BY_SIDE), "}"]  # fmt: skip
+        size = self.loop.shape[n]
+        if low == "0" and isinstance(size, int) and size % wide == 0:
+            return lines
+        return [*lines, f"for (; {counter} < {high}; {counter} += 16) {{",
+                f"  const int last = {high} - {counter} < 16 ? (int)({high} - {counter}) : 16;",
+                *stored(last="last"), "}"]  # fmt: skip
 
     def _reduction(self, target: str) -> list[str]:
         dtype = self.loop.result.dtype
@@ -328,7 +238,7 @@ class _Writer:
         dtype = loop.result.dtype
         kind, start = VALUE_TYPES[dtype.name], MONOIDS[loop.monoid][0]
         size = loop.shape[n]
-        width = next((w for w in (64, 32) if isinstance(size, int) and size % w == 0), COLUMNS)
+        width = next((w for w in range(MOST_COLUMNS, COLUMNS, -1) if isinstance(size, int) and size % w == 0), COLUMNS)
         wide = f32 if loop.body.dtype.name in HALVES else loop.body.dtype
         scope.axis.append("l")
         along = list(axes(self.rank + len(loop.reduced)))

@@ -11,7 +11,6 @@ from math import prod
 
 from ...ir.graph import IRError, Node
 from ...ir.types import Dim, DType, f32
-from .loop_emit import Scope
 from .loop_function import (
     Emitted,
     Parameters,
@@ -24,6 +23,7 @@ from .loop_function import (
     symbols_of,
 )
 from .loop_model import Read, axes, flat_reads, flatten, window_starts
+from .loop_scope import Scope
 from .scalar import HALVES, VALUE_TYPES, expression, load, store
 from .text import C_TYPES
 

@@ -20,16 +20,20 @@ from .epilogue import epilogue, named
 from .kernels import THREADS, Call, Kernel, Scratch
 from .loop_function import bracketed, dim_text, kernel_name, size_name
 from .loop_model import Loop, Read, axes
+from .loop_words import SIDE_BY_SIDE
 from .text import indented
 
-GROUP = 4  # panels that a worker computes together
+GROUP = SIDE_BY_SIDE  # panels that a worker computes together
 BLOCK = 128  # values of k whose weights stay in the first-level cache: 32 KB of four panels
-SHORT = 96  # the same where a chunk has few rows: 24 KB, beside as much of the next block's, fetched meanwhile
-FEW = 128  # rows
+SHORT = 96  # the same of large weights: 24 KB, beside as much of the next block's, fetched meanwhile
+SHORTEST = 64  # the same with less than FEW rows to fetch them behind
+FEW = 48  # rows
 LONGEST = BLOCK * 3 // 2  # values of k that are not worth dividing
 LARGE = 1 << 19  # bytes of weights that do not stay in the second-level cache beside all else
 FETCHING = 4  # tiles that are enough to fetch the next block's weights meanwhile; with fewer the loads themselves do
 CHUNK = 256  # rows of a chunk at most
+PASS = 12  # rows whose work takes as long as reading a chunk's weights once more
+LEAST = 24  # rows of a chunk, where there are several
 SERIAL = 1 << 19  # multiplications, and 16 for each weight, that are not worth a second worker
 
 # By target, rows of a tile for each number of panels from 1: what the registers hold.
@@ -55,11 +59,14 @@ typedef struct product product;
 struct product {{
   const float *x, *w;
   int32_t rows, n, runs, run; /* of a row: runs of adjacent values, and the values of one */
-  int32_t runs_block, run_block, chunk, fetching; /* `fetching`: whether weights are fetched ahead */
+  int32_t runs_block, run_block;
+  int32_t chunk, fetching; /* rows of a chunk at most; whether weights are fetched ahead */
   /* Where the runs of `count` rows from `row` on begin. */
   void (*find)(const product *p, int32_t row, int32_t count, const float **at);
   /* Takes sums[rows][GROUP] of the outputs [col, col + cols). */
   void (*finish)(const void *args, const float *sums, int32_t row, int32_t rows, int32_t col, int32_t cols);
+  /* Fetches what `finish` will read besides; may be null. */
+  void (*fetch)(const void *args, int32_t row, int32_t rows, int32_t col, int32_t cols);
   const void *args;
   char *scratch;
   size_t scratch_bytes; /* of each worker: sums[chunk][GROUP], then pointers to the runs of each row */
@@ -122,6 +129,8 @@ def panels(sizes: Sequence[int]) -> Kernel:
                       for p, m in enumerate(sizes[:-1], 1))  # fmt: skip
     last = f"    default: tiles = product_tiles_{widest}, most = {sizes[-1]};"
     choice = f"    switch (wide) {{\n{cases}\n{last}\n    }}" if cases else "    " + last.split(": ")[1]
+    half = widest // 2
+    width = f"rows > {sizes[-1]} && rows <= {sizes[half - 1]} ? {half} : {widest}" if half else f"{widest}"
     return Kernel("product_panels", f"""\
 /* Fetches part t of `count` of the weights that follow those of `wide` panels from `first` on. */
 INLINE void product_fetch(const product_block *b, int32_t first, int32_t wide, int32_t t, int32_t count) {{
@@ -133,8 +142,9 @@ INLINE void product_fetch(const product_block *b, int32_t first, int32_t wide, i
 /* Tiles of all rows of a chunk over one block of k, for `panels` panels side by side. */
 static void product_panels(const product *p, product_block b, int32_t panels, int32_t row, int32_t rows, int32_t col,
                            int finish) {{
-  for (int32_t first = 0; first < panels; first += {widest}) {{
-    const int32_t wide = int_min(panels - first, {widest});
+  const int32_t widest = {width}; /* narrow tiles where all rows fit one: then each weight is met once */
+  for (int32_t first = 0; first < panels; first += widest) {{
+    const int32_t wide = int_min(panels - first, widest);
     product_tile *const *tiles;
     int32_t most;
 {choice}
@@ -146,11 +156,14 @@ static void product_panels(const product *p, product_block b, int32_t panels, in
       product_block tile = b;
       tile.w += (size_t)first * b.panel, tile.at = at, tile.sums = sums + first * 16;
       if (count >= {FETCHING}) product_fetch(&b, first, wide, t, count);
-      tiles[m - 1](&tile);
-      if (finish && first + wide == panels) {{
-        const int32_t done = rows / count * t + int_min(t, rows % count);
-        p->finish(p->args, sums, row + done, m, col, int_min(p->n - col, GROUP));
+      if (!finish || first + wide < panels) {{
+        tiles[m - 1](&tile);
+        continue;
       }}
+      const int32_t from = row + rows / count * t + int_min(t, rows % count), cols = int_min(p->n - col, GROUP);
+      if (p->fetch) p->fetch(p->args, from, m, col, cols);
+      tiles[m - 1](&tile);
+      p->finish(p->args, sums, from, m, col, cols);
     }}
   }}
 }}
@@ -192,9 +205,23 @@ static void product_part(const void *args, int32_t begin, int32_t end, int32_t w
   }}
 }}
 
-static void product_run(const run *r, const product *p, int32_t grain) {{
-  const int32_t chunks = (p->rows + p->chunk - 1) / p->chunk, groups = (p->n + GROUP - 1) / GROUP;
-  parallel(r, chunks * groups, grain, product_part, p);
+/* Rows of a chunk: with few chunks weights are read few times, with many all threads end at the same time. */
+static int32_t product_chunk(const product *p, int32_t threads, int32_t groups) {{
+  const int32_t fewest = (p->rows + p->chunk - 1) / p->chunk;
+  int32_t best = p->chunk;
+  int64_t least = INT64_MAX;
+  for (int32_t n = fewest; n == fewest || (n <= fewest + threads && p->rows / n >= {LEAST}); n++) {{
+    const int32_t rows = (p->rows + n - 1) / n, turns = (n * groups + threads - 1) / threads;
+    const int64_t cost = (4 * (int64_t)turns + 1) * (rows + {PASS}); /* a quarter of a turn is waited for others */
+    if (cost < least) least = cost, best = rows;
+  }}
+  return best;
+}}
+
+static void product_run(const run *r, product p, int32_t grain) {{
+  const int32_t groups = (p.n + GROUP - 1) / GROUP;
+  if (p.rows > 0) p.chunk = product_chunk(&p, grain == 1 ? r->threads : 1, groups);
+  parallel(r, (p.rows + p.chunk - 1) / p.chunk * groups, grain, product_part, &p);
 }}
 """, (panels(sizes),))
 
@@ -264,12 +291,14 @@ def product(node: Node, anchor: Node, finish: Loop, operands: Mapping[Value, int
     rows = prod(anchor.types[0].shape[:-1], start=1)
     assert isinstance(n, int) and isinstance(k, int)
     sizes = tiles(target)
-    end = epilogue(anchor, finish, (*anchor.types[0].shape[:-1], *x.shape))
+    end = epilogue(anchor, finish, (*anchor.types[0].shape[:-1], *x.shape), fetching=True)
     found = _rows(anchor, "@_zeros")
-    chunk = CHUNK if not isinstance(rows, int) else _chunk(rows, n, k, sizes)
-    whole, few = found.runs * found.run <= LONGEST, isinstance(rows, int) and rows <= FEW
-    run_block = found.run if found.run <= LONGEST else _block(found.run, SHORT if few else BLOCK)
-    runs_block = found.runs if whole else 1 if found.run > LONGEST else max(1, BLOCK // found.run)
+    chunk = max(1, min(rows, CHUNK)) if isinstance(rows, int) else CHUNK
+    large = 4 * n * k >= LARGE
+    whole = isinstance(rows, int) and rows <= sizes[max(0, len(sizes) // 2 - 1)]  # one tile meets each weight once
+    block = BLOCK if not large else SHORTEST if isinstance(rows, int) and rows < FEW else SHORT
+    run_block = found.run if whole or found.run <= LONGEST else _block(found.run, block)
+    runs_block = found.runs if whole or k <= LONGEST else 1 if found.run > LONGEST else max(1, BLOCK // found.run)
     given = [f"const int64_t {size_name(s)} = ((const @_args *)p->args)->{size_name(s)};" for s in end.dims
              if re.search(rf"\b{size_name(s)}\b", found.source)]  # fmt: skip
     grain = _grain(rows, n, k)
@@ -284,8 +313,9 @@ static void @_rows(const product *p, int32_t row, int32_t count, const float **a
 
 static void @({end.signature("void *scratch")}) {{
   const product p = {{x, w, {dim_text(rows)}, {n}, {found.runs}, {found.run}, {runs_block}, {run_block}, {chunk},
-      {int(4 * n * k >= LARGE)}, @_rows, @_finish, &(@_args){{{end.values}}}, scratch, {worker_bytes}}};
-  product_run(r, &p, {grain});
+      {int(large)}, @_rows, @_finish, {"@_fetch" if end.fetches else "NULL"}, &(@_args){{{end.values}}}, scratch,
+      {worker_bytes}}};
+  product_run(r, p, {grain});
 }}
 """
     kernel = named(text, kernel_name("product", finish.result.type), (part(sizes),))
@@ -298,17 +328,6 @@ def _settings(node: Node) -> str:
     if not window:
         return ""
     return f" of windows {'x'.join(map(str, window))}, strides {'x'.join(map(str, node.attr('strides')))}"
-
-
-def _chunk(rows: int, n: int, k: int, sizes: Sequence[int]) -> int:
-    """Rows of a chunk: few enough that both of two workers, and more, have equal shares."""
-    groups = -(-n // (16 * GROUP))
-    chunks = -(-rows // CHUNK)
-    while groups * chunks < 16 and rows // (chunks + 1) >= 4 * sizes[-1] and rows * n * k > SERIAL:
-        chunks += 1
-    tile = sizes[min(len(sizes), -(-n // 16)) - 1]
-    each = -(-rows // chunks)
-    return min(rows, -(-each // tile) * tile)
 
 
 def _block(run: int, most: int) -> int:

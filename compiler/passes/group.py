@@ -12,6 +12,7 @@ from ...ir.ops.fused import channels_last
 from ...ir.rewrite import splat, substitute
 from ...ir.target import Target
 from ...ir.types import f32
+from . import images
 
 SCALAR = {op.name for op in ELEMENTWISE} | {"silu", "gelu", "gelu_tanh", "softcap", "gated"}
 MOVES = {"transpose", "slice", "pad", "reverse"}  # each element is read at most once
@@ -23,7 +24,7 @@ def run(module: Module, target: Target) -> Module:
     """Groups in the graphs of functions; a language model's step has kernels of its own."""
     if "fused" not in target.fusions or "step" in module.entries:
         return module
-    return map_graphs(module, _grouped)
+    return map_graphs(map_graphs(module, images.run), _grouped)
 
 
 def _plain(node: Node) -> bool:

@@ -228,33 +228,96 @@ INLINE vf32 f32_log(vf32 x) {
   return f32_select_gt(x, zero, y, f32_select_gt(zero, x, f32_splat(NAN), f32_sub(x, f32_splat(INFINITY))));
 }
 
-INLINE vf32 f32_tanh(vf32 x) {
-  const vf32 a = f32_abs(x), s = f32_mul(a, a), one = f32_splat(1.0f);
-  const vf32 small = f32_add(f32_mul(f32_mul(f32_horner(TANH, 5, s), s), a), a);
-  const vf32 large = f32_sub(one, f32_div(f32_splat(2.0f), f32_add(f32_exp(f32_add(a, a)), one)));
-  return f32_with_sign_of(x, f32_select_gt(f32_splat(0.625f), a, small, large));
+/* The next, too, work step by step on each of at most 8 vectors. */
+INLINE void f32_tanh_each(vf32 *x, const int count) {
+  const vf32 one = f32_splat(1.0f);
+  vf32 a[8], s[8], small[8], large[8];
+  UNROLL for (int i = 0; i < count; i++) {
+    a[i] = f32_abs(x[i]), s[i] = f32_mul(a[i], a[i]), large[i] = f32_add(a[i], a[i]);
+    small[i] = f32_splat(TANH[0]);
+  }
+  f32_exp_each(large, count);
+  UNROLL for (int j = 1; j < 5; j++)
+    UNROLL for (int i = 0; i < count; i++) small[i] = f32_add(f32_mul(small[i], s[i]), f32_splat(TANH[j]));
+  UNROLL for (int i = 0; i < count; i++) {
+    large[i] = f32_sub(one, f32_div(f32_splat(2.0f), f32_add(large[i], one)));
+    small[i] = f32_add(f32_mul(f32_mul(small[i], s[i]), a[i]), a[i]);
+    x[i] = f32_with_sign_of(x[i], f32_select_gt(f32_splat(0.625f), a[i], small[i], large[i]));
+  }
 }
 
-INLINE vf32 f32_erf(vf32 x) {
-  const vf32 a = f32_abs(x), one = f32_splat(1.0f);
-  const vf32 small = f32_add(f32_mul(f32_horner(ERF_SMALL, 7, f32_mul(a, a)), a), a);
-  const vf32 q = f32_horner(ERF_LARGE, 7, f32_min(f32_splat(4.0f), a));
-  const vf32 large = f32_sub(one, f32_exp(f32_sub(f32_zero(), q)));
-  return f32_with_sign_of(x, f32_select_gt(one, a, small, large));
+INLINE void f32_erf_each(vf32 *x, const int count) {
+  const vf32 one = f32_splat(1.0f);
+  vf32 a[8], s[8], b[8], small[8], large[8];
+  UNROLL for (int i = 0; i < count; i++) {
+    a[i] = f32_abs(x[i]), s[i] = f32_mul(a[i], a[i]), b[i] = f32_min(f32_splat(4.0f), a[i]);
+    small[i] = f32_splat(ERF_SMALL[0]), large[i] = f32_splat(ERF_LARGE[0]);
+  }
+  UNROLL for (int j = 1; j < 7; j++)
+    UNROLL for (int i = 0; i < count; i++) {
+      large[i] = f32_add(f32_mul(large[i], b[i]), f32_splat(ERF_LARGE[j]));
+      small[i] = f32_add(f32_mul(small[i], s[i]), f32_splat(ERF_SMALL[j]));
+    }
+  UNROLL for (int i = 0; i < count; i++) {
+    large[i] = f32_sub(f32_zero(), large[i]);
+    small[i] = f32_add(f32_mul(small[i], a[i]), a[i]);
+  }
+  f32_exp_each(large, count);
+  UNROLL for (int i = 0; i < count; i++)
+    x[i] = f32_with_sign_of(x[i], f32_select_gt(one, a[i], small[i], f32_sub(one, large[i])));
 }
 
-INLINE vf32 f32_one_plus_exp_minus(vf32 x) { return f32_add(f32_splat(1.0f), f32_exp(f32_sub(f32_zero(), x))); }
-INLINE vf32 f32_logistic(vf32 x) { return f32_div(f32_splat(1.0f), f32_one_plus_exp_minus(x)); }
-INLINE vf32 f32_silu(vf32 x) { return f32_div(x, f32_one_plus_exp_minus(x)); }
-INLINE vf32 f32_gelu_tanh(vf32 x) {
-  const vf32 inner = f32_add(x, f32_mul(f32_splat(0.044715f), f32_mul(f32_mul(x, x), x)));
-  const vf32 t = f32_tanh(f32_mul(f32_splat(0.7978845608f), inner));
-  return f32_mul(f32_mul(f32_splat(0.5f), x), f32_add(f32_splat(1.0f), t));
+/* x[i] becomes 1 + exp(0 - x[i]). */
+INLINE void f32_one_plus_exp_minus_each(vf32 *x, const int count) {
+  UNROLL for (int i = 0; i < count; i++) x[i] = f32_sub(f32_zero(), x[i]);
+  f32_exp_each(x, count);
+  UNROLL for (int i = 0; i < count; i++) x[i] = f32_add(f32_splat(1.0f), x[i]);
 }
-INLINE vf32 f32_gelu(vf32 x) {
-  const vf32 e = f32_erf(f32_mul(x, f32_splat(0.70710678118654752f)));
-  return f32_mul(f32_mul(f32_splat(0.5f), x), f32_add(f32_splat(1.0f), e));
+
+INLINE void f32_logistic_each(vf32 *x, const int count) {
+  f32_one_plus_exp_minus_each(x, count);
+  UNROLL for (int i = 0; i < count; i++) x[i] = f32_div(f32_splat(1.0f), x[i]);
 }
+
+INLINE void f32_silu_each(vf32 *x, const int count) {
+  vf32 y[8];
+  UNROLL for (int i = 0; i < count; i++) y[i] = x[i];
+  f32_one_plus_exp_minus_each(y, count);
+  UNROLL for (int i = 0; i < count; i++) x[i] = f32_div(x[i], y[i]);
+}
+
+INLINE void f32_gelu_tanh_each(vf32 *x, const int count) {
+  vf32 t[8];
+  UNROLL for (int i = 0; i < count; i++) {
+    const vf32 cube = f32_mul(f32_mul(x[i], x[i]), x[i]);
+    t[i] = f32_mul(f32_splat(0.7978845608f), f32_add(x[i], f32_mul(f32_splat(0.044715f), cube)));
+  }
+  f32_tanh_each(t, count);
+  UNROLL for (int i = 0; i < count; i++)
+    x[i] = f32_mul(f32_mul(f32_splat(0.5f), x[i]), f32_add(f32_splat(1.0f), t[i]));
+}
+
+INLINE void f32_gelu_each(vf32 *x, const int count) {
+  vf32 e[8];
+  UNROLL for (int i = 0; i < count; i++) e[i] = f32_mul(x[i], f32_splat(0.70710678118654752f));
+  f32_erf_each(e, count);
+  UNROLL for (int i = 0; i < count; i++)
+    x[i] = f32_mul(f32_mul(f32_splat(0.5f), x[i]), f32_add(f32_splat(1.0f), e[i]));
+}
+
+#define ONE_OF_EACH(name)              \
+  INLINE vf32 f32_##name(vf32 x) {     \
+    f32_##name##_each(&x, 1);          \
+    return x;                          \
+  }
+ONE_OF_EACH(tanh)
+ONE_OF_EACH(erf)
+ONE_OF_EACH(logistic)
+ONE_OF_EACH(silu)
+ONE_OF_EACH(gelu_tanh)
+ONE_OF_EACH(gelu)
+#undef ONE_OF_EACH
+
 INLINE vf32 f32_softcap(vf32 x, vf32 cap) { return f32_mul(cap, f32_tanh(f32_div(x, cap))); }
 
 #endif
