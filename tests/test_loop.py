@@ -445,16 +445,14 @@ def test_fused_text() -> None:
 
 
 def test_slow_functions_are_in_words() -> None:
-    """Four vectors side by side; no lanes are left of 64."""
-    text = chain("logistic")
-    for line in (
-        "for (; j + 64 <= 64; j += 64) {",
-        "v0[q] = f32_add(f32_load(&x[i * 64 + j] + q * 16), f32_load(&y[j] + q * 16));",
-        "f32_logistic_each(v1, 4);",
-        "UNROLL for (int q = 0; q < 4; q++) f32_store(&out[i * 64 + j] + q * 16, f32_mul(v1[q], v0[q]));",
-    ):
-        assert line in " ".join(text.split()), line
-    assert "f32_load_n" not in text
+    """Several of them, for four vectors side by side, then for one that may not be whole."""
+    x = operand((T, 64), name="x")
+    parts = [make(OPS[name], x) for name in ("logistic", "tanh")]
+    result = make(OPS["mul"], *(p[0] for p in parts))
+    text = emit(fused([*parts, result]), "gate", ["x"]).kernel.source
+    for line in ("for (; i + 64 <= end; i += 64) {", "f32_logistic_each(v0, 4);", "f32_tanh_each(v1, 4);",
+                 "f32_store(&out[i] + q * 16, f32_mul(v0[q], v1[q]));", "f32_tanh_each(v1, 1);"):  # fmt: skip
+        assert line in " ".join(text.split()), text
 
 
 def test_collapse() -> None:

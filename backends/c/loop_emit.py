@@ -135,10 +135,10 @@ class _Writer:
         return [*bindings, f"{target} = {text if self.scope.raw else store(text, self.loop.result.dtype)};"]
 
     def _has_words(self) -> bool:
-        """Whether the last axis is walked in vectors, which is worth it for slow functions."""
+        """Whether the last axis is walked in vectors, which is worth it for several slow functions."""
         loop, last = self.loop, self.rank - 1
         wide = last >= 0 and bounds(loop.shape[last])[0] >= COLUMNS
-        return wide and not loop.monoid and loop.result.dtype == f32 and slow(loop.body) > 0 and in_words(
+        return wide and not loop.monoid and loop.result.dtype == f32 and slow(loop.body) > 1 and in_words(
             loop.body, (last,))  # fmt: skip
 
     def _words(self, n: int) -> list[str]:
