@@ -444,19 +444,6 @@ def test_fused_text() -> None:
     assert "out[i * 64 + j] = sqrtf(v0) * v0;\n" in text
 
 
-def test_slow_functions_are_in_words() -> None:
-    """Four vectors side by side; no lanes are left of 64."""
-    text = chain("logistic")
-    for line in (
-        "for (; j + 64 <= 64; j += 64) {",
-        "v0[q] = f32_add(f32_load(&x[i * 64 + j] + q * 16), f32_load(&y[j] + q * 16));",
-        "f32_logistic_each(v1, 4);",
-        "UNROLL for (int q = 0; q < 4; q++) f32_store(&out[i * 64 + j] + q * 16, f32_mul(v1[q], v0[q]));",
-    ):
-        assert line in " ".join(text.split()), line
-    assert "f32_load_n" not in text
-
-
 def test_collapse() -> None:
     """Contiguous axes become one, those that a transpose tears apart stay."""
     flat = collapse(loop_of(make(OPS["neg"], operand((T, 3, 1, 4)))))
