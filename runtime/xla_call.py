@@ -17,6 +17,7 @@ try:
     import jax
     import jax.numpy as jnp
     from jax import export
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
     from jax.extend import mlir
 except ImportError as error:
     raise InfercError("this artifact runs through XLA and jax is missing: pip install jax") from error
@@ -46,6 +47,7 @@ def keep_compiled(folder: Path | None = None) -> None:
         jax.config.update("jax_compilation_cache_dir", str(chosen))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+        reset_cache()  # which is opened, or found to be none, when jax first compiles anything
 
 
 def widths(wide: bool) -> AbstractContextManager[Any]:

@@ -83,8 +83,11 @@ def test_other_dtypes_stay_near(kv, compute, tolerance, tmp_path):
 
 @pytest.fixture(scope="module", autouse=True)
 def kept(tmp_path_factory) -> Iterator[Path]:
-    """Where compiled programs are kept. They are compiled without optimisation, in half the time."""
+    """Where compiled programs are kept, also where jax kept others elsewhere before. They are compiled without
+    optimisation, in half the time."""
     known, folder = xla_call.OPTIONS, tmp_path_factory.mktemp("kept")
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("before")))
+    jax.jit(lambda x: x + 1)(1.0)
     jax.config.update("jax_compilation_cache_dir", None)
     xla_call.keep_compiled(folder)
     xla_call.OPTIONS = {"cpu": {**known["cpu"], "xla_backend_optimization_level": "0"}}
