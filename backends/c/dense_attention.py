@@ -68,6 +68,22 @@ INLINE void attention_score(const dense_attention *a, const char *mask, int64_t 
   for (int32_t l = count; l < GROUP; l++) s[l] = -INFINITY;
 }}
 
+enum {{ EXP_GROUPS = REGISTERS >= 32 ? 2 : 1 }}; /* whose exponentials are computed side by side */
+
+/* One query's scores s of some groups to exp(s - highest); gives sum + them, one after another. */
+INLINE vf32 attention_exp(const int groups, float *s, vf32 highest, vf32 sum) {{
+  enum {{ WORDS = GROUP / 16, NEXT = ATTENTION_ROWS * GROUP }};
+  vf32 p[EXP_GROUPS * WORDS];
+  UNROLL for (int i = 0; i < groups * WORDS; i++)
+    p[i] = f32_sub(f32_load(s + i / WORDS * NEXT + i % WORDS * 16), highest);
+  f32_exp_each(p, groups * WORDS);
+  UNROLL for (int i = 0; i < groups * WORDS; i++) {{
+    sum = f32_add(sum, p[i]);
+    f32_store(s + i / WORDS * NEXT + i % WORDS * 16, p[i]);
+  }}
+  return sum;
+}}
+
 /* out[rows] of the queries from `first` on. */
 static void attention_rows(const dense_attention *a, const float *q, const float *v, const char *mask, float *out,
                            int32_t first, int32_t rows, const float *panels, float *scores, float *parts,
@@ -99,17 +115,11 @@ static void attention_rows(const dense_attention *a, const float *q, const float
       }}
       ms[r] = f32_hmax(m);
       const vf32 highest = f32_splat(ms[r]);
-      for (int32_t g = 0; g < groups; g++) {{
-        float *s = scores + (g * ATTENTION_ROWS + r) * GROUP;
-        vf32 p[GROUP / 16];
-        UNROLL for (int i = 0; i < GROUP / 16; i++) p[i] = f32_sub(f32_load(s + i * 16), highest);
-        f32_exp_each(p, GROUP / 16);
-        UNROLL for (int i = 0; i < GROUP / 16; i++) {{
-          l = f32_add(l, p[i]);
-          f32_store(s + i * 16, p[i]);
-        }}
-        at[r * groups + g] = s;
-      }}
+      int32_t g = 0;
+      for (; g + EXP_GROUPS <= groups; g += EXP_GROUPS)
+        l = attention_exp(EXP_GROUPS, scores + (g * ATTENTION_ROWS + r) * GROUP, highest, l);
+      for (; g < groups; g++) l = attention_exp(1, scores + (g * ATTENTION_ROWS + r) * GROUP, highest, l);
+      for (g = 0; g < groups; g++) at[r * groups + g] = scores + (g * ATTENTION_ROWS + r) * GROUP;
       ls[r] = f32_sum(l);
     }}
     for (int32_t column = 0; column < width; column += GROUP) {{
