@@ -444,6 +444,17 @@ def test_fused_text() -> None:
     assert "out[i * 64 + j] = sqrtf(v0) * v0;\n" in text
 
 
+def test_slow_functions_are_in_words() -> None:
+    """Several of them, for four vectors side by side, then for one that may not be whole."""
+    x = operand((T, 64), name="x")
+    parts = [make(OPS[name], x) for name in ("logistic", "tanh")]
+    result = make(OPS["mul"], *(p[0] for p in parts))
+    text = emit(fused([*parts, result]), "gate", ["x"]).kernel.source
+    for line in ("for (; i + 64 <= end; i += 64) {", "f32_logistic_each(v0, 4);", "f32_tanh_each(v1, 4);",
+                 "f32_store(&out[i] + q * 16, f32_mul(v0[q], v1[q]));", "f32_tanh_each(v1, 1);"):  # fmt: skip
+        assert line in " ".join(text.split()), text
+
+
 def test_collapse() -> None:
     """Contiguous axes become one, those that a transpose tears apart stay."""
     flat = collapse(loop_of(make(OPS["neg"], operand((T, 3, 1, 4)))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 from ...ir.types import DType, bounds, f32
 from .loop_function import Emitted, Parameters, counted, dim_text, finish, is_parallel, size_name, symbols_of
@@ -25,7 +26,7 @@ from .loop_model import (
     parts,
 )
 from .loop_scope import Scope, unguarded_lookups
-from .loop_words import work
+from .loop_words import SIDE_BY_SIDE, WordScope, in_words, slow, work
 from .scalar import HALVES, VALUE_TYPES, expression, store
 from .text import C_TYPES, Names
 
@@ -96,6 +97,9 @@ class _Writer:
             inside = self._columns(tiled)
         elif tiled is not None:
             inside = self._tiles(tiled)
+        elif self._has_words() and not any(found):
+            tiled = self.rank - 1
+            inside = self._words(tiled)
         else:
             target = self._target(axes(self.rank))
             inside = self._reduction(target) if loop.monoid else self._assignment(target)
@@ -129,6 +133,31 @@ class _Writer:
         bindings = list(self.scope.bindings(self.loop.body))
         text = self.scope.body(self.loop.body)
         return [*bindings, f"{target} = {text if self.scope.raw else store(text, self.loop.result.dtype)};"]
+
+    def _has_words(self) -> bool:
+        """Whether the last axis is walked in vectors, which is worth it for several slow functions."""
+        loop, last = self.loop, self.rank - 1
+        wide = last >= 0 and bounds(loop.shape[last])[0] >= COLUMNS
+        return wide and not loop.monoid and loop.result.dtype == f32 and slow(loop.body) > 1 and in_words(
+            loop.body, (last,))  # fmt: skip
+
+    def _words(self, n: int) -> list[str]:
+        """Sixteen neighbours along axis n at a time, and four times as many as long as there are."""
+        counter, (low, high) = self.scope.axis[n], self._range(n)
+        target, wide = self._target(axes(self.rank)), 16 * SIDE_BY_SIDE
+
+        def stored(**lanes: Any) -> list[str]:
+            scope = WordScope(self.scope.axis, self.operand, along=(n,), **lanes)
+            return [f"  {line}" for line in scope.stored(target, self.loop.body)]
+
+        lines = [f"int64_t {counter} = {low};", f"for (; {counter} + {wide} <= {high}; {counter} += {wide}) {{",
+                 *stored(vectors=SIDE_BY_SIDE), "}"]  # fmt: skip
+        size = self.loop.shape[n]
+        if low == "0" and isinstance(size, int) and size % wide == 0:
+            return lines
+        return [*lines, f"for (; {counter} < {high}; {counter} += 16) {{",
+                f"  const int last = {high} - {counter} < 16 ? (int)({high} - {counter}) : 16;",
+                *stored(last="last"), "}"]  # fmt: skip
 
     def _reduction(self, target: str) -> list[str]:
         dtype = self.loop.result.dtype
