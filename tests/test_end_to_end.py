@@ -87,7 +87,7 @@ def test_c_equals_interpreter(case, tmp_path):
 
 @pytest.mark.parametrize("model, types", [
     ("llama", MIXED), ("gemma3", "q4_0"),
-    *(pytest.param(*case, marks=pytest.mark.slow) for case in (("llama", RECODED), ("llama", "bf16"), ("qwen3", "f16"))),
+    *(pytest.param(*c, marks=pytest.mark.slow) for c in (("llama", RECODED), ("llama", "bf16"), ("qwen3", "f16"))),
 ])  # fmt: skip
 def test_bits_do_not_depend_on_target_threads_or_chunking(model, types, tmp_path):
     path = write_model(tmp_path / "tiny.gguf", model, types, tokenizer="bpe")
