@@ -71,7 +71,7 @@ INLINE void attention_score(const dense_attention *a, const char *mask, int64_t 
 enum {{ EXP_GROUPS = REGISTERS >= 32 ? 2 : 1 }}; /* whose exponentials are computed side by side */
 
 /* One query's scores s of some groups to exp(s - highest); gives sum + them, one after another. */
-INLINE vf32 attention_exp(const int groups, float *s, vf32 highest, vf32 sum) {{
+INLINE vf32 attention_exponentials(const int groups, float *s, vf32 highest, vf32 sum) {{
   enum {{ WORDS = GROUP / 16, NEXT = ATTENTION_ROWS * GROUP }};
   vf32 p[EXP_GROUPS * WORDS];
   UNROLL for (int i = 0; i < groups * WORDS; i++)
@@ -117,8 +117,8 @@ static void attention_rows(const dense_attention *a, const float *q, const float
       const vf32 highest = f32_splat(ms[r]);
       int32_t g = 0;
       for (; g + EXP_GROUPS <= groups; g += EXP_GROUPS)
-        l = attention_exp(EXP_GROUPS, scores + (g * ATTENTION_ROWS + r) * GROUP, highest, l);
-      for (; g < groups; g++) l = attention_exp(1, scores + (g * ATTENTION_ROWS + r) * GROUP, highest, l);
+        l = attention_exponentials(EXP_GROUPS, scores + (g * ATTENTION_ROWS + r) * GROUP, highest, l);
+      for (; g < groups; g++) l = attention_exponentials(1, scores + (g * ATTENTION_ROWS + r) * GROUP, highest, l);
       for (g = 0; g < groups; g++) at[r * groups + g] = scores + (g * ATTENTION_ROWS + r) * GROUP;
       ls[r] = f32_sum(l);
     }}

@@ -92,10 +92,11 @@ def _convolution(types: Types, x: np.ndarray, w: np.ndarray, *, strides: Sizes, 
     spatial = patches.shape[2 : x.ndim]
     patches = patches.reshape(batch, groups, channels // groups, prod(spatial), prod(window))
     kernels = w.reshape(groups, w.shape[0] // groups, w.shape[1], prod(window))
-    columns_each, out = prod(window) * (channels // groups), []  # a size, as there may be no rows to tell it
+    width = channels // groups * prod(window)  # of a row; there may be no rows to tell it
+    out = []
     for g in range(groups):
-        rows = patches[:, g].transpose(0, 2, 3, 1).reshape(batch * prod(spatial), columns_each)
-        columns = kernels[g].transpose(0, 2, 1).reshape(kernels.shape[1], columns_each)
+        rows = patches[:, g].transpose(0, 2, 3, 1).reshape(batch * prod(spatial), width)
+        columns = kernels[g].transpose(0, 2, 1).reshape(kernels.shape[1], width)
         if rows.dtype == np.float32:
             out.append(linear.dense(rows, columns))
         else:
