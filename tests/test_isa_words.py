@@ -24,7 +24,9 @@ F32 = {
     "f32_max": "f32_max(x, y)", "f32_min": "f32_min(x, y)", "f32_sqrt": "f32_sqrt(x)", "f32_fma": "f32_fma(x, y, z)",
     "f32_abs": "f32_abs(x)", "f32_rint": "f32_rint(x)", "f32_select_gt": "f32_select_gt(x, y, z, x)",
     "f32_of_bits": "f32_of_bits(i)", "f32_from_i32": "f32_from_i32(i)",
-    "f32_scale2": "f32_scale2(x, i32_sub(i32_and(i, i32_splat(127)), i32_splat(90)))",
+    "f32_ldexp": "f32_ldexp(f32_add(f32_splat(0.5f), f32_of_bits(i32_and(i, i32_splat(0x3f7fffff)))), "
+                 "f32_sub(f32_from_i32(i32_and(j, i32_splat(255))), f32_splat(140.0f)))",
+    "f32_ldexp_nan": "f32_abs(f32_ldexp(f32_splat(NAN), f32_splat(NAN)))",
     "f32_sum": "f32_splat(f32_sum(x))", "f32_hmax": "f32_splat(f32_hmax(x))",
     "f16_value": "f32_splat(f16_value((uint16_t)ints[l]))", "f32_load_f16": "f32_load_f16((const void *)(ints + l))",
     "f32_load_bf16": "f32_load_bf16((const void *)(ints + l))",

@@ -48,10 +48,15 @@ static void attention_pack(const dense_attention *a, const float *k, float *pane
     }}
 }}
 
+/* Whether scores but for their scale are products: where not, `attention_score` applies it. */
+INLINE int attention_plain(const dense_attention *a) {{
+  return a->mask_kind == 0 && a->softcap == 0.0f && a->scale > 0.0f;
+}}
+
 /* Scores of one query with up to 64 keys from `key` on, as they enter the softmax: hidden ones are -inf. */
 INLINE void attention_score(const dense_attention *a, const char *mask, int64_t limit, int32_t key, int32_t count,
                             float *s) {{
-  for (int32_t l = 0; l < count; l += 16) {{
+  for (int32_t l = 0; l < count && !attention_plain(a); l += 16) {{
     vf32 x = f32_mul(f32_load(s + l), f32_splat(a->scale));
     if (a->softcap != 0.0f) x = f32_softcap(x, f32_splat(a->softcap));
     f32_store(s + l, x);
@@ -70,13 +75,13 @@ INLINE void attention_score(const dense_attention *a, const char *mask, int64_t 
 
 enum {{ EXP_GROUPS = REGISTERS >= 32 ? 2 : 1 }}; /* whose exponentials are computed side by side */
 
-/* One query's scores s of some groups to exp(s - highest); gives sum + them, one after another. */
-INLINE vf32 attention_exponentials(const int groups, float *s, vf32 highest, vf32 sum) {{
+/* One query's scores s of some groups to exp(s * scale - highest); gives sum + them, one after another. */
+INLINE vf32 attention_exponentials(const int groups, float *s, vf32 scale, vf32 highest, vf32 sum) {{
   enum {{ WORDS = GROUP / 16, NEXT = ATTENTION_ROWS * GROUP }};
   vf32 p[EXP_GROUPS * WORDS];
   UNROLL for (int i = 0; i < groups * WORDS; i++)
-    p[i] = f32_sub(f32_load(s + i / WORDS * NEXT + i % WORDS * 16), highest);
-  f32_exp_each(p, groups * WORDS);
+    p[i] = f32_sub(f32_mul(f32_load(s + i / WORDS * NEXT + i % WORDS * 16), scale), highest);
+  f32_exp_fused_each(p, groups * WORDS);
   UNROLL for (int i = 0; i < groups * WORDS; i++) {{
     sum = f32_add(sum, p[i]);
     f32_store(s + i / WORDS * NEXT + i % WORDS * 16, p[i]);
@@ -91,6 +96,7 @@ static void attention_rows(const dense_attention *a, const float *q, const float
   const float *at[ATTENTION_ROWS * (ATTENTION_KEYS / GROUP)];
   float most[ATTENTION_ROWS], sums[ATTENTION_ROWS];
   int seen[ATTENTION_ROWS] = {{0}};
+  const vf32 scale = f32_splat(attention_plain(a) ? a->scale : 1.0f);
   const int32_t width = a->value_width, last = first + rows - 1;
   const int64_t visible = a->causal ? (int64_t)last + 1 + a->keys - a->queries : a->keys;
   const int32_t end = visible < a->keys ? (int32_t)visible : a->keys;
@@ -113,12 +119,13 @@ static void attention_rows(const dense_attention *a, const float *q, const float
         attention_score(a, row, limit, block + g * GROUP, int_min(count - g * GROUP, GROUP), s);
         for (int i = 0; i < GROUP; i += 16) m = f32_max(m, f32_load(s + i));
       }}
-      ms[r] = f32_hmax(m);
+      ms[r] = f32_hmax(f32_mul(m, scale));
       const vf32 highest = f32_splat(ms[r]);
       int32_t g = 0;
       for (; g + EXP_GROUPS <= groups; g += EXP_GROUPS)
-        l = attention_exponentials(EXP_GROUPS, scores + (g * ATTENTION_ROWS + r) * GROUP, highest, l);
-      for (; g < groups; g++) l = attention_exponentials(1, scores + (g * ATTENTION_ROWS + r) * GROUP, highest, l);
+        l = attention_exponentials(EXP_GROUPS, scores + (g * ATTENTION_ROWS + r) * GROUP, scale, highest, l);
+      for (; g < groups; g++)
+        l = attention_exponentials(1, scores + (g * ATTENTION_ROWS + r) * GROUP, scale, highest, l);
       for (g = 0; g < groups; g++) at[r * groups + g] = scores + (g * ATTENTION_ROWS + r) * GROUP;
       ls[r] = f32_sum(l);
     }}

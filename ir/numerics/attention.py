@@ -1,4 +1,5 @@
-"""Softmax, norms, rotary embedding and attention, as bits: in f32, products and sums rounded separately."""
+"""Softmax, norms, rotary embedding and attention, as bits: in f32, products and sums rounded separately but where fused
+steps are named."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 
 from . import elementary as el
 from .elementary import F32, quiet
-from .linear import fma
+from .linear import exp_fused, fma
 from .reductions import max16, sum16
 
 BLOCK = 256  # keys per partial result of attention
@@ -79,8 +80,8 @@ def attend_block(q: F32, k: F32, v: F32, visible: NDArray[np.bool_], scale: floa
 
     score = (chain over d ascending from +0 of q_d*k_d) * scale; then cap*tanh(score/cap) if `softcap`; then + bias.
     m = max16 over the visible keys; p = exp(score - m), +0 where not visible; l = sum16(p), a key's lane being its
-    index in the block modulo 16; o = chain over visible keys ascending from +0 of p*v. `fused`: both chains are of
-    fused steps, that of o over all keys of the block.
+    index in the block modulo 16; o = chain over visible keys ascending from +0 of p*v. `fused`: both chains and exp are
+    of fused steps, the chain of o is over all keys of the block.
     """
     shape = np.broadcast_shapes(q.shape[:-1] + k.shape[-2:-1], k.shape[:-1], visible.shape)
     score = np.zeros(shape, np.float32)
@@ -94,7 +95,7 @@ def attend_block(q: F32, k: F32, v: F32, visible: NDArray[np.bool_], scale: floa
         score = score + bias
     visible = np.broadcast_to(visible, shape)
     m = max16(np.where(visible, score, np.float32("-inf")))
-    p = np.where(visible, el.exp(score - m[..., None]), np.float32(0))
+    p = np.where(visible, (exp_fused if fused else el.exp)(score - m[..., None]), np.float32(0))
     o = np.zeros((*shape[:-1], v.shape[-1]), np.float32)
     for j in range(shape[-1]):
         a, b = p[..., j, None], v[..., j, :]

@@ -14,12 +14,17 @@ from numpy.typing import NDArray
 from .. import quant
 from ..quant import Activation
 from ..types import DType, Type, bf16
-from .elementary import maximum, minimum, quiet
+from .elementary import LOG2E, maximum, minimum, quiet
 from .reductions import max16
 
 F32 = NDArray[np.float32]
 SMALLEST = np.float32(1e-30)  # a group whose greatest magnitude is no greater quantises to zeros
 PIECE = 1 << 22  # weights expanded at a time
+LN2 = np.float32(0.6931471805599453)
+LN2_LESS = np.float32(0.6931471805599453 - float(LN2))
+ROUNDING = np.float32(12582912)  # to which a number below 2**22 is added to be rounded
+EXP_FUSED = (0.0013814539415761828, 0.00836874544620514, 0.04166838899254799, 0.1666652113199234, 0.4999999403953552,
+             1.0, 1.0)  # fmt: skip
 
 
 @quiet
@@ -125,6 +130,24 @@ def _fma_to_odd(a: NDArray, b: NDArray, c: NDArray) -> NDArray[np.float64]:
 def fma(a: NDArray, b: NDArray, c: NDArray) -> F32:
     """a * b + c of f32 arrays with one rounding."""
     return _fma_to_odd(a, b, c).astype(np.float32)
+
+
+@quiet
+def exp_fused(x: NDArray) -> F32:
+    """e**x of f32 at most 88, of fused steps: what attention over arrays takes of its scores less their maximum.
+
+    t = max(-104, x), the constant first, so NaN stays; z = fma(t, log2e, 1.5 * 2**23); n = z - 1.5 * 2**23;
+    r = fma(n, -ln2 rounded, t); r = fma(n, -what that lacks of ln2, r); y = P(r), a chain of fma; result y * 2**n,
+    rounded once. Within 1 ulp. The coefficients are a minimax fit made for this project, but the last two.
+    """
+    t = maximum(np.float32(-104), x)
+    z = fma(t, LOG2E, ROUNDING)
+    n = z - ROUNDING
+    r = fma(n, -LN2_LESS, fma(n, -LN2, t))
+    y = np.full_like(r, EXP_FUSED[0])
+    for c in EXP_FUSED[1:]:
+        y = fma(y, r, np.float32(c))
+    return np.ldexp(y, np.where(np.isnan(n), 0, n).astype(np.int32))
 
 
 @quiet

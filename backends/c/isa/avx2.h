@@ -61,7 +61,11 @@ INLINE __m256 s8_8(const int8_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_e
 INLINE vf32 f32_load_s8(const int8_t *p) { return F32_(s8_8(p), s8_8(p + 8)); }
 INLINE vi32 i32_from_f32(vf32 x) { return I32_(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)); }
 INLINE __m256 exponent2(__m256i n) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23)); }
-INLINE vf32 f32_scale2(vf32 v, vi32 n) { return F32_(_mm256_mul_ps(v.a, exponent2(n.a)), _mm256_mul_ps(v.b, exponent2(n.b))); }
+INLINE __m256 ldexp_(__m256 v, __m256 n) {
+  const __m256i power = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(power, 1);
+  return _mm256_mul_ps(_mm256_mul_ps(v, exponent2(half)), exponent2(_mm256_sub_epi32(power, half)));
+}
+INLINE vf32 f32_ldexp(vf32 v, vf32 n) { return F32_(ldexp_(v.a, n.a), ldexp_(v.b, n.b)); }
 INLINE float f32_sum(vf32 x) {
   const __m256 b = _mm256_add_ps(x.a, x.b);
   __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));

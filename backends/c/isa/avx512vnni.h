@@ -44,9 +44,7 @@ INLINE vf32 f32_of_bits(vi32 a) { return _mm512_castsi512_ps(a); }
 INLINE vf32 f32_from_i32(vi32 a) { return _mm512_cvtepi32_ps(a); }
 INLINE vf32 f32_load_s8(const int8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p))); }
 INLINE vi32 i32_from_f32(vf32 a) { return _mm512_cvtps_epi32(a); }
-INLINE vf32 f32_scale2(vf32 v, vi32 n) {
-  return _mm512_mul_ps(v, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23)));
-}
+INLINE vf32 f32_ldexp(vf32 v, vf32 n) { return _mm512_scalef_ps(v, n); }
 INLINE float f32_sum(vf32 a) {
   const __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
   __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));

@@ -9,6 +9,8 @@
 
 static const float EXP[6] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
                              5.0000001201e-1f};
+static const float EXP_FUSED[7] = {0.0013814539415761828f, 0.00836874544620514f, 0.04166838899254799f,
+                                   0.1666652113199234f, 0.4999999403953552f, 1.0f, 1.0f};
 static const float TANH[5] = {-5.70498872745e-3f, 2.06390887954e-2f, -5.37397155531e-2f, 1.33314422036e-1f,
                               -3.33332819422e-1f};
 static const float LOG[9] = {7.0376836292e-2f, -1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f,
@@ -30,6 +32,8 @@ static const double COS_64[9] = {1.0 / 20922789888000, -1.0 / 87178291200, 1.0 /
 #define LOG2E 1.44269504088896341f
 #define LN2_HIGH 0.693359375f
 #define LN2_LOW (-2.12194440e-4f)
+#define LN2 0x1.62e43p-1f
+#define LN2_LESS (-0x1.05c610p-29f)
 #define LN2_64 0x1.62e42fefa39efp-1
 #define SQRT_HALF_BITS 0x3f3504f3
 
@@ -204,10 +208,24 @@ INLINE void f32_exp_each(vf32 *x, const int count) {
     UNROLL for (int i = 0; i < count; i++) y[i] = f32_add(f32_mul(y[i], x[i]), f32_splat(EXP[j]));
   UNROLL for (int i = 0; i < count; i++)
     y[i] = f32_add(f32_add(f32_mul(y[i], f32_mul(x[i], x[i])), x[i]), f32_splat(1.0f));
+  UNROLL for (int i = 0; i < count; i++) x[i] = f32_ldexp(y[i], n[i]);
+}
+
+/* exp of each in fused steps: exp_fused of ir/numerics/linear.py. */
+INLINE void f32_exp_fused_each(vf32 *x, const int count) {
+  const vf32 rounding = f32_splat(12582912.0f);
+  vf32 n[8], y[8];
   UNROLL for (int i = 0; i < count; i++) {
-    const vi32 power = i32_from_f32(n[i]), half = i32_shr(power, 1);
-    x[i] = f32_scale2(f32_scale2(y[i], half), i32_sub(power, half));
+    x[i] = f32_max(f32_splat(-104.0f), x[i]);
+    n[i] = f32_sub(f32_fma(x[i], f32_splat(LOG2E), rounding), rounding);
   }
+  UNROLL for (int i = 0; i < count; i++) {
+    x[i] = f32_fma(n[i], f32_splat(-LN2_LESS), f32_fma(n[i], f32_splat(-LN2), x[i]));
+    y[i] = f32_splat(EXP_FUSED[0]);
+  }
+  UNROLL for (int j = 1; j < 7; j++)
+    UNROLL for (int i = 0; i < count; i++) y[i] = f32_fma(y[i], x[i], f32_splat(EXP_FUSED[j]));
+  UNROLL for (int i = 0; i < count; i++) x[i] = f32_ldexp(y[i], n[i]);
 }
 
 INLINE vf32 f32_exp(vf32 x) {

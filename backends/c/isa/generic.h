@@ -57,11 +57,13 @@ INLINE vi32 i32_from_f32(vf32 a) {
   LANES_(i) r.v[i] = a.v[i] >= -2147483648.0f && a.v[i] < 2147483648.0f ? (int32_t)a.v[i] : INT32_MIN;
   return r;
 }
-/* v * 2^n, n in [-126, 127] */
-INLINE vf32 f32_scale2(vf32 v, vi32 n) {
-  vi32 e;
-  LANES_(i) e.v[i] = (int32_t)((uint32_t)(n.v[i] + 127) << 23);
-  return f32_mul(v, f32_of_bits(e));
+/* v * 2^n, rounded once: v in [1/2, 2) or NaN, n whole in [-151, 128], or NaN where v is. */
+INLINE vf32 f32_ldexp(vf32 v, vf32 n) {
+  const vi32 power = i32_from_f32(n);
+  vi32 low, high; /* two factors, since 2^n alone may be no normal number */
+  LANES_(i) low.v[i] = (int32_t)(((uint32_t)(power.v[i] >> 1) + 127) << 23);
+  LANES_(i) high.v[i] = (int32_t)(((uint32_t)power.v[i] - (uint32_t)(power.v[i] >> 1) + 127) << 23);
+  return f32_mul(f32_mul(v, f32_of_bits(low)), f32_of_bits(high));
 }
 /* The tree: lanes i += i+8, then i+4, i+2, i+1. */
 INLINE float f32_sum(vf32 a) {

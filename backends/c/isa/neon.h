@@ -73,10 +73,14 @@ INLINE int32x4_t i32_from(float32x4_t x) {
   return vbslq_s32(vcltq_f32(x, vdupq_n_f32(0x1p31f)), vcvtq_s32_f32(x), vdupq_n_s32(INT32_MIN));
 }
 INLINE vi32 i32_from_f32(vf32 x) { return (vi32)EACH1_(i32_from, x); }
-INLINE float32x4_t scale2_(float32x4_t v, int32x4_t n) {
-  return vmulq_f32(v, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23)));
+INLINE float32x4_t exponent2(int32x4_t n) {
+  return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23));
 }
-INLINE vf32 f32_scale2(vf32 v, vi32 n) { return F32_(scale2_, v, n); }
+INLINE float32x4_t ldexp_(float32x4_t v, float32x4_t n) {
+  const int32x4_t power = vcvtq_s32_f32(n), half = vshrq_n_s32(power, 1);
+  return vmulq_f32(vmulq_f32(v, exponent2(half)), exponent2(vsubq_s32(power, half)));
+}
+INLINE vf32 f32_ldexp(vf32 v, vf32 n) { return F32_(ldexp_, v, n); }
 INLINE float f32_sum(vf32 x) {
   const float32x4_t four = vaddq_f32(vaddq_f32(x.a, x.c), vaddq_f32(x.b, x.d));
   const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));

@@ -70,10 +70,12 @@ INLINE v128_t i32_from(v128_t x) {
   return wasm_v128_bitselect(wasm_i32x4_trunc_sat_f32x4(x), wasm_i32x4_const_splat(INT32_MIN), fits);
 }
 INLINE vi32 i32_from_f32(vf32 x) { return EACH1_(i32_from, x); }
-INLINE v128_t scale2_(v128_t v, v128_t n) {
-  return wasm_f32x4_mul(v, wasm_i32x4_shl(wasm_i32x4_add(n, wasm_i32x4_const_splat(127)), 23));
+INLINE v128_t exponent2(v128_t n) { return wasm_i32x4_shl(wasm_i32x4_add(n, wasm_i32x4_const_splat(127)), 23); }
+INLINE v128_t ldexp_(v128_t v, v128_t n) {
+  const v128_t power = wasm_i32x4_trunc_sat_f32x4(n), half = wasm_i32x4_shr(power, 1);
+  return wasm_f32x4_mul(wasm_f32x4_mul(v, exponent2(half)), exponent2(wasm_i32x4_sub(power, half)));
 }
-INLINE vf32 f32_scale2(vf32 v, vi32 n) { return EACH2_(scale2_, v, n); }
+INLINE vf32 f32_ldexp(vf32 v, vf32 n) { return EACH2_(ldexp_, v, n); }
 INLINE v128_t high_half(v128_t x) { return wasm_i64x2_shuffle(x, x, 1, 1); }
 INLINE float f32_sum(vf32 x) {
   v128_t s = wasm_f32x4_add(wasm_f32x4_add(x.a, x.c), wasm_f32x4_add(x.b, x.d));
