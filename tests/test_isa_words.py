@@ -44,7 +44,7 @@ U8 = {
     "u8_shl16": "u8_shl16(p, 3)", "u8_lookup": "u8_lookup(bytes, u8_and_splat(p, 15))",
 }  # fmt: skip
 STORES = {
-    "f32_store": "f32_store(to, x)", "f32_store_n": "f32_store_n(to, x, l / 16 % 17)",
+    "f32_store": "f32_store(to, x)", "f32_transpose": "transposed(a, l, n, to)", "f32_store_n": "f32_store_n(to, x, l / 16 % 17)",
     "f32_store_f16": "f32_store_f16((void *)to, x)", "f32_store_bf16": "f32_store_bf16((void *)to, x)",
     "i32_store_s8": "i32_store_s8((void *)to, i32_sub(i32_and(i, i32_splat(255)), i32_splat(128)))",
 }
@@ -60,6 +60,13 @@ PROLOGUE = """\
     (void)x, (void)y, (void)z, (void)i, (void)j, (void)p, (void)q;
 """
 CHAINS = Kernel("chains", """\
+/* One of the 16 vectors that those from l on become, a different one each time. */
+INLINE void transposed(const float *a, int32_t l, int32_t n, float *to) {
+  vf32 x[16];
+  for (int i = 0; i < 16; i++) x[i] = f32_load(a + (l + 16 * i) % (n - 16));
+  f32_transpose(x);
+  f32_store(to, x[l / 16 % 16]);
+}
 /* As kernels use dot products: as many as a vdot takes, of weights of 4 bits, and one of the largest. */
 INLINE vi32 chain_u7(vi32 sum, vu8 w, const int8_t *x) {
   vdot d = dot_begin(sum);
@@ -128,7 +135,7 @@ def kind(name: str) -> type:
     """What the results of a word are compared as: NaNs are alike among floats."""
     if name in ("f16_bits", "f32_store_f16"):
         return np.float16
-    return np.float32 if name in F32 or name in ("f32_store", "f32_store_n") else np.uint32
+    return np.float32 if name in F32 or name in ("f32_store", "f32_store_n", "f32_transpose") else np.uint32
 
 
 def test_every_word_is_here() -> None:

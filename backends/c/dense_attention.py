@@ -1,8 +1,8 @@
 """Attention over arrays, as `ir.numerics.attention.attention`: scores never leave the caches.
 
-A worker takes a chunk of the queries of one head. It packs the head's keys in panels, then for `ROWS` queries at a time
-walks blocks of 256 keys: scores by tiles of the product kernel, exponentials, and the product with the values, which
-are read where they lie. Arrays may be views whose axes are permuted: all is done in strides.
+A worker takes a chunk of the queries of one head. It packs the head's keys in panels and its values one after another,
+then for `ROWS` queries at a time walks blocks of 256 keys: scores by tiles of the product kernel, exponentials, and the
+product with the values. Arrays may be views whose axes are permuted: all is done in strides.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROWS, KEYS = 24, 256
 
 _TEXT = f"""\
 /* ---- Attention: out[b, h, i] = softmax(q[b, h, i] k[b, h / group]' * scale + mask) v[b, h / group] ---- */
-enum {{ ATTENTION_ROWS = {ROWS}, ATTENTION_KEYS = {KEYS} }};
+enum {{ ATTENTION_ROWS = {ROWS}, ATTENTION_SIDE = {-(-ROWS // 16) * 16}, ATTENTION_KEYS = {KEYS} }};
 
 typedef struct dense_attention {{
   const float *q, *k, *v;
@@ -38,14 +38,24 @@ typedef struct dense_attention {{
 }} dense_attention;
 
 /* Keys in panels [width][16], the last filled up with zeros. */
-static void attention_pack(const dense_attention *a, const float *k, float *panels) {{
+static void attention_pack_keys(const dense_attention *a, const float *k, float *panels) {{
   for (int32_t j = 0; j < a->keys; j += 16)
-    for (int32_t l = 0; l < 16; l++) {{
-      const float *row = k + (int64_t)int_min(j + l, a->keys - 1) * a->k_step[2];
-      float *to = panels + (size_t)j * (size_t)a->width + l;
-      const float one = j + l < a->keys ? 1.0f : 0.0f;
-      for (int32_t d = 0; d < a->width; d++) to[(size_t)d * 16] = one != 0.0f ? row[d] : 0.0f;
+    for (int32_t d = 0; d < a->width; d += 16) {{
+      vf32 x[16];
+      const int32_t count = int_min(a->width - d, 16);
+      for (int32_t l = 0; l < 16; l++)
+        x[l] = j + l < a->keys ? f32_load_n(k + (int64_t)(j + l) * a->k_step[2] + d, count) : f32_zero();
+      f32_transpose(x);
+      for (int32_t l = 0; l < count; l++) f32_store(panels + (size_t)j * (size_t)a->width + (size_t)(d + l) * 16, x[l]);
     }}
+}}
+
+/* Values in rows of `wide`, filled up with zeros. */
+static void attention_pack_values(const dense_attention *a, const float *v, int32_t wide, float *values) {{
+  for (int32_t j = 0; j < a->keys; j++, values += wide) {{
+    memcpy(values, v + (int64_t)j * a->v_step[2], (size_t)a->value_width * sizeof *v);
+    memset(values + a->value_width, 0, (size_t)(wide - a->value_width) * sizeof *v);
+  }}
 }}
 
 /* Whether scores but for their scale are products: where not, `attention_score` applies it. */
@@ -89,19 +99,98 @@ INLINE vf32 attention_exponentials(const int groups, float *s, vf32 scale, vf32 
   return sum;
 }}
 
+/* Lane i is the greatest lane, or the sum of the lanes, of x[i]. */
+INLINE vf32 f32_hmax_each(vf32 *x) {{
+  f32_transpose(x);
+  UNROLL for (int n = 8; n; n >>= 1)
+    UNROLL for (int i = 0; i < n; i++) x[i] = f32_max(x[i], x[i + n]);
+  return x[0];
+}}
+INLINE vf32 f32_sum_each(vf32 *x) {{
+  f32_transpose(x);
+  UNROLL for (int n = 8; n; n >>= 1)
+    UNROLL for (int i = 0; i < n; i++) x[i] = f32_add(x[i], x[i + n]);
+  return x[0];
+}}
+
+/* Scores of `count` keys from `block` on to exp(score - highest), in place; the highest and the sum of each row. */
+INLINE void attention_softmax(const dense_attention *a, const char *mask, int32_t first, int32_t rows, int32_t block,
+                              int32_t count, float *scores, float *highest, float *sums) {{
+  const int32_t groups = (count + GROUP - 1) / GROUP;
+  const vf32 scale = f32_splat(attention_plain(a) ? a->scale : 1.0f);
+  for (int32_t from = 0; from < rows; from += 16) {{
+    const int32_t some = int_min(rows - from, 16);
+    vf32 most[16], sum[16];
+    for (int32_t i = 0; i < 16; i++) most[i] = f32_splat(-INFINITY), sum[i] = f32_zero();
+    for (int32_t i = 0; i < some; i++) {{
+      const int32_t query = first + from + i;
+      const int64_t limit = a->causal ? (int64_t)query + 1 + a->keys - a->queries : a->keys;
+      const char *row = mask + query * a->mask_step[2] * (a->mask_kind == 2 ? 4 : 1);
+      float *s = scores + (from + i) * GROUP;
+      for (int32_t g = 0; g < groups; g++, s += ATTENTION_ROWS * GROUP) {{
+        attention_score(a, row, limit, block + g * GROUP, int_min(count - g * GROUP, GROUP), s);
+        UNROLL for (int l = 0; l < GROUP; l += 16) most[i] = f32_max(most[i], f32_load(s + l));
+      }}
+    }}
+    f32_store(highest + from, f32_mul(f32_hmax_each(most), scale));
+    for (int32_t i = 0; i < some; i++) {{
+      float *s = scores + (from + i) * GROUP;
+      const vf32 m = f32_splat(highest[from + i]);
+      int32_t g = 0;
+      for (; g + EXP_GROUPS <= groups; g += EXP_GROUPS, s += EXP_GROUPS * ATTENTION_ROWS * GROUP)
+        sum[i] = attention_exponentials(EXP_GROUPS, s, scale, m, sum[i]);
+      for (; g < groups; g++, s += ATTENTION_ROWS * GROUP) sum[i] = attention_exponentials(1, s, scale, m, sum[i]);
+    }}
+    f32_store(sums + from, f32_sum_each(sum));
+  }}
+}}
+
+/* What some rows have of the keys so far: the highest score, the sum of exponentials and of values times them. */
+typedef struct attention_total {{
+  float highest[ATTENTION_SIDE], sums[ATTENTION_SIDE], *values;
+  int begun[ATTENTION_ROWS];
+}} attention_total;
+
+/* Adds what they have of one more block. */
+INLINE void attention_merge(attention_total *t, int32_t rows, int32_t wide, const float *highest, const float *sums,
+                            const float *values) {{
+  float before[ATTENTION_SIDE], now[ATTENTION_SIDE];
+  for (int32_t r = 0; r < rows; r += 16) {{ /* not read where a row has not begun */
+    const vf32 old = f32_load(t->highest + r), new = f32_load(highest + r), m = f32_max(old, new);
+    vf32 factors[2] = {{f32_sub(old, m), f32_sub(new, m)}};
+    f32_exp_each(factors, 2);
+    f32_store(before + r, factors[0]), f32_store(now + r, factors[1]);
+  }}
+  for (int32_t r = 0; r < rows; r++) {{
+    if (!(highest[r] > -INFINITY)) continue; /* no key that it sees */
+    float *old = t->values + r * GROUP;
+    const float *new = values + r * GROUP;
+    if (!t->begun[r]) {{
+      for (int32_t c = 0; c < wide; c += GROUP)
+        memcpy(old + c * ATTENTION_ROWS, new + c * ATTENTION_ROWS, GROUP * sizeof *old);
+      t->highest[r] = highest[r], t->sums[r] = sums[r], t->begun[r] = 1;
+      continue;
+    }}
+    for (int32_t c = 0; c < wide * ATTENTION_ROWS; c += GROUP * ATTENTION_ROWS)
+      for (int i = 0; i < GROUP; i++) old[c + i] = old[c + i] * before[r] + new[c + i] * now[r];
+    t->sums[r] = t->sums[r] * before[r] + sums[r] * now[r];
+    t->highest[r] = t->highest[r] > highest[r] ? t->highest[r] : highest[r];
+  }}
+}}
+
 /* out[rows] of the queries from `first` on. */
-static void attention_rows(const dense_attention *a, const float *q, const float *v, const char *mask, float *out,
-                           int32_t first, int32_t rows, const float *panels, float *scores, float *parts,
+static void attention_rows(const dense_attention *a, const float *q, const float *values, const char *mask,
+                           float *out, int32_t first, int32_t rows, const float *panels, float *scores, float *parts,
                            float *total) {{
   const float *at[ATTENTION_ROWS * (ATTENTION_KEYS / GROUP)];
-  float most[ATTENTION_ROWS], sums[ATTENTION_ROWS];
-  int seen[ATTENTION_ROWS] = {{0}};
-  const vf32 scale = f32_splat(attention_plain(a) ? a->scale : 1.0f);
-  const int32_t width = a->value_width, last = first + rows - 1;
-  const int64_t visible = a->causal ? (int64_t)last + 1 + a->keys - a->queries : a->keys;
+  attention_total t = {{.values = total}};
+  const int32_t width = a->value_width, wide = (width + GROUP - 1) / GROUP * GROUP;
+  const int64_t visible = a->causal ? (int64_t)first + rows + a->keys - a->queries : a->keys;
   const int32_t end = visible < a->keys ? (int32_t)visible : a->keys;
   for (int32_t block = 0; block < end; block += ATTENTION_KEYS) {{
     const int32_t count = int_min(end - block, ATTENTION_KEYS), groups = (count + GROUP - 1) / GROUP;
+    const int32_t whole = count / GROUP, left = count % GROUP;
+    float highest[ATTENTION_SIDE], sums[ATTENTION_SIDE];
     for (int32_t r = 0; r < rows; r++) at[r] = q + (int64_t)(first + r) * a->q_step[2];
     for (int32_t g = 0; g < groups; g++) {{
       const int32_t key = block + g * GROUP, panel_count = (int_min(count - g * GROUP, GROUP) + 15) / 16;
@@ -109,61 +198,25 @@ static void attention_rows(const dense_attention *a, const float *q, const float
                                (size_t)a->width * 16, 0, 1, 1, 0, a->width, 1, 0, 0, NULL}};
       product_panels(NULL, b, panel_count, 0, rows, 0, 0);
     }}
-    float ms[ATTENTION_ROWS], ls[ATTENTION_ROWS];
-    for (int32_t r = 0; r < rows; r++) {{
-      const int64_t limit = a->causal ? (int64_t)first + r + 1 + a->keys - a->queries : a->keys;
-      vf32 m = f32_splat(-INFINITY), l = f32_zero();
-      for (int32_t g = 0; g < groups; g++) {{
-        float *s = scores + (g * ATTENTION_ROWS + r) * GROUP;
-        const char *row = mask + (first + r) * a->mask_step[2] * (a->mask_kind == 2 ? 4 : 1);
-        attention_score(a, row, limit, block + g * GROUP, int_min(count - g * GROUP, GROUP), s);
-        for (int i = 0; i < GROUP; i += 16) m = f32_max(m, f32_load(s + i));
-      }}
-      ms[r] = f32_hmax(f32_mul(m, scale));
-      const vf32 highest = f32_splat(ms[r]);
-      int32_t g = 0;
-      for (; g + EXP_GROUPS <= groups; g += EXP_GROUPS)
-        l = attention_exponentials(EXP_GROUPS, scores + (g * ATTENTION_ROWS + r) * GROUP, scale, highest, l);
-      for (; g < groups; g++)
-        l = attention_exponentials(1, scores + (g * ATTENTION_ROWS + r) * GROUP, scale, highest, l);
-      for (g = 0; g < groups; g++) at[r * groups + g] = scores + (g * ATTENTION_ROWS + r) * GROUP;
-      ls[r] = f32_sum(l);
-    }}
+    attention_softmax(a, mask, first, rows, block, count, scores, highest, sums);
+    for (int32_t r = 0; r < rows; r++)
+      for (int32_t g = 0; g < groups; g++) at[r * groups + g] = scores + (g * ATTENTION_ROWS + r) * GROUP;
     for (int32_t column = 0; column < width; column += GROUP) {{
-      const int32_t panel_count = (int_min(width - column, GROUP) + 15) / 16, whole = count / GROUP;
-      float *to = parts + column * ATTENTION_ROWS;
-      product_block b = {{v + (int64_t)block * a->v_step[2] + column, at, to, (size_t)a->v_step[2], 16,
-                         (size_t)a->v_step[2] * GROUP, groups, whole, 0, GROUP, 1, 0, 0, NULL}};
+      const int32_t panel_count = (int_min(width - column, GROUP) + 15) / 16;
+      product_block b = {{values + (size_t)block * (size_t)wide + column, at, parts + column * ATTENTION_ROWS,
+                         (size_t)wide, 16, (size_t)wide * GROUP, groups, whole, 0, GROUP, 1, 0, 0, NULL}};
       if (whole) product_panels(NULL, b, panel_count, 0, rows, 0, 0);
-      if (count % GROUP) {{
-        b.w += (size_t)whole * b.w_run, b.at += whole, b.runs = 1, b.count = count % GROUP, b.start = !whole;
-        product_panels(NULL, b, panel_count, 0, rows, 0, 0);
-      }}
+      if (!left) continue;
+      b.w += (size_t)whole * b.w_run, b.at += whole, b.runs = 1, b.count = left, b.start = !whole;
+      product_panels(NULL, b, panel_count, 0, rows, 0, 0);
     }}
-    for (int32_t r = 0; r < rows; r++) {{
-      if (!(ms[r] > -INFINITY)) continue;
-      if (!seen[r]) {{
-        for (int32_t c = 0; c < width; c += GROUP)
-          memcpy(total + (c * ATTENTION_ROWS + r * GROUP), parts + (c * ATTENTION_ROWS + r * GROUP),
-                 GROUP * sizeof *total);
-        most[r] = ms[r], sums[r] = ls[r], seen[r] = 1;
-        continue;
-      }}
-      const float m = most[r] > ms[r] ? most[r] : ms[r], before = m_exp(most[r] - m), now = m_exp(ms[r] - m);
-      for (int32_t c = 0; c < width; c += GROUP) {{
-        float *old = total + (c * ATTENTION_ROWS + r * GROUP);
-        const float *new = parts + (c * ATTENTION_ROWS + r * GROUP);
-        for (int i = 0; i < GROUP; i++) old[i] = old[i] * before + new[i] * now;
-      }}
-      sums[r] = sums[r] * before + ls[r] * now;
-      most[r] = m;
-    }}
+    attention_merge(&t, rows, wide, highest, sums, parts);
   }}
   for (int32_t r = 0; r < rows; r++) {{
     float *to = out + (int64_t)(first + r) * a->out_step[2];
     for (int32_t c = 0; c < width; c += GROUP) {{
       const float *from = total + (c * ATTENTION_ROWS + r * GROUP);
-      for (int32_t i = 0; i < int_min(width - c, GROUP); i++) to[c + i] = seen[r] ? from[i] / sums[r] : 0.0f;
+      for (int32_t i = 0; i < int_min(width - c, GROUP); i++) to[c + i] = t.begun[r] ? from[i] / t.sums[r] : 0.0f;
     }}
   }}
 }}
@@ -177,24 +230,17 @@ static void dense_attention_part(const void *args, int32_t begin, int32_t end, i
   int32_t packed = -1;
   for (int32_t i = begin; i < end; i++) {{
     const int32_t head = i / chunks % a->heads, b = i / chunks / a->heads, other = head / a->group;
-    const float *v = a->v + b * a->v_step[0] + other * a->v_step[1];
     const int32_t whole = b * a->heads + other;
-    dense_attention given = *a;
-    if (whole != packed) attention_pack(a, a->k + b * a->k_step[0] + other * a->k_step[1], panels);
-    if (a->value_width % 16) {{ /* tiles read whole panels of values */
-      if (whole != packed)
-        for (int32_t j = 0; j < a->keys; j++) {{
-          memcpy(values + (size_t)j * (size_t)wide, v + (int64_t)j * a->v_step[2], (size_t)a->value_width * sizeof *v);
-          memset(values + (size_t)j * (size_t)wide + a->value_width, 0, (size_t)(wide - a->value_width) * sizeof *v);
-        }}
-      v = values, given.v_step[2] = wide;
+    if (whole != packed) {{
+      attention_pack_keys(a, a->k + b * a->k_step[0] + other * a->k_step[1], panels);
+      attention_pack_values(a, a->v + b * a->v_step[0] + other * a->v_step[1], wide, values);
     }}
     packed = whole;
     const int64_t mask_at = b * a->mask_step[0] + head * a->mask_step[1];
     const char *mask = a->mask ? (const char *)a->mask + mask_at * (a->mask_kind == 2 ? 4 : 1) : "";
     const int32_t from = i % chunks * a->chunk, to = int_min(from + a->chunk, a->queries);
     for (int32_t row = from; row < to; row += ATTENTION_ROWS)
-      attention_rows(&given, a->q + b * a->q_step[0] + head * a->q_step[1], v, mask,
+      attention_rows(a, a->q + b * a->q_step[0] + head * a->q_step[1], values, mask,
                      a->out + b * a->out_step[0] + head * a->out_step[1], row, int_min(to - row, ATTENTION_ROWS),
                      panels, scores, parts, total);
   }}
@@ -253,9 +299,8 @@ def attend(node: Node, anchor: Node, views: Mapping[Value, tuple[int, ...]], out
     kind = 0 if not mask else 1 if mask[0].dtype == boolean else 2
     chunk = _chunk(batch, heads, queries)
     scratch_bytes = 4 * (ROWS * KEYS + 2 * ROWS * 64 * floordiv(value_width + 63, 64)
-                         + floordiv(keys + 15, 16) * 16 * width)  # fmt: skip
-    if not isinstance(value_width, int) or value_width % 16:
-        scratch_bytes = scratch_bytes + 4 * keys * 64 * floordiv(value_width + 63, 64)
+                         + floordiv(keys + 15, 16) * 16 * width
+                         + keys * 64 * floordiv(value_width + 63, 64))  # fmt: skip
     scratch_bytes = floordiv(scratch_bytes + 63, 64) * 64
     shared = k.shape[1]
     assert isinstance(heads, int) and isinstance(shared, int)

@@ -78,6 +78,25 @@ INLINE float f32_hmax(vf32 x) {
   c = _mm_max_ps(c, _mm_movehl_ps(c, c));
   return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
 }
+INLINE void transpose_eight(__m256 *x) {
+  __m256 t[8];
+  UNROLL for (int i = 0; i < 8; i += 4) { /* four by four within each 128 bits */
+    const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(x[i], x[i + 1])), b = _mm256_castps_pd(_mm256_unpackhi_ps(x[i], x[i + 1]));
+    const __m256d c = _mm256_castps_pd(_mm256_unpacklo_ps(x[i + 2], x[i + 3])), d = _mm256_castps_pd(_mm256_unpackhi_ps(x[i + 2], x[i + 3]));
+    t[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, c)), t[i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, c));
+    t[i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d)), t[i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b, d));
+  }
+  UNROLL for (int i = 0; i < 4; i++) {
+    x[i] = _mm256_permute2f128_ps(t[i], t[i + 4], 0x20);
+    x[i + 4] = _mm256_permute2f128_ps(t[i], t[i + 4], 0x31);
+  }
+}
+INLINE void f32_transpose(vf32 *x) {
+  __m256 m[2][2][8]; /* by rows, columns and row of a block of eight by eight */
+  UNROLL for (int i = 0; i < 16; i++) m[i / 8][0][i % 8] = x[i].a, m[i / 8][1][i % 8] = x[i].b;
+  UNROLL for (int i = 0; i < 4; i++) transpose_eight(m[i / 2][i % 2]);
+  UNROLL for (int i = 0; i < 16; i++) x[i] = F32_(m[0][i / 8][i % 8], m[1][i / 8][i % 8]);
+}
 
 /* ---- i32 ---- */
 INLINE vi32 i32_splat(int32_t x) { const __m256i v = _mm256_set1_epi32(x); return I32_(v, v); }

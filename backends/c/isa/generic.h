@@ -74,6 +74,12 @@ INLINE float f32_hmax(vf32 a) {
   for (int n = 8; n; n >>= 1) for (int i = 0; i < n; i++) a.v[i] = a.v[i] > a.v[i + n] ? a.v[i] : a.v[i + n];
   return a.v[0];
 }
+/* Lane l of x[i] becomes lane i of x[l], for 16 vectors. */
+INLINE void f32_transpose(vf32 *x) {
+  vf32 t[16];
+  for (int i = 0; i < 16; i++) LANES_(l) t[l].v[i] = x[i].v[l];
+  memcpy(x, t, sizeof t);
+}
 
 /* ---- f16 and bf16 ---- */
 INLINE float f16_value(uint16_t h) {

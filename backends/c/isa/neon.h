@@ -91,6 +91,23 @@ INLINE float f32_hmax(vf32 x) {
   const float32x4_t two = greater(four, vextq_f32(four, four, 2));
   return vgetq_lane_f32(greater(two, vextq_f32(two, two, 1)), 0);
 }
+INLINE void transpose_four(float32x4_t *x) {
+  const float32x4x2_t a = vtrnq_f32(x[0], x[1]), b = vtrnq_f32(x[2], x[3]);
+  UNROLL for (int i = 0; i < 2; i++) {
+    x[i] = vcombine_f32(vget_low_f32(a.val[i]), vget_low_f32(b.val[i]));
+    x[i + 2] = vcombine_f32(vget_high_f32(a.val[i]), vget_high_f32(b.val[i]));
+  }
+}
+INLINE void f32_transpose(vf32 *x) {
+  float32x4_t m[4][4][4]; /* by rows, columns and row of a block of four by four */
+  UNROLL for (int i = 0; i < 16; i++) {
+    float32x4_t(*to)[4] = m[i / 4];
+    to[0][i % 4] = x[i].a, to[1][i % 4] = x[i].b, to[2][i % 4] = x[i].c, to[3][i % 4] = x[i].d;
+  }
+  UNROLL for (int i = 0; i < 16; i++) transpose_four(m[i / 4][i % 4]);
+  UNROLL for (int i = 0; i < 16; i++)
+    x[i] = (vf32){m[0][i / 4][i % 4], m[1][i / 4][i % 4], m[2][i / 4][i % 4], m[3][i / 4][i % 4]};
+}
 
 /* ---- i32 ---- */
 INLINE vi32 i32_splat(int32_t x) { const int32x4_t v = vdupq_n_s32(x); return (vi32){v, v, v, v}; }

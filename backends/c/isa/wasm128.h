@@ -106,6 +106,22 @@ INLINE v128_t fma_4(v128_t x, v128_t y, v128_t z) {
   return joined(fma_odd(x, y, z), fma_odd(high_half(x), high_half(y), high_half(z)));
 }
 INLINE vf32 f32_fma(vf32 x, vf32 y, vf32 z) { return EACH3_(fma_4, x, y, z); }
+INLINE void transpose_four(v128_t *x) {
+  const v128_t a = wasm_i32x4_shuffle(x[0], x[1], 0, 4, 1, 5), b = wasm_i32x4_shuffle(x[2], x[3], 0, 4, 1, 5);
+  const v128_t c = wasm_i32x4_shuffle(x[0], x[1], 2, 6, 3, 7), d = wasm_i32x4_shuffle(x[2], x[3], 2, 6, 3, 7);
+  x[0] = wasm_i64x2_shuffle(a, b, 0, 2), x[1] = wasm_i64x2_shuffle(a, b, 1, 3);
+  x[2] = wasm_i64x2_shuffle(c, d, 0, 2), x[3] = wasm_i64x2_shuffle(c, d, 1, 3);
+}
+INLINE void f32_transpose(vf32 *x) {
+  v128_t m[4][4][4]; /* by rows, columns and row of a block of four by four */
+  UNROLL for (int i = 0; i < 16; i++) {
+    v128_t(*to)[4] = m[i / 4];
+    to[0][i % 4] = x[i].a, to[1][i % 4] = x[i].b, to[2][i % 4] = x[i].c, to[3][i % 4] = x[i].d;
+  }
+  UNROLL for (int i = 0; i < 16; i++) transpose_four(m[i / 4][i % 4]);
+  UNROLL for (int i = 0; i < 16; i++)
+    x[i] = (vf32){m[0][i / 4][i % 4], m[1][i / 4][i % 4], m[2][i / 4][i % 4], m[3][i / 4][i % 4]};
+}
 
 /* ---- i32 ---- */
 INLINE vi32 i32_splat(int32_t x) { return four(wasm_i32x4_splat(x)); }
