@@ -212,8 +212,8 @@ class Torch(Layers):
 
     def lstm(self, name: str, x: Array, n: int) -> Array:
         p = self.p
-        h = torch.zeros(1, x.shape[0], n)
-        flat = [p[f"{name}.w"], p[f"{name}.u"], p[f"{name}.b"], torch.zeros(4 * n)]
+        h = torch.zeros(1, x.shape[0], n, dtype=x.dtype)
+        flat = [p[f"{name}.w"], p[f"{name}.u"], p[f"{name}.b"], torch.zeros(4 * n, dtype=x.dtype)]
         return torch.lstm(x, (h, h), flat, True, 1, 0.0, False, False, True)[0]
 
 

@@ -27,7 +27,8 @@ def run(module: Module, target: Target) -> Module:
     """Rewrites the graphs of functions; a language model's step has linears of its own."""
     if "patch_linear" not in target.fusions or "step" in module.entries:
         return module
-    packed = map_graphs(module, lambda graph: _packed_for_bodies(graph, target)) if target.weight_layout else module
+    early = target.weight_layout and not target.rounded  # else the bodies' weights are rounded first
+    packed = map_graphs(module, lambda graph: packed_for_bodies(graph, target)) if early else module
     return hoist(map_graphs(packed, lambda graph: _scaled(sink.run(_products(graph), fixed_values))))
 
 
@@ -118,8 +119,9 @@ def _convolution(node: Node, x: Value, w: Value) -> Value | None:
 # ---- loops ----------------------------------------------------------------------------------------------------------
 
 
-def _packed_for_bodies(graph: Graph, target: Target) -> Graph:
-    """Scans whose body multiplies with a weight are given its rows, packed before the first step."""
+def packed_for_bodies(graph: Graph, target: Target, rounded: Callable[[Value], Value] = lambda rows: rows) -> Graph:
+    """Scans whose body multiplies with a weight are given its rows, packed before the first step. `rounded` gives the
+    rows f32[N, K] in the dtype that the body is to multiply with."""
     fixed = fixed_values(graph)
 
     def transform(node: Node, operands: tuple[Value, ...]) -> Node | None:
@@ -130,7 +132,7 @@ def _packed_for_bodies(graph: Graph, target: Target) -> Graph:
         for i in range(node.attr("consts")):
             rows = _only_rows(body, body.inputs[i]) if node.inputs[i].node in fixed else None
             if rows is not None:
-                given[i] = _emit(node, "pack", rows(operands[i]), layout=target.weight_layout)
+                given[i] = _emit(node, "pack", rounded(rows(operands[i])), layout=target.weight_layout)
                 changed[body.inputs[i]] = make_input(body.inputs[i].attr("name"), "arg", given[i].type)
         if not changed:
             return None
@@ -160,9 +162,16 @@ def _multiplied(node: Node, weight: Value) -> int | None:
 
 
 def _with_rows(node: Node, inputs: tuple[Value, ...], changed: Mapping[Node, Node]) -> tuple[Value, ...] | None:
-    if len(node.inputs) == 2 and node.inputs[1].node in changed:
-        return (_emit(node, "patch_linear", *inputs),)
-    return None
+    if len(node.inputs) != 2 or node.inputs[1].node not in changed:
+        return None
+    x, w = inputs
+    return (_emit(node, "patch_linear", x, w) if w.dtype == f32 else linear_of(node, x, w),)
+
+
+def linear_of(like: Node, x: Value, w: Value, *bias: Value) -> Value:
+    """`linear` of x[..., K] by rows w[N, K], whatever the rank of x: f32[..., N]."""
+    flat = _reshaped(like, x, (prod(x.shape[:-1], start=1), x.shape[-1]))
+    return _reshaped(like, _emit(like, "linear", flat, w, *bias), (*x.shape[:-1], w.shape[0]))
 
 
 # ---- scales and shifts ----------------------------------------------------------------------------------------------

@@ -41,6 +41,9 @@ def run(module: Module, target: Target) -> Module:
     def transform(node: Node, operands: tuple[Value, ...]) -> Node | None:
         if node.op.name == "call":
             return make(node.op, *operands, origin=node.origin, graph=visit(node.attr("graph")))
+        if node.op.name == "scan":
+            body = {"body": visit(node.attr("body"))}
+            return make(node.op, *operands, origin=node.origin, **dict(node.attrs) | body)
         new = _converted(node, operands, target)
         return None if new == operands else make(node.op, *new, origin=node.origin, **dict(node.attrs))
 
