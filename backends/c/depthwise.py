@@ -1,7 +1,8 @@
 """Convolutions of each channel with a filter of its own, channels last, and what follows them element by element.
 
 A worker takes rows of the result. Neighbours of a row by up to 64 channels are computed in registers, each as one chain
-over the window's positions; where the window leaves the image it reads zeros. Channels are split evenly: with too few
+over the window's positions, so that what several of them read is loaded once; where the window leaves the image it
+reads zeros. Channels are split evenly: with too few
 chains side by side the CPU waits for each step.
 """
 
@@ -55,76 +56,70 @@ def depthwise(node: Node, anchor: Node, finish: Loop, operands: Mapping[Value, i
     size, larger = vectors // groups, vectors % groups  # vectors of a group, and groups that have one more
     lanes = channels - (vectors - 1) * 16
     places = MOST_PLACES if wide and vectors == 1 else PLACES
-    tile = "@_tile(V, last, inside, g, b, i, j, c, sums);" if wide else (
-        "for (int v = 0; v < V; v++) @_tile(1, v + 1 < V ? 16 : last, inside, g, b, i, j, c + v * 16, sums + v * 16);")
+    positions = (places - 1) * stride_x + (taps_x - 1) * dilation_x + 1
+    tile = "@_tile(V, last, g->w + c, at, c, sums);" if wide else (
+        "for (int v = 0; v < V; v++) @_tile(1, v + 1 < V ? 16 : last, g->w + c + v * 16, at, c + v * 16, sums + v * 16);")
     counts = [(size + 1, larger), (size, groups - larger - 1)]  # all groups but the last
-    lines = [f"for (int32_t n = 0; n < {count}; n++, c += {16 * n}) @_group({n}, 16, inside, g, b, i, j, c, sums);"
+    lines = [f"for (int32_t n = 0; n < {count}; n++, c += {16 * n}) @_group({n}, 16, g, at, row, count, c, sums);"
              for n, count in counts if count > 0]  # fmt: skip
-    calls = "\n".join(["int32_t c = 0;", *lines, f"@_group({size}, {lanes}, inside, g, b, i, j, c, sums);"])
+    calls = "\n".join(["int32_t c = 0;", *lines, f"@_group({size}, {lanes}, g, at, row, count, c, sums);"])
     text = f"""\
 /* {x.type} with {w.type}, depthwise, strides {stride_y}x{stride_x}, to {finish.result.type} */
 {end.source}
 static const float @_zeros[{channels}];
 typedef struct {{ const float *x, *w; @_args rest; }} @_given;
 
-INLINE const float *@_at(const float *line, int32_t z) {{
-  return line && z >= 0 && z < {width} ? line + (int64_t)z * {channels} : @_zeros;
-}}
-
-/* Sums of {places} places of row (b, i) from j on, for P vectors of channels from c on, the last of `last`. */
-INLINE void @_tile(const int P, const int last, const int inside, const @_given *g, int64_t b, int32_t i, int32_t j,
-                   int32_t c, float *sums) {{
-  vf32 y[{places}][{GROUP}];
-  UNROLL for (int m = 0; m < {places}; m++)
-    UNROLL for (int v = 0; v < P; v++) y[m][v] = f32_zero();
+/* Where the window's positions of {places} places of row (b, i) from j on are, line by line: a position's channels. */
+static void @_find(const @_given *g, int64_t b, int32_t i, int32_t j, const float **at) {{
   for (int32_t p = 0; p < {taps_y}; p++) {{
     const int32_t s = i * {stride_y} + p * {dilation_y} - {top};
     const float *line = s >= 0 && s < {height} ? g->x + (b * {height} + s) * {width * channels} : NULL;
-    UNROLL for (int32_t q = 0; q < {taps_x}; q++) {{
-      const float *weights = g->w + (p * {taps_x} + q) * {channels} + c;
-      const float *at[{places}];
-      UNROLL for (int m = 0; m < {places}; m++) {{
-        const int32_t z = (j + m) * {stride_x} + q * {dilation_x} - {left};
-        at[m] = (inside ? line + (int64_t)z * {channels} : @_at(line, z)) + c;
-      }}
-      UNROLL for (int v = 0; v < P; v++) {{
-        const int whole = v + 1 < P || last == 16;
-        const vf32 f = whole ? f32_load(weights + v * 16) : f32_load_n(weights + v * 16, last);
-        UNROLL for (int m = 0; m < {places}; m++)
-          y[m][v] = f32_fma(whole ? f32_load(at[m] + v * 16) : f32_load_n(at[m] + v * 16, last), f, y[m][v]);
-      }}
+    for (int32_t n = 0; n < {positions}; n++) {{
+      const int32_t z = j * {stride_x} + n - {left};
+      *at++ = line && z >= 0 && z < {width} ? line + (int64_t)z * {channels} : @_zeros;
     }}
   }}
+}}
+
+/* Sums of {places} places for P vectors of channels from c on, the last of `last`. */
+INLINE void @_tile(const int P, const int last, const float *w, const float *const *at, int32_t c, float *sums) {{
+  vf32 y[{places}][{GROUP}];
+  UNROLL for (int m = 0; m < {places}; m++)
+    UNROLL for (int v = 0; v < P; v++) y[m][v] = f32_zero();
+  for (int32_t p = 0; p < {taps_y}; p++, at += {positions}, w += {taps_x * channels})
+    UNROLL for (int v = 0; v < P; v++) {{
+      const int whole = v + 1 < P || last == 16;
+      UNROLL for (int32_t q = 0; q < {taps_x}; q++) {{
+        const float *weights = w + q * {channels} + v * 16;
+        const vf32 f = whole ? f32_load(weights) : f32_load_n(weights, last);
+        UNROLL for (int m = 0; m < {places}; m++) {{
+          const float *from = at[m * {stride_x} + q * {dilation_x}] + c + v * 16;
+          y[m][v] = f32_fma(whole ? f32_load(from) : f32_load_n(from, last), f, y[m][v]);
+        }}
+      }}
+    }}
   UNROLL for (int m = 0; m < {places}; m++)
     UNROLL for (int v = 0; v < P; v++) f32_store(sums + m * GROUP + v * 16, y[m][v]);
 }}
 
 /* A group of V vectors of channels from c on: its sums, and what follows them. */
-INLINE void @_group(const int V, const int last, const int inside, const @_given *g, int64_t b, int32_t i, int32_t j,
+INLINE void @_group(const int V, const int last, const @_given *g, const float *const *at, int32_t row, int32_t count,
                     int32_t c, float *sums) {{
-  const int32_t row = ((int32_t)b * {out_y} + i) * {out_x} + j, count = int_min({out_x} - j, {places});
   {tile}
   @_finish(&g->rest, sums, row, count, c, (V - 1) * 16 + last);
 }}
 
-INLINE void @_places(const int inside, const @_given *g, int64_t b, int32_t i, int32_t j, float *sums) {{
-{indented(calls)}
-}}
-
 static void @_part(const void *args, int32_t begin, int32_t end, int32_t worker) {{
   const @_given *g = args;
+  const float *at[{taps_y * positions}];
   _Alignas(64) float sums[{places} * GROUP];
   (void)worker;
-  for (int32_t n = begin; n < end; n++) {{
-    const int32_t i = n % {out_y}, first = i * {stride_y} - {top};
-    const int rows = first >= 0 && first + {(taps_y - 1) * dilation_y} < {height};
+  for (int32_t n = begin; n < end; n++)
     for (int32_t j = 0; j < {out_x}; j += {places}) {{
-      const int32_t z = j * {stride_x} - {left};
-      const int inside = rows && z >= 0 && z + {(places - 1) * stride_x + (taps_x - 1) * dilation_x} < {width};
-      if (inside) @_places(1, g, n / {out_y}, i, j, sums);
-      else @_places(0, g, n / {out_y}, i, j, sums);
+      const int32_t row = n * {out_x} + j, count = int_min({out_x} - j, {places});
+      @_find(g, n / {out_y}, n % {out_y}, j, at);
+{indented(indented(indented(calls)))}
     }}
-  }}
 }}
 
 static void @({end.signature()}) {{
