@@ -209,7 +209,8 @@ def table(results: list[dict[str, Any]], engines: Sequence[str]) -> str:
     """The results as Markdown: ms (spread of rounds), how many times as fast ours is as each peer, and how far each
     is from JAX in f32, as a part of the greatest result."""
     others = [e for e in engines if e != "inferc"]
-    head = ["model", "batch", *(f"{e}, ms" for e in engines), *(f"× {e}" for e in others), "of the f32 peak", *(f"{e}, apart" for e in engines)]
+    head = ["model", "batch", *(f"{e}, ms" for e in engines), *(f"× {e}" for e in others), "of the f32 peak",
+            *(f"{e}, apart" for e in engines)]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---|" * (len(head) - 1)]
     for r in results:
         times, ours, rounds = r["ms"], r["ms"]["inferc"], r["rounds"]

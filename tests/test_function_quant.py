@@ -36,7 +36,8 @@ def matrix(rows: int, columns: int) -> np.ndarray:
 
 
 WEIGHTS = {"up": matrix(160, 256), "bias": RNG.standard_normal(256).astype(np.float32), "mix": matrix(256, 256),
-           "query": matrix(256, 192), "narrow": matrix(192, 7), "odd": matrix(7, 50), "step": matrix(256, 256)}  # fmt: skip
+           "query": matrix(256, 192), "narrow": matrix(192, 7), "odd": matrix(7, 50),
+           "step": matrix(256, 256)}  # fmt: skip
 
 
 def network(w: Any, x: Any) -> Any:

@@ -44,7 +44,8 @@ U8 = {
     "u8_shl16": "u8_shl16(p, 3)", "u8_lookup": "u8_lookup(bytes, u8_and_splat(p, 15))",
 }  # fmt: skip
 STORES = {
-    "f32_store": "f32_store(to, x)", "f32_transpose": "transposed(a, l, n, to)", "f32_store_n": "f32_store_n(to, x, l / 16 % 17)",
+    "f32_store": "f32_store(to, x)", "f32_store_n": "f32_store_n(to, x, l / 16 % 17)",
+    "f32_transpose": "transposed(a, l, n, to)",
     "f32_store_f16": "f32_store_f16((void *)to, x)", "f32_store_bf16": "f32_store_bf16((void *)to, x)",
     "i32_store_s8": "i32_store_s8((void *)to, i32_sub(i32_and(i, i32_splat(255)), i32_splat(128)))",
 }

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from inferc.ir.numerics import attention, elementary
+from inferc.ir.numerics import attention, elementary, linear
 from inferc.ir.numerics.reductions import max16, min16, prod16, sum16
 
 INF, NAN = np.float32("inf"), np.float32("nan")
@@ -175,6 +175,14 @@ def test_attention_fuses_its_steps_where_it_says_so() -> None:
             chain = (step + chain).astype(np.float32)
         got, _, _ = attention.attend_block(q, k, np.zeros((50, 3, 1, 4), np.float32), visible, 0.5, fused=fused)
         assert (got == chain * np.float32(0.5)).mean() > 0.999  # a fused step summed in f64 may round twice
+
+
+def test_fused_exp_is_within_an_ulp() -> None:
+    x = np.concatenate([-np.logspace(-9, np.log10(87), 20000), np.linspace(-87, 88, 20000)]).astype(np.float32)
+    exact = np.exp(x.astype(np.float64))
+    assert (np.abs(linear.exp_fused(x) - exact) < np.spacing(exact.astype(np.float32))).all()
+    ends = np.array([-INF, -104, -103.9, 0, -0.0, np.nan], np.float32)
+    assert np.array_equal(linear.exp_fused(ends), np.array([0, 0, 1e-45, 1, 1, np.nan], np.float32), equal_nan=True)
 
 
 def test_dense_attention_masks_alike() -> None:

@@ -58,7 +58,7 @@ def depthwise(node: Node, anchor: Node, finish: Loop, operands: Mapping[Value, i
     places = MOST_PLACES if wide and vectors == 1 else PLACES
     positions = (places - 1) * stride_x + (taps_x - 1) * dilation_x + 1
     tile = "@_tile(V, last, g->w + c, at, c, sums);" if wide else (
-        "for (int v = 0; v < V; v++) @_tile(1, v + 1 < V ? 16 : last, g->w + c + v * 16, at, c + v * 16, sums + v * 16);")
+        "for (int v = 0; v < V; v++, c += 16) @_tile(1, v + 1 < V ? 16 : last, g->w + c, at, c, sums + v * 16);")
     counts = [(size + 1, larger), (size, groups - larger - 1)]  # all groups but the last
     lines = [f"for (int32_t n = 0; n < {count}; n++, c += {16 * n}) @_group({n}, 16, g, at, row, count, c, sums);"
              for n, count in counts if count > 0]  # fmt: skip
@@ -105,8 +105,9 @@ INLINE void @_tile(const int P, const int last, const float *w, const float *con
 /* A group of V vectors of channels from c on: its sums, and what follows them. */
 INLINE void @_group(const int V, const int last, const @_given *g, const float *const *at, int32_t row, int32_t count,
                     int32_t c, float *sums) {{
+  const int32_t first = c;
   {tile}
-  @_finish(&g->rest, sums, row, count, c, (V - 1) * 16 + last);
+  @_finish(&g->rest, sums, row, count, first, (V - 1) * 16 + last);
 }}
 
 static void @_part(const void *args, int32_t begin, int32_t end, int32_t worker) {{

@@ -15,8 +15,8 @@ from .products import fixed_values, linear_of, packed_for_bodies, vector_of
 SHORT = 128  # values of a row below which rounding the activations costs more than it saves
 
 def run(module: Module, target: Target) -> Module:
-    """Products with matrices become linears of `target.rounded`; convolutions with windows, short rows, and rows that are
-    no whole blocks of it nor of q8_0, stay f32."""
+    """Products with matrices become linears of `target.rounded`; convolutions with windows, short rows, and rows that
+    are no whole blocks of it nor of q8_0, stay f32."""
     if not target.rounded or "step" in module.entries:
         return module
     wanted = DTYPES[target.rounded]

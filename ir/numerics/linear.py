@@ -18,6 +18,7 @@ from .elementary import LOG2E, maximum, minimum, quiet
 from .reductions import max16
 
 F32 = NDArray[np.float32]
+Operand = NDArray | np.float32
 SMALLEST = np.float32(1e-30)  # a group whose greatest magnitude is no greater quantises to zeros
 PIECE = 1 << 22  # weights expanded at a time
 LN2 = np.float32(0.6931471805599453)
@@ -112,14 +113,14 @@ def quantized(x: Activation, dtype: DType, raw: NDArray[np.uint8]) -> F32:
     return y
 
 
-def _fma_to_odd(a: NDArray, b: NDArray, c: NDArray) -> NDArray[np.float64]:
+def _fma_to_odd(a: NDArray, b: Operand, c: Operand) -> NDArray[np.float64]:
     """a * b + c of f32 values in f64, rounded to odd: where the sum is inexact (two-sum says by how much) and its last
     bit is even, it moves one step towards the exact value. Rounding that to f32 then is right, denormals included
     (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008). The product is exact."""
-    p, c = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
-    s = p + c
+    p, wide = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
+    s: NDArray = p + wide
     from_c = s - p
-    error = (p - (s - from_c)) + (c - from_c)
+    error = (p - (s - from_c)) + (wide - from_c)
     bits = s.view(np.int64)
     even = (bits & 1) == 0
     step = np.where((error > 0) == (s > 0), 1, -1)
@@ -127,7 +128,7 @@ def _fma_to_odd(a: NDArray, b: NDArray, c: NDArray) -> NDArray[np.float64]:
 
 
 @quiet
-def fma(a: NDArray, b: NDArray, c: NDArray) -> F32:
+def fma(a: NDArray, b: Operand, c: Operand) -> F32:
     """a * b + c of f32 arrays with one rounding."""
     return _fma_to_odd(a, b, c).astype(np.float32)
 
