@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,25 @@ class Group:
         """Where an array lies: split along an axis over the group, or whole on each device."""
         if len(self.devices) == 1:
             return SingleDeviceSharding(self.devices[0])
-        mesh = Mesh(np.array(self.devices), ("tp",))
         spec = [None] * rank
         if axis is None:
-            return NamedSharding(mesh, PartitionSpec())
-        return NamedSharding(mesh, PartitionSpec(*spec[:axis], "tp"))
+            return NamedSharding(self._mesh, PartitionSpec())
+        return NamedSharding(self._mesh, PartitionSpec(*spec[:axis], "tp"))
+
+    @property
+    def _mesh(self) -> Mesh:
+        return Mesh(np.array(self.devices), ("tp",))
+
+    def on_each(self, call: Callable[..., Any], given: Sequence[Any], made: Sequence[Any]) -> Callable[..., Any]:
+        """A function of arrays at places, evaluated by each device on its own parts; `call` itself on one device."""
+        if len(self.devices) == 1:
+            return call
+        specs = [tuple(p.sharding.spec if isinstance(p, Format) else p.spec for p in places) for places in (given, made)]
+        return jax.shard_map(call, mesh=self._mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False)
+
+    def part(self, shape: Sequence[int], axis: int | None) -> list[int]:
+        """The shape of what each device has of an array that is split along an axis."""
+        return [n // len(self.devices) if i == axis else n for i, n in enumerate(shape)]
 
     def check_memory(self, needed: int, path: object) -> None:
         """Raises InfercError, with the numbers, where a device of this process has fewer than `needed` bytes free."""

@@ -32,9 +32,10 @@ class Weights:
         data = artifact.view(artifact.manifest["weights"]["file"])
         self.arrays = [a for i in self.inputs if i["role"] == "weight" for a in self._upload(i, data)]
 
-    def types(self, role: str) -> list[TensorType]:
-        """The tensors of all inputs of a role."""
-        return [(t["shape"], t["element"]) for i in self.inputs if i["role"] == role for t in i["tensors"]]
+    def types(self, role: str, own: bool = False) -> list[TensorType]:
+        """The tensors of all inputs of a role: whole, or what each device has of them."""
+        return [(self.group.part(t["shape"], axis if own else None), t["element"])
+                for i in self.inputs if i["role"] == role for t, axis in zip(i["tensors"], i["sharding"])]  # fmt: skip
 
     def places(self, role: str) -> list[Any]:
         """Where each of them lies."""
@@ -47,12 +48,8 @@ class Weights:
 
     def _needed(self) -> int:
         """Bytes on each device: its part of the weights and caches."""
-        total = 0
-        for i in self.inputs:
-            for tensor, axis in zip(i["tensors"], i["sharding"]):
-                size = int(np.prod(tensor["shape"], dtype=np.int64)) * xla_call.dtype_of(tensor["element"]).itemsize
-                total += size if axis is None else size // len(self.group.devices)
-        return total
+        types = [*self.types("weight", own=True), *self.types("state", own=True)]
+        return sum(int(np.prod(shape, dtype=np.int64)) * xla_call.dtype_of(element).itemsize for shape, element in types)
 
     def _placed(self, i: dict[str, Any]) -> list[Any]:
         return [laid_out(self.group.place(axis, len(t["shape"])), t.get("layouts", {}).get(self._platform))
@@ -80,8 +77,8 @@ class Replica:
         self.free = list(range(artifact.manifest["slots"]))
         self._programs: dict[str, Any] = {}
 
-    def types(self, program: dict[str, Any]) -> tuple[list[TensorType], list[TensorType]]:
-        """The tensors that a program takes and gives."""
+    def types(self, program: dict[str, Any], own: bool = False) -> tuple[list[TensorType], list[TensorType]]:
+        """The tensors that a program takes and gives: all of them, or what each device has of them."""
         tokens, rows = program["T"], program["R"]
         if program["kind"] == "greedy":
             greedy = self.artifact.manifest["greedy"]
@@ -90,8 +87,8 @@ class Replica:
         else:
             args = [((tokens,), "i32")] * 3 + [((rows,), "i32")]
             results = [((rows, self.artifact.manifest["vocab_size"]), "f32")]
-        states = self._weights.types("state")
-        return args + self._weights.types("weight") + states, results + states
+        weights, states = (self._weights.types(role, own) for role in ("weight", "state"))
+        return args + weights + states, results + states
 
     def _compile(self, program: dict[str, Any]) -> Any:
         """The program as this platform has it; the one for all platforms where a device refuses its own kernels."""
@@ -113,9 +110,10 @@ class Replica:
         weights, states = self._weights.places("weight"), self._weights.places("state")
         placed = [whole] * (len(inputs) - len(weights) - len(states)) + weights + states
         results = [whole] * (len(outputs) - len(states)) + states
-        call = xla_call.exported(code, inputs, outputs, self.platform).call
+        call = xla_call.exported(code, *self.types(program, own=True), self.platform).call
         donated = tuple(range(len(inputs) - len(states), len(inputs)))
-        function = jax.jit(call, donate_argnums=donated, in_shardings=tuple(placed), out_shardings=tuple(results))
+        function = jax.jit(self.group.on_each(call, placed, results), donate_argnums=donated,
+                           in_shardings=tuple(placed), out_shardings=tuple(results))  # fmt: skip
         lowered = function.lower(*xla_call.structs(inputs, placed))
         return lowered.compile(compiler_options=xla_call.options(self.platform))
 

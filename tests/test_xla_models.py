@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from inferc import load
+from inferc.backends.xla import backend as xla_backend
 from inferc.backends.xla.backend import Lowered
+from inferc.backends.xla.target import target
 from inferc.compiler.cli import app
 from inferc.compiler.driver import Plan, compile_model, plan_model
 from inferc.errors import InfercError
@@ -53,9 +57,11 @@ def test_logits_are_the_interpreters(name, tmp_path):
     check_logits(planned(tmp_path, *CASES[name]))
 
 
-def test_siblings_of_one_weight_keep_every_bit(tmp_path):
-    """q, k and v with their biases, gate and up: one product each, but where devices share them; the same logits."""
-    joined, apart = (planned(tmp_path, "qwen2", "q4_0", mesh=mesh) for mesh in ("", "tp=2"))
+def test_siblings_of_one_weight_keep_every_bit(tmp_path, monkeypatch):
+    """q, k and v with their biases, gate and up: one product each, and the logits of products apart."""
+    joined = planned(tmp_path, "qwen2", "q4_0")
+    monkeypatch.setattr(xla_backend.target, "target", lambda *_: replace(target(cache="f32"), fusions=frozenset()))
+    apart = planned(tmp_path, "qwen2", "q4_0")
     names = {w.name for w in joined.lowered.program.weights}
     assert "blk.0.ffn_gate.weight+blk.0.ffn_up.weight" in names and "blk.0.attn_q.weight" not in names
     assert "blk.0.attn_q.weight" in {w.name for w in apart.lowered.program.weights}
@@ -66,6 +72,19 @@ def test_siblings_of_one_weight_keep_every_bit(tmp_path):
 @pytest.mark.parametrize("name", SLOW)
 def test_logits_of_every_architecture_and_weight_type(name, tmp_path):
     check_logits(planned(tmp_path, *SLOW[name]))
+
+
+@pytest.mark.parametrize("types", ["f16", "f32"])
+def test_floats_are_stored_as_products_multiply_them(types, tmp_path):
+    """So that none is converted where it is used, nor the table that is both embedding and head stored twice."""
+    program = planned(tmp_path, "llama", types, compute="bf16", chunk=64).lowered.program
+    matrices = [i for i in program.weights if len(i.type.sizes) == 2]
+    assert {i.type.dtype.name for i in matrices} == {"bf16"} and len({i.name for i in matrices}) == len(matrices)
+    assert sum("token_embd" in i.name for i in matrices) == 1
+    spec = next(s for s in program.specs if s.dims["T"] == 64)
+    for i in matrices:
+        rows, width = i.type.sizes
+        assert not re.search(rf"convert .*<{rows}x{width}x", program.text(spec)), i.name
 
 
 @pytest.mark.slow
@@ -197,7 +216,7 @@ def test_the_device_makes_the_likeliest_tokens(tmp_path):
     [
         ({"platforms": "cpu,abacus"}, "there is no platform 'abacus'"),
         ({"compute": "f8"}, "products cannot be computed in 'f8'"),
-        ({"mesh": "tp=4"}, "the mesh tp=4 does not divide the 2 heads of layers.0.k"),
+        ({"mesh": "tp=4"}, "4 devices cannot share 2 heads of the caches evenly"),
         ({"mesh": "rows=2"}, "a mesh is written as in tp=2,dp=4"),
         ({"slots": 0}, "there must be 1 slot or more"),
         ({"kv": "q4_0"}, "a cache cannot be 'q4_0'"),

@@ -12,9 +12,9 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -46,7 +46,8 @@ CONTEXT, LAYERS = 4096, (2, 3)
 
 @dataclass(frozen=True)
 class Case:
-    """A program; `layouts` are those of its inputs as a manifest has them, `states` how many of the last are states."""
+    """A program; `layouts` are those of its inputs as a manifest has them, `axes` those along which devices share them,
+    `states` how many of the last are states. What it takes and gives are one device's parts."""
 
     name: str
     text: str
@@ -54,18 +55,20 @@ class Case:
     outputs: list
     layouts: list[Mapping[str, Any] | None]
     states: int = 0
+    devices: int = 1
+    axes: Sequence[int | None] = ()
 
 
-def device(platform: str) -> Any:
-    """One that only compiles."""
+def described(platform: str) -> Sequence[Any]:
+    """Two devices that only compile."""
     from jax.experimental import topologies
 
     if platform == "tpu":
-        return topologies.get_topology_desc("v5e:2x2x1", "tpu").devices[0]
+        return topologies.get_topology_desc("v5e:2x2x1", "tpu").devices[:2]
     import jax
 
     jax.devices()  # jax finds its plugins then
-    return topologies.get_topology_desc("", "cuda", target_config=H100, topology="1x1x1").devices[0]
+    return topologies.get_topology_desc("", "cuda", target_config=H100, topology="1x1x2").devices
 
 
 def forms() -> Iterator[Case]:
@@ -89,7 +92,7 @@ def forms() -> Iterator[Case]:
 
 def models(folder: Path) -> Iterator[Case]:
     """Steps of Llamas of the 1B's layers, for one token and, with 32 slots, for a token of each; for TPUs also for
-    eight tokens, and for 64 of any slots."""
+    eight tokens, and for 64 of any slots. The steps of one token and of 32 also for two devices that share the model."""
     from dataclasses import replace
 
     import numpy as np
@@ -106,35 +109,41 @@ def models(folder: Path) -> Iterator[Case]:
         shape = replace(random_gguf.SHAPES["llama-3.2-1b"], layers=layers, vocabulary=4096)
         with mock.patch.object(random_gguf, "random_matrix", zeros):
             random_gguf.write(path, shape, "q4_0")
-        for slots in (1, 32):
-            plan = plan_model(path, backend="xla", context=CONTEXT, chunk=64, compute="bf16", slots=slots)
+        for slots, devices in product((1, 32), (1, 2)):
+            plan = plan_model(path, backend="xla", context=CONTEXT, chunk=64, compute="bf16", slots=slots,
+                              mesh=f"tp={devices}")  # fmt: skip
             program, facts = plan.lowered.program, plan.lowered.facts()
             held = [t.get("layouts", {}).get(sys.argv[1]) for i in facts["inputs"] for t in i["tensors"]]
             steps = [("one", 1), ("one", 8)] if slots == 1 else [("each", 32), ("mixed", 64)]
-            for form, tokens in steps if sys.argv[1] == "tpu" else steps[:1]:
+            for form, tokens in steps if sys.argv[1] == "tpu" and devices == 1 else steps[:1]:
                 spec = next(s for s in program.specs if (s.facts.form, s.dims["T"], s.kind) == (form, tokens, "step")
                             and s.facts.span in (CONTEXT, 0))  # fmt: skip
                 inputs, outputs, states = tensors(program, spec)
-                layouts = [None] * (len(inputs) - len(held)) + held
+                arguments = [None] * (len(inputs) - len(held))
+                axes = [*arguments, *(axis for i in facts["inputs"] for axis in i["sharding"])]
+                name = f"llama {layers} {tokens}{' shared' if devices > 1 else ''}"
                 text = program.text(spec, sys.argv[1])
-                yield Case(f"llama {layers} {tokens}", text, inputs, outputs, layouts, states)
+                yield Case(name, text, inputs, outputs, [*arguments, *held], states, devices, axes)
 
 
-def compiled(case: Case, on: Any, platform: str) -> dict[str, Any]:
+def compiled(case: Case, on: Sequence[Any], platform: str) -> dict[str, Any]:
     import jax
     import numpy as np
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     from inferc.backends.xla.portable import serialize
     from inferc.runtime import xla_call
-    from inferc.runtime.xla_devices import laid_out
+    from inferc.runtime.xla_devices import Group, laid_out
 
     inputs, states = case.inputs, case.states
-    place = NamedSharding(Mesh(np.array([on]), ("x",)), PartitionSpec())
-    call = xla_call.exported(serialize(case.text), inputs, case.outputs, platform).call
+    group = Group(tuple(on[: case.devices]))
+    axes = case.axes or [None] * len(inputs)
+    given = [laid_out(group.place(axis, len(s)), layout) for (s, _), axis, layout in zip(inputs, axes, case.layouts)]
+    made_at = [group.place()] * (len(case.outputs) - states) + given[len(inputs) - states :]
+    whole = [([n * case.devices if i == axis else n for i, n in enumerate(s)], e) for (s, e), axis in zip(inputs, axes)]
+    call = group.on_each(xla_call.exported(serialize(case.text), inputs, case.outputs, platform).call, given, made_at)
     donated = tuple(range(len(inputs) - states, len(inputs)))
-    function = jax.jit(call, donate_argnums=donated, out_shardings=place)
-    traced = function.trace(*xla_call.structs(inputs, [laid_out(place, layout) for layout in case.layouts]))
+    function = jax.jit(call, donate_argnums=donated, out_shardings=tuple(made_at))
+    traced = function.trace(*xla_call.structs(whole, given))
     made = traced.lower(lowering_platforms=(platform,)).compile()
     memory, hlo = made.memory_analysis(), made.as_text()
     lines = [line.strip() for line in hlo[hlo.index("\nENTRY") :].splitlines()]
@@ -157,7 +166,7 @@ def main(platform: str, output: str, only: str = "") -> None:
     else:
         os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_ID": "0",
                        "TPU_WORKER_HOSTNAMES": "localhost"}  # fmt: skip
-    on = device(platform)
+    on = described(platform)
     with tempfile.TemporaryDirectory() as folder:
         cases = chain(forms(), models(Path(folder)))
         found = {}

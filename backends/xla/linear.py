@@ -47,9 +47,12 @@ def product(step: Step, x: Value, x_type: Type, weight: Value, weight_type: Type
 
 
 def _linear_at(step: Step, weight: int, *bias: int) -> Tensor:
-    """The product of operand 0 with an operand, and a bias added."""
+    """The product of operand 0 with an operand, summed where devices have parts of it, and a bias added."""
     w = step.writer
     y = product(step, step.operands[0], step.operand_type(0), step.operands[weight], step.operand_type(weight))
+    of = step.node.inputs[weight].node
+    if step.context.devices > 1 and of.op.name == "input" and of.attr("name") in step.context.summed:
+        y = w.sum_of_devices(y, step.context.devices)
     return w.add(y, w.broadcast(step.operands[bias[0]][0], y.shape, (1,))) if bias else y
 
 
