@@ -80,8 +80,8 @@ class Group:
         """A function of arrays at places, evaluated by each device on its own parts; `call` itself on one device."""
         if len(self.devices) == 1:
             return call
-        specs = [tuple(p.sharding.spec if isinstance(p, Format) else p.spec for p in places) for places in (given, made)]
-        return jax.shard_map(call, mesh=self._mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False)
+        inputs, outputs = (tuple((p.sharding if isinstance(p, Format) else p).spec for p in of) for of in (given, made))
+        return jax.shard_map(call, mesh=self._mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
 
     def part(self, shape: Sequence[int], axis: int | None) -> list[int]:
         """The shape of what each device has of an array that is split along an axis."""

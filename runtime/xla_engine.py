@@ -49,7 +49,7 @@ class Weights:
     def _needed(self) -> int:
         """Bytes on each device: its part of the weights and caches."""
         types = [*self.types("weight", own=True), *self.types("state", own=True)]
-        return sum(int(np.prod(shape, dtype=np.int64)) * xla_call.dtype_of(element).itemsize for shape, element in types)
+        return sum(int(np.prod(s, dtype=np.int64)) * xla_call.dtype_of(element).itemsize for s, element in types)
 
     def _placed(self, i: dict[str, Any]) -> list[Any]:
         return [laid_out(self.group.place(axis, len(t["shape"])), t.get("layouts", {}).get(self._platform))

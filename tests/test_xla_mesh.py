@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from inferc.backends.xla import triton
+from inferc.backends.xla.blocks import widen
 from inferc.compiler.driver import compile_model
 from inferc.errors import InfercError
 from inferc.runtime import xla_devices
@@ -29,12 +31,13 @@ LAYERS = 2
 def compiled(folder: Path, mesh: str, **options: Any) -> Path:
     path = folder / f"{mesh or 'one'}.inferc"
     model = write_model(folder / "m.gguf", "llama", "q4_1")
-    compile_model(str(model), path, backend="xla", mesh=mesh, kv="f32", chunk=8, context=64, platforms="cpu", **options)
+    given = {"backend": "xla", "mesh": mesh, "kv": "f32", "chunk": 8, "context": 64, "platforms": "cpu", **options}
+    compile_model(str(model), path, **given)
     return path
 
 
-def workers(artifact: Path, folder: Path, devices: int, processes: int = 1) -> list[Any]:
-    """What each process wrote, all started at once with so many devices each."""
+def workers(artifact: Path, folder: Path, devices: int, processes: int = 1, variant: str = "cpu") -> list[Any]:
+    """What each process wrote, all started at once with so many devices each; `variant` is whose programs they take."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -45,7 +48,7 @@ def workers(artifact: Path, folder: Path, devices: int, processes: int = 1) -> l
     outputs = [folder / f"{i}.npz" for i in range(processes)]
     running = []
     for i, output in enumerate(outputs):
-        command = [sys.executable, str(ROOT / "tests/xla_worker.py"), str(artifact), str(output)]
+        command = [sys.executable, str(ROOT / "tests/xla_worker.py"), str(artifact), str(output), variant]
         command += [address, str(processes), str(i)] if processes > 1 else []
         running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
     for process in running:
@@ -66,6 +69,22 @@ def check(found: Any, expected: Any, replicas: int) -> None:
         close(whole, expected["whole"][0])
         close(one, expected["single"][0])
         assert np.array_equal(made, expected["made"][0])
+
+
+def test_programs_for_gpus_equal_one_device(single, tmp_path, monkeypatch):
+    """On two devices that share the model, with the kernels' products as any platform computes them."""
+
+    def product(w, t, value, x):
+        return w.dot(x, w.convert(widen(w, t, value), x.element), ((1,), (1,)), element="f32")
+
+    called = []
+    monkeypatch.setattr(triton, "product", lambda *given: called.append(given) or product(*given))
+    monkeypatch.setattr(triton, "is_simple", lambda t: False)
+    path = compiled(tmp_path, "tp=2", platforms="cpu,cuda")
+    (found,) = workers(path, tmp_path, 2, variant="cuda")
+    assert called
+    check(found, single, replicas=1)
+    assert found["collectives"].tolist()[0] == 2 * LAYERS == sum(found["collectives"])
 
 
 def test_tensor_parallel_replicas_equal_one_device(single, tmp_path):

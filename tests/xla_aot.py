@@ -40,6 +40,7 @@ ROWS, WIDTH = 1024, 2048
 KINDS = "fusion|custom-call|dot|convolution|reduce|copy|convert|sort|gather|scatter"
 MORE = "|while|transpose|pad|dynamic-slice|dynamic-update-slice|concatenate|select|broadcast"  # in no fusion, on TPUs
 KERNEL = {"cuda": re.compile(rf" ({KINDS})\("), "tpu": re.compile(rf" ({KINDS}{MORE})\(")}
+COLLECTIVE = re.compile(r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\(")
 NONE = ('custom_call_target="ConcatBitcast"', 'custom_call_target="AllocateBuffer"')  # do nothing, on TPUs
 CONTEXT, LAYERS = 4096, (2, 3)
 
@@ -72,27 +73,33 @@ def described(platform: str) -> Sequence[Any]:
 
 
 def forms() -> Iterator[Case]:
-    """Products with a weight of each format."""
+    """Products with a weight of each format, as it is stored."""
     from inferc.backends.xla import tpu
     from inferc.backends.xla.context import Context, Facts
     from inferc.backends.xla.lower import lower
+    from inferc.backends.xla.target import target
+    from inferc.compiler.passes import quantize
+    from inferc.ir.graph import Module, Weight
     from inferc.ir.types import DTYPES
     from tests.ir_build import graph, inputs, op
 
     for dtype in FORMATS:
         for tokens in TOKENS:
             x, w = inputs(x=f"f32[{tokens}, {WIDTH}]", w=f"weight {dtype}[{ROWS}, {WIDTH}]")
-            g = graph(op("linear", x, w), order=(x, w))
+            weights = {"w": Weight("w", w.type, lambda: None)}
+            module = quantize.run(Module({"step": graph(op("linear", x, w), order=(x, w))}, weights), target("bf16"))
+            g = module.entries["step"]
             context = Context({}, Facts(), DTYPES["bf16"], sys.argv[1])
-            (given, weight), results = ([context.held(v.type) for v in vs] for vs in ((x, w), g.outputs))
-            own = tpu.layouts(w.type, [s for s, _ in weight]) if sys.argv[1] == "tpu" else None
+            given, weight = (context.held(n.types[0]) for n in g.inputs)
+            results = [context.held(v.type) for v in g.outputs]
+            own = tpu.layouts(g.inputs[1].types[0], [s for s, _ in weight]) if sys.argv[1] == "tpu" else None
             layouts = [None, *(own or [None] * len(weight))]
             yield Case(f"{dtype} {tokens}", lower(context, g), given + weight, results[0], layouts)
 
 
 def models(folder: Path) -> Iterator[Case]:
     """Steps of Llamas of the 1B's layers, for one token and, with 32 slots, for a token of each; for TPUs also for
-    eight tokens, and for 64 of any slots. The steps of one token and of 32 also for two devices that share the model."""
+    eight tokens, and for 64 of any slots. Those of one token and of 32 also for two devices that share the model."""
     from dataclasses import replace
 
     import numpy as np
@@ -146,11 +153,13 @@ def compiled(case: Case, on: Sequence[Any], platform: str) -> dict[str, Any]:
     traced = function.trace(*xla_call.structs(whole, given))
     made = traced.lower(lowering_platforms=(platform,)).compile()
     memory, hlo = made.memory_analysis(), made.as_text()
+    summed = [line for line in hlo.splitlines() if COLLECTIVE.search(line)]
     lines = [line.strip() for line in hlo[hlo.index("\nENTRY") :].splitlines()]
     size = {e: xla_call.dtype_of(e).itemsize for _, e in inputs}
     return {
         "temporary": memory.temp_size_in_bytes, "alias": memory.alias_size_in_bytes,
         "states": sum(int(np.prod(s)) * size[e] for s, e in inputs[len(inputs) - states :]) if states else 0,
+        "collectives": len(summed),
         "kernels": [n for n in lines if KERNEL[platform].search(n) and not any(none in n for none in NONE)],
     }  # fmt: skip
 

@@ -1,8 +1,8 @@
 """The programs of a module: specialisations of its entry for numbers of tokens, wanted rows and keys read.
 
 A language model's step has a program for each bucket of tokens, from which the runtime takes the least that fits. All
-take the same weights and states; a state goes in and comes out, and is donated. Where devices share a model, programs are
-those of each device, of its own parts.
+take the same weights and states; a state goes in and comes out, and is donated. Where devices share a model, a program
+is what each of them evaluates on its own parts.
 """
 
 from __future__ import annotations

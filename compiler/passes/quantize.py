@@ -66,7 +66,7 @@ def _is_weight(x: Value) -> bool:
 
 
 def _converted(node: Node, operands: tuple[Value, ...], target: Target) -> tuple[Value, ...]:
-    """The operands of a product in the dtypes that the target computes it in. Matrices of floats are stored in the dtype
+    """The operands of a product in the dtypes that the target computes it in. Weights of floats are stored in the dtype
     that products multiply in, where that is a narrow one, so that no device converts them."""
     for i in weight_operands(node) if target.compute != f32 else ():
         if operands[i].dtype in FLOATS and operands[i].dtype != target.compute and _is_weight(operands[i]):
