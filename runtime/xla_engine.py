@@ -141,6 +141,11 @@ class Replica:
         return list(results[:count])
 
 
+@jax.jit
+def _likeliest(logits: Any) -> Any:
+    return jax.numpy.argmax(logits, axis=-1)
+
+
 def _zeros_of(shape: Sequence[int], dtype: Any, index: tuple[slice, ...]) -> np.ndarray:
     size = [len(range(*s.indices(n))) for s, n in zip(index, shape)]
     return np.zeros(size, dtype)
@@ -210,6 +215,15 @@ class Engine:
 
         Raises InfercError where the artifact has one slot, a context is full, or sessions are of several replicas.
         """
+        return np.asarray(self._each(items))[[s.slot for s, _ in items]]
+
+    def likeliest(self, items: Sequence[tuple[Session, int]]) -> list[int]:
+        """The likeliest id after each of `decode`'s, found on the device: no logits come to the host."""
+        ids = np.asarray(_likeliest(self._each(items)))
+        return [int(ids[s.slot]) for s, _ in items]
+
+    def _each(self, items: Sequence[tuple[Session, int]]) -> Any:
+        """The logits on the device, [slots, vocab_size]."""
         self._check_batch([(s, [i]) for s, i in items])
         tokens, position = np.zeros((2, self.slots), np.int32)
         sequence = np.full(self.slots, self.slots, np.int32)
@@ -222,7 +236,7 @@ class Engine:
         (logits,) = items[0][0].replica.run(program, (tokens, sequence, position, rows))
         for session, _ in items:
             session.advance(1)
-        return np.asarray(logits)[[s.slot for s, _ in items]]
+        return logits
 
     def mixed(self, items: Sequence[tuple[Session, Sequence[int]]]) -> np.ndarray:
         """Evaluates ids of several sessions of one replica in one call, prompts and single tokens together: the logits
