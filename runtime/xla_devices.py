@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from ..errors import InfercError
 
-NAMES = {"gpu": "cuda"}  # jax's name for a backend → the platform that an artifact is compiled for
+GPUS = ("cuda", "rocm")  # platforms that jax calls a GPU when it is asked for its own
 
 
 def find(platforms: Sequence[str], wanted: str | None, path: object) -> tuple[str, list[Any]]:
@@ -24,7 +24,9 @@ def find(platforms: Sequence[str], wanted: str | None, path: object) -> tuple[st
     """
     if wanted is not None and wanted not in platforms:
         raise InfercError(f"{path} is for {', '.join(platforms)}, not {wanted}: compile it with --platforms {wanted}")
-    default = NAMES.get(jax.default_backend(), jax.default_backend())
+    default = jax.default_backend()
+    if default == "gpu":
+        default = next(p for p in GPUS if _devices(p))
     candidates = [wanted] if wanted else [default, *(p for p in platforms if p != default)]
     for platform in candidates:
         if platform in platforms and (found := _devices(platform)):

@@ -28,6 +28,7 @@ NEEDS = {"cuda": ("jax_plugins.xla_cuda13", "nvidia.cu13"), "tpu": ("libtpu",)}
 # Kernels of a layer of a Llama, for a TPU with every small copy: at one token and eight, with a token of each of 32
 # slots, and with 64 tokens of any. They may only fall.
 IN_A_LAYER = {"cuda": {1: 18, 32: 15}, "tpu": {1: 36, 8: 34, 32: 28, 64: 34}}
+SHARED = {"cuda": {1: 18, 32: 17}, "tpu": {1: 36, 32: 30}}  # on each of two devices, sums of both not counted
 # Bytes of temporaries that a layer adds, of a TPU's few tokens of one slot; elsewhere they are under 5 % of the state.
 ADDED = {1: 1.05e6, 8: 1.05e6}
 # Kernels of a product of few tokens by itself: for an H100 at most x in its dtype, ours, and the sum of shared rows.
@@ -87,6 +88,18 @@ def test_steps_are_in_place_and_of_few_kernels(platform):
             moved = re.search(r" (copy|gather|transpose|convert)\(", line)
             for result in results(line):
                 assert size(result) < cache or not moved and not result.startswith("f32"), (tokens, line)
+
+
+def test_devices_that_share_a_model(platform):
+    """Each has its own kernels over its parts, in place, and a layer has two sums of all devices."""
+    name, made = platform
+    for tokens, most in SHARED[name].items():
+        few, more = (made[f"llama {layers} {tokens} shared"] for layers in LAYERS)
+        alone = made[f"llama {LAYERS[1]} {tokens}"]
+        assert len(more["kernels"]) - len(few["kernels"]) <= most, "\n".join(more["kernels"])
+        assert [m["collectives"] for m in (few, more)] == [2 * layers for layers in LAYERS] and not alone["collectives"]
+        assert more["alias"] == more["states"] == alone["states"] / 2
+        assert more["temporary"] < 0.6 * alone["temporary"] + (1 << 20)
 
 
 def results(line: str) -> list[str]:

@@ -246,6 +246,20 @@ def test_what_this_machine_lacks_is_said(artifact, tmp_path, monkeypatch):
         load(artifact[0])
 
 
+@pytest.mark.parametrize("kind", ["cuda", "rocm"])
+def test_the_gpu_that_is_here_is_taken(kind, monkeypatch):
+    """Rather than the CPU, though jax calls both kinds by one name."""
+
+    def devices(platform: str) -> list[str]:
+        if platform not in (kind, "cpu"):
+            raise RuntimeError(f"no {platform}")
+        return [platform]
+
+    monkeypatch.setattr(xla_devices.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(xla_devices.jax, "devices", devices)
+    assert xla_devices.find(("cpu", "cuda", "rocm"), None, "x") == (kind, [kind])
+
+
 def test_a_function_runs(tmp_path):
     import inferc
 

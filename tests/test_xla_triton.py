@@ -93,8 +93,10 @@ def test_steps_of_several_tokens_have_a_variant_for_cuda(tmp_path):
         for p in found.manifest["programs"]:
             assert triton.TARGET.encode() not in found.read(p["file"])
             assert (triton.TARGET.encode() in found.read(p["variants"]["cuda"])) == (p["T"] > 8)
-    plan = plan_model(tmp_path / "m.gguf", backend="xla", chunk=16, context=32, platforms="cpu")
-    assert not plan.lowered.variants
+    common, gpus = (plan_model(tmp_path / "m.gguf", backend="xla", chunk=16, context=32, platforms=p)
+                    for p in ("cpu", "cuda,rocm"))  # fmt: skip
+    assert not common.lowered.variants
+    assert gpus.lowered.variants and all(v["cuda"] == v["rocm"] for v in gpus.lowered.variants.values())
 
 
 def test_a_device_that_refuses_kernels_takes_the_common_program(tmp_path, monkeypatch):

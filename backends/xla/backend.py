@@ -21,8 +21,8 @@ from .portable import VERSION, serialize
 from .program import Input, Program, Spec
 from .text import filled
 
-CUDA, TPU = "cuda", "tpu"
-PLATFORMS = ("cpu", CUDA, "rocm", TPU)
+TPU = "tpu"
+PLATFORMS = ("cpu", *triton.PLATFORMS, TPU)
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,13 @@ class Lowered:
 
     @cached_property
     def variants(self) -> Mapping[Spec, Mapping[str, str]]:
-        """By platform the text of the programs of language models that differ for it: for NVIDIA GPUs those of few
-        tokens, whose kernels of their own read packed weights; for TPUs all."""
+        """By platform the text of the programs of language models that differ for it: for GPUs those of few tokens, whose
+        kernels of their own read packed weights; for TPUs all."""
         steps = [s for s in self.program.specs if s.kind != "run"]
         few = [s for s in steps if s.dims["T"] <= triton.MOST]
         found: dict[Spec, dict[str, str]] = {}
-        for platform, specs in ((CUDA, few), (TPU, steps)):
-            for spec in specs if platform in self.platforms else ():
+        for platform in self.platforms:
+            for spec in few if platform in triton.PLATFORMS else steps if platform == TPU else ():
                 text = self.program.text(spec, platform)
                 if text != self.texts[spec]:
                     found.setdefault(spec, {})[platform] = text
