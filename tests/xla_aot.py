@@ -1,8 +1,8 @@
-"""What XLA makes of programs for an accelerator that is not here: python tests/xla_aot.py cuda|tpu OUTPUT.json
+"""What XLA makes of programs for an accelerator that is not here: python tests/xla_aot.py cuda|rocm|tpu OUTPUT.json
 
-jax's plugins compile for a described device without one: `jax-cuda13-plugin` for an H100, `libtpu` for a TPU v5e. For
-each case it writes bytes of temporaries, of what is aliased, and the kernels. A process of its own: a plugin can be
-loaded once, and libtpu looks for its device otherwise.
+jax's plugins compile for a described device without one: `jax-cuda13-plugin` for an H100, `jax-rocm7-plugin` for an
+MI300X, `libtpu` for a TPU v5e. For each case it writes bytes of temporaries, of what is aliased, and the kernels. A
+process of its own: a plugin can be loaded once, and libtpu looks for its device otherwise.
 """
 
 from __future__ import annotations
@@ -34,12 +34,28 @@ gpu_device_info {
 }
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "NVIDIA H100"
 """
+# And of an MI300X: AMD's numbers.
+MI300X = """
+gpu_device_info {
+  name: "AMD Instinct MI300X" rocm_compute_capability { gcn_arch_name: "gfx942:sramecc+:xnack-" }
+  core_count: 304 fpus_per_core: 128 threads_per_warp: 64 clock_rate_ghz: 2.1
+  threads_per_block_limit: 1024 threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 1024
+  shared_memory_per_block: 65536 shared_memory_per_block_optin: 65536 shared_memory_per_core: 65536
+  registers_per_block_limit: 65536 registers_per_core_limit: 65536
+  l2_cache_size: 4194304 memory_bandwidth: 5300000000000 device_memory_size: 206141652992
+  driver_version: "7.0.0" runtime_version: "7.0.0" compile_time_toolkit_version: "7.0.0" dnn_version: "3.4.0"
+}
+platform_name: "ROCM" dnn_version_info { major: 3 minor: 4 } device_description_str: "AMD Instinct MI300X"
+"""
+GPUS = {"cuda": H100, "rocm": MI300X}
 FORMATS = ("q4_0", "q5_1", "q8_0", "q4_k", "q6_k", "mxfp4", "f16")  # one of each kind of scale, and of plane
 TOKENS = (1, 8, 32)
 ROWS, WIDTH = 1024, 2048
 KINDS = "fusion|custom-call|dot|convolution|reduce|copy|convert|sort|gather|scatter"
 MORE = "|while|transpose|pad|dynamic-slice|dynamic-update-slice|concatenate|select|broadcast"  # in no fusion, on TPUs
-KERNEL = {"cuda": re.compile(rf" ({KINDS})\("), "tpu": re.compile(rf" ({KINDS}{MORE})\(")}
+KERNEL = {p: re.compile(rf" ({KINDS}{MORE if p == 'tpu' else ''})\(") for p in (*GPUS, "tpu")}
 COLLECTIVE = re.compile(r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\(")
 NONE = ('custom_call_target="ConcatBitcast"', 'custom_call_target="AllocateBuffer"')  # do nothing, on TPUs
 CONTEXT, LAYERS = 4096, (2, 3)
@@ -69,7 +85,7 @@ def described(platform: str) -> Sequence[Any]:
     import jax
 
     jax.devices()  # jax finds its plugins then
-    return topologies.get_topology_desc("", "cuda", target_config=H100, topology="1x1x2").devices
+    return topologies.get_topology_desc("", platform, target_config=GPUS[platform], topology="1x1x2").devices
 
 
 def forms() -> Iterator[Case]:
@@ -172,11 +188,19 @@ def main(platform: str, output: str, only: str = "") -> None:
 
         flags = f"--xla_gpu_cuda_data_dir={next(iter(nvidia.cu13.__path__))} --xla_gpu_autotune_level=0"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
-    else:
+    elif platform == "tpu":
         os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_ID": "0",
                        "TPU_WORKER_HOSTNAMES": "localhost"}  # fmt: skip
-    on = described(platform)
     with tempfile.TemporaryDirectory() as folder:
+        if platform == "rocm":
+            import jax_plugins.xla_rocm7
+
+            from tests import rocm_stubs
+
+            plugin = Path(jax_plugins.xla_rocm7.__path__[0]) / "xla_rocm_plugin.so"
+            rocm_stubs.load(plugin, Path(folder))
+            os.environ["PJRT_NAMES_AND_LIBRARY_PATHS"] = f"rocm:{plugin}"
+        on = described(platform)
         cases = chain(forms(), models(Path(folder)))
         found = {}
         for case in cases:

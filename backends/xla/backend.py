@@ -98,8 +98,8 @@ class Lowered:
 
     @cached_property
     def variants(self) -> Mapping[Spec, Mapping[str, str]]:
-        """By platform the text of the programs of language models that differ for it: for GPUs those of few tokens, whose
-        kernels of their own read packed weights; for TPUs all."""
+        """By platform the text of the programs of language models that differ for it: for GPUs those of few tokens,
+        whose kernels of their own read packed weights; for TPUs all."""
         steps = [s for s in self.program.specs if s.kind != "run"]
         few = [s for s in steps if s.dims["T"] <= triton.MOST]
         found: dict[Spec, dict[str, str]] = {}
