@@ -100,7 +100,7 @@ def test_devices_that_share_a_model(platform):
         assert len(more["kernels"]) - len(few["kernels"]) <= most, "\n".join(more["kernels"])
         assert [m["collectives"] for m in (few, more)] == [2 * layers for layers in LAYERS] and not alone["collectives"]
         assert more["alias"] == more["states"] == alone["states"] / 2
-        assert more["temporary"] < 0.6 * alone["temporary"] + (1 << 20)
+        assert name == "tpu" and tokens in ADDED or more["temporary"] < 0.05 * more["states"]
 
 
 def results(line: str) -> list[str]:

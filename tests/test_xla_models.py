@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from inferc.backends.xla import backend as xla_backend
 from inferc.backends.xla.backend import Lowered
 from inferc.backends.xla.target import target
 from inferc.compiler.cli import app
-from inferc.compiler.driver import Plan, compile_model, plan_model
+from inferc.compiler.driver import Plan, compile_model, open_model, plan_model
+from inferc.compiler.frontends import language
 from inferc.errors import InfercError
+from inferc.ir.graph import Weight
+from inferc.ir.types import Type, i32
 from inferc.runtime import xla_call, xla_devices
 
 from .test_end_to_end import MIXED, RECODED, expected_logits
@@ -228,6 +232,46 @@ def test_the_device_makes_the_likeliest_tokens(tmp_path):
 def test_refused_options(options, message, tmp_path):
     with pytest.raises(InfercError, match=message):
         planned(tmp_path, "llama", "q4_0", **options)
+
+
+def test_a_jax_that_is_not_known_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.14.1")
+    with pytest.raises(InfercError, match="knows jax 0.10 to 0.12 and this is jax 0.14.1: install one of those"):
+        compile_model(str(write_model(tmp_path / "m.gguf")), tmp_path / "out", backend="xla")
+
+
+def test_what_devices_cannot_share_is_said(tmp_path):
+    with pytest.raises(InfercError, match=r"2 devices cannot share 1 blocks of a row of blk\.0\.attn_output\.weight"):
+        planned(tmp_path, "llama", "q4_k", mesh="tp=2")
+    source = open_model(write_model(tmp_path / "m.gguf"))
+    name = "blk.1.ffn_down.order"
+    order = Weight(name, Type((source.config.feed_forward,), i32), lambda: None)
+    with pytest.raises(InfercError, match=f"{name} takes inputs from all devices: leave tp out of --mesh"):
+        language.share(replace(source, weights={**source.weights, name: order}), 2)
+    import inferc
+
+    with pytest.raises(InfercError, match="is a function, which has no mesh"):
+        inferc.compile(lambda x: x + 1, "float32[3]", backend="xla", mesh="dp=2")
+    with pytest.raises(InfercError, match="--emit pjrt is for one device"):
+        compile_model(str(source.path), tmp_path / "out", backend="xla", mesh="tp=2", emit="pjrt", chunk=1)
+
+
+def test_too_little_memory_is_said_before_anything_is_there(artifact, monkeypatch):
+    """With the bytes that weights and the caches of all slots take."""
+    from inferc.runtime import xla_engine
+    from inferc.runtime.artifact import Artifact
+
+    memory = Artifact(artifact[0]).manifest["memory"]
+    needed = memory["weights"] + 2 * memory["session"]
+    monkeypatch.setattr(xla_devices.Group, "check_memory", partialmethod(_checked, needed))
+    monkeypatch.setattr(xla_engine.jax, "make_array_from_callback", lambda *_: pytest.fail("uploaded"))
+    with pytest.raises(InfercError, match="checked"):
+        load(artifact[0])
+
+
+def _checked(group, expected, needed, path):
+    assert 0.99 * expected < needed <= expected  # between tensors there are gaps in the file
+    raise InfercError("checked")
 
 
 def test_what_this_machine_lacks_is_said(artifact, tmp_path, monkeypatch):
