@@ -82,7 +82,7 @@ class Group:
         """A function of arrays at places, evaluated by each device on its own parts; `call` itself on one device."""
         if len(self.devices) == 1:
             return call
-        inputs, outputs = (tuple((p.sharding if isinstance(p, Format) else p).spec for p in of) for of in (given, made))
+        inputs, outputs = (tuple(map(_spec, places)) for places in (given, made))
         return jax.shard_map(call, mesh=self._mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
 
     def part(self, shape: Sequence[int], axis: int | None) -> list[int]:
@@ -100,6 +100,11 @@ class Group:
                     f"{path} needs {needed / 1e9:.2f} GB on {device} and {free / 1e9:.2f} GB are free: take a smaller "
                     "--context or --slots, a smaller weight type, or a mesh with more devices (--mesh tp=N)"
                 )
+
+
+def _spec(place: Any) -> Any:
+    """Which axes of an array are split over a group."""
+    return (place.sharding if isinstance(place, Format) else place).spec
 
 
 def laid_out(place: Any, layout: Mapping[str, Any] | None) -> Any:

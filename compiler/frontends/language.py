@@ -86,7 +86,6 @@ def share(source: Source, devices: int) -> Source:
     Raises InfercError where a number, the blocks of a row, or an order of a linear's inputs cannot be shared.
     """
     architecture, config = ARCHITECTURES[source.architecture], source.config
-    shared = {"heads": "heads", "kv_heads": "heads of the caches", "feed_forward": "inner values of feed-forward"}
 
     def parted(count: int, what: str) -> int:
         if count % devices:
@@ -94,7 +93,10 @@ def share(source: Source, devices: int) -> Source:
                               "whose tp divides them")  # fmt: skip
         return count // devices
 
-    config = replace(config, **{name: parted(getattr(config, name), what) for name, what in shared.items()})
+    config = replace(
+        config, heads=parted(config.heads, "heads"), kv_heads=parted(config.kv_heads, "heads of the caches"),
+        feed_forward=parted(config.feed_forward, "inner values of feed-forward"),
+    )  # fmt: skip
     known = {**architecture.tensors, **architecture.layer_tensors, **ORDERS}
     weights = {}
     for name, weight in source.weights.items():
