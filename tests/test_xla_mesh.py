@@ -28,11 +28,11 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = 2
 
 
-def compiled(folder: Path, mesh: str, **options: Any) -> Path:
+def compiled(folder: Path, mesh: str, model: str = "llama", types: Any = "q4_1", **options: Any) -> Path:
     path = folder / f"{mesh or 'one'}.inferc"
-    model = write_model(folder / "m.gguf", "llama", "q4_1")
+    source = write_model(folder / "m.gguf", model, types)
     given = {"backend": "xla", "mesh": mesh, "kv": "f32", "chunk": 8, "context": 64, "platforms": "cpu", **options}
-    compile_model(str(model), path, **given)
+    compile_model(str(source), path, **given)
     return path
 
 
@@ -93,6 +93,16 @@ def test_tensor_parallel_replicas_equal_one_device(single, tmp_path):
     check(found, single, replicas=4)
     counts = dict(zip(COLLECTIVES, found["collectives"].tolist()))
     assert counts == {**dict.fromkeys(COLLECTIVES, 0), "all-reduce": 2 * LAYERS}
+
+
+@pytest.mark.parametrize("model, types", [("qwen2", "q5_0"), ("qwen3", "f16"), ("gemma3", "q8_0")])
+def test_architectures_that_devices_share(model, types, tmp_path):
+    """With biases, norms of heads, and windows."""
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    alone.mkdir(), shared.mkdir()
+    (expected,) = workers(compiled(alone, "", model, types), alone, 1)
+    (found,) = workers(compiled(shared, "tp=2", model, types), shared, 2)
+    check(found, expected, replicas=1)
 
 
 @pytest.mark.parametrize("mesh, devices, replicas", [("tp=2", 1, 1), ("tp=2,dp=2", 2, 1)])
