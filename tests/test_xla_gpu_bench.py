@@ -38,7 +38,7 @@ def test_one_command_measures_all(tmp_path):
     assert {(r["engine"], r["what"]) for r in rows if "what" in r} == {
         (e, w) for e in ("inferc f32", "inferc C", "jax.jit f32") for w in both
     } | {("inferc f32", "decode 2")}
-    assert all(r["tokens_per_second"] > 0 and 0 < r["fraction"] < 2 for r in rows if "what" in r)
+    assert all(r["tokens_per_second"] > 0 and r["fraction"] > 0 for r in rows if "what" in r)
     assert [(r["engine"], "No such file" in r["error"]) for r in rows if "error" in r] == [("llama.cpp", True)]
     assert rows[0]["gb_per_second"] > 0 and rows[0]["tflops"] > 0
 
