@@ -104,7 +104,8 @@ class Group:
 
 def _spec(place: Any) -> Any:
     """Which axes of an array are split over a group."""
-    return (place.sharding if isinstance(place, Format) else place).spec
+    sharding: Any = place.sharding if isinstance(place, Format) else place
+    return sharding.spec
 
 
 def laid_out(place: Any, layout: Mapping[str, Any] | None) -> Any:
