@@ -16,6 +16,7 @@ from ...ir.types import Type
 from .blocks import unpack, widen
 from .context import Value
 from .text import Tensor, Writer
+from .tpu_numbers import numbers
 
 ROWS = 8  # the least that a product has
 TILES = ((8, 128), (4, 1))  # of bytes: lines and columns, four lines to a word
@@ -42,9 +43,9 @@ def product(w: Writer, t: Type, weight: Value, x: Tensor) -> Tensor:
     if not t.dtype.is_block:
         rows = weight[0]
     elif quant.FORMATS[quant.computed(t.dtype).name].bits < 8:
-        rows = widen(w, t, weight)
+        rows = widen(w, t, weight, numbers)
     else:  # without planes the reshape of `widen` would part unpacking from the product
-        rows = unpack(w, t, weight)
+        rows = unpack(w, t, weight, numbers)
         x = w.reshape(x, (x.shape[0], *rows.shape[1:]))
     axes = tuple(range(1, x.rank))
     return w.part(w.dot(x, w.convert(rows, x.element), (axes, axes), element="f32"), 0, 0, tokens)
@@ -70,7 +71,7 @@ def rows_of(w: Writer, t: Type, table: Value, ids: Tensor) -> Tensor:
         for part, layout in zip(table, layouts_of):
             piece = w.dynamic_slice(part, [row, *[zero] * (part.rank - 1)], (1, *part.shape[1:]))
             parts.append(lying(w, piece, layout["order"]))  # else the table would take the layout that its row has next
-        return w.add(i, one), w.dynamic_update_slice(rows, widen(w, row_type, tuple(parts)), (i, zero))
+        return w.add(i, one), w.dynamic_update_slice(rows, widen(w, row_type, tuple(parts), numbers), (i, zero))
 
     start = (zero, w.constant(0, "f32", (ids.shape[0], t.sizes[1])))
     return w.loop(start, lambda i, _: w.compare(i, count, "LT"), body)[1]
