@@ -1,7 +1,7 @@
 """What XLA makes of programs for an accelerator that is not here: python tests/xla_aot.py cuda|tpu OUTPUT.json
 
 jax's plugins compile for a described device without one: `jax-cuda13-plugin` for an H100, `libtpu` for a TPU v5e. For
-each case it writes bytes of temporaries, of what is aliased, and the kernels. A process of its own: a plugin can be
+each case it writes bytes of temporaries, of what is aliased, the kernels, and for a TPU estimated cycles. A process of its own: a plugin can be
 loaded once, and libtpu looks for its device otherwise.
 """
 
@@ -35,7 +35,9 @@ gpu_device_info {
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "NVIDIA H100"
 """
 FORMATS = ("q4_0", "q5_1", "q8_0", "q4_k", "q6_k", "mxfp4", "f16")  # one of each kind of scale, and of plane
+BOOKS = ("mxfp4", "iq4_nl", "iq3_s")  # formats of code books, one for each way to compute codes on TPUs
 TOKENS = (1, 8, 32)
+EXPERTS, USED = 16, 4
 ROWS, WIDTH = 1024, 2048
 KINDS = "fusion|custom-call|dot|convolution|reduce|copy|convert|sort|gather|scatter"
 MORE = "|while|transpose|pad|dynamic-slice|dynamic-update-slice|concatenate|select|broadcast"  # in no fusion, on TPUs
@@ -69,22 +71,28 @@ def device(platform: str) -> Any:
 
 
 def forms() -> Iterator[Case]:
-    """Products with a weight of each format."""
+    """Products with a weight of each format, and on TPUs with experts'."""
     from inferc.backends.xla import tpu
     from inferc.backends.xla.context import Context, Facts
     from inferc.backends.xla.lower import lower
     from inferc.ir.types import DTYPES
     from tests.ir_build import graph, inputs, op
 
-    for dtype in FORMATS:
-        for tokens in TOKENS:
-            x, w = inputs(x=f"f32[{tokens}, {WIDTH}]", w=f"weight {dtype}[{ROWS}, {WIDTH}]")
-            g = graph(op("linear", x, w), order=(x, w))
-            context = Context({}, Facts(), DTYPES["bf16"], sys.argv[1])
-            (given, weight), results = ([context.held(v.type) for v in vs] for vs in ((x, w), g.outputs))
-            own = tpu.layouts(w.type, [s for s, _ in weight]) if sys.argv[1] == "tpu" else None
-            layouts = [None, *(own or [None] * len(weight))]
-            yield Case(f"{dtype} {tokens}", lower(context, g), given + weight, results[0], layouts)
+    def case(name: str, product: str, sizes: str, tokens: int, **ids: str) -> Case:
+        values = inputs(x=f"f32[{tokens}, {WIDTH}]", w=f"weight {sizes}", **ids)
+        g = graph(op(product, *values), order=values)
+        context = Context({}, Facts(), DTYPES["bf16"], sys.argv[1])
+        (given, weight, *more), results = ([context.held(v.type) for v in vs] for vs in (values, g.outputs))
+        own = tpu.layouts(values[1].type, [s for s, _ in weight]) if sys.argv[1] == "tpu" else None
+        layouts = [None, *(own or [None] * len(weight)), *[None] * len(more)]
+        return Case(name, lower(context, g), [*given, *weight, *chain(*more)], results[0], layouts)
+
+    for dtype in (*FORMATS, *BOOKS):
+        for tokens in TOKENS if dtype in FORMATS else TOKENS[:1]:
+            yield case(f"{dtype} {tokens}", "linear", f"{dtype}[{ROWS}, {WIDTH}]", tokens)
+    for tokens in (1, 8) if sys.argv[1] == "tpu" else ():
+        sizes = f"mxfp4[{EXPERTS}, {ROWS}, {WIDTH}]"
+        yield case(f"experts {tokens}", "expert_linear", sizes, tokens, ids=f"i32[{tokens}, {USED}]")
 
 
 def models(folder: Path) -> Iterator[Case]:
@@ -135,13 +143,17 @@ def compiled(case: Case, on: Any, platform: str) -> dict[str, Any]:
     donated = tuple(range(len(inputs) - states, len(inputs)))
     function = jax.jit(call, donate_argnums=donated, out_shardings=place)
     traced = function.trace(*xla_call.structs(inputs, [laid_out(place, layout) for layout in case.layouts]))
-    made = traced.lower(lowering_platforms=(platform,)).compile()
+    options = dict(xla_call.OPTIONS.get(platform, {}))
+    made = traced.lower(lowering_platforms=(platform,)).compile(compiler_options=options)
     memory, hlo = made.memory_analysis(), made.as_text()
     lines = [line.strip() for line in hlo[hlo.index("\nENTRY") :].splitlines()]
+    # XLA's estimate of each operation, for TPUs, and copies that run beside others.
+    estimates = re.findall(r'"estimated_cycles":"(\d+)"', "\n".join(lines))
     size = {e: xla_call.dtype_of(e).itemsize for _, e in inputs}
     return {
         "temporary": memory.temp_size_in_bytes, "alias": memory.alias_size_in_bytes,
         "states": sum(int(np.prod(s)) * size[e] for s, e in inputs[len(inputs) - states :]) if states else 0,
+        "cycles": sum(map(int, estimates)), "copies": [n for n in lines if " copy-start(" in n],
         "kernels": [n for n in lines if KERNEL[platform].search(n) and not any(none in n for none in NONE)],
     }  # fmt: skip
 
