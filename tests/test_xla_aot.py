@@ -34,7 +34,7 @@ IN_A_LAYER = {"cuda": {1: 18, 32: 15}, "tpu": {1: 36, 8: 34, 32: 28, 64: 34}}
 OF_A_PRODUCT = {"cuda": 3, "tpu": 9}
 ALONE = ("q4_0", "q8_0")  # one kernel for an H100, up to 8 tokens
 # Cycles of a product of one token, as XLA estimates it for a TPU: of code books a half of choices by bits.
-CYCLES = {"q4_0": 17000, "mxfp4": 22000, "iq4_nl": 23000, "iq3_s": 19000}
+CYCLES = {"q4_0": 20000, "mxfp4": 24000, "iq4_nl": 25000, "iq3_s": 23000}
 
 
 def found(name: str) -> bool:
@@ -91,7 +91,7 @@ def test_experts_are_read_as_they_lie_on_tpus(platform):
     for tokens in (1, 8):
         case = made[f"experts {tokens}"]
         assert case["temporary"] <= 0.05 * EXPERTS * ROWS * WIDTH / 2
-        assert len(case["kernels"]) <= 3
+        assert len(case["kernels"]) <= 4
         for line in case["kernels"]:
             assert " while(" in line or max(map(size, results(line))) < ROWS * WIDTH / 2, line
 
