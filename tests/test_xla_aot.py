@@ -112,6 +112,17 @@ def test_steps_are_in_place_and_of_few_kernels(platform):
                 assert size(result) < cache or not moved and not result.startswith("f32"), (tokens, line)
 
 
+def test_generating_on_a_tpu_is_in_place(platform):
+    """The loop on the device keeps caches where they are too."""
+    name, made = platform
+    if name != "tpu":
+        pytest.skip("on an H100 the step alone is compiled")
+    for layers in LAYERS:
+        case = made[f"llama {layers} greedy"]
+        assert case["alias"] == case["states"] and case["temporary"] < 0.05 * case["states"]
+        assert not [line for line in case["copies"] if f"[1,8,{CONTEXT},64]" in line]
+
+
 def results(line: str) -> list[str]:
     """The arrays that a kernel makes, as in f32[8,64]."""
     made = line[line.index("= ") + 2 :]

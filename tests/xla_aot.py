@@ -1,8 +1,8 @@
 """What XLA makes of programs for an accelerator that is not here: python tests/xla_aot.py cuda|tpu OUTPUT.json
 
 jax's plugins compile for a described device without one: `jax-cuda13-plugin` for an H100, `libtpu` for a TPU v5e. For
-each case it writes bytes of temporaries, of what is aliased, the kernels, and for a TPU estimated cycles. A process of its own: a plugin can be
-loaded once, and libtpu looks for its device otherwise.
+each case it writes bytes of temporaries, of what is aliased, the kernels, copies beside other work, and for a TPU
+estimated cycles. A process of its own: a plugin can be loaded once, and libtpu looks for its device otherwise.
 """
 
 from __future__ import annotations
@@ -119,13 +119,16 @@ def models(folder: Path) -> Iterator[Case]:
             program, facts = plan.lowered.program, plan.lowered.facts()
             held = [t.get("layouts", {}).get(sys.argv[1]) for i in facts["inputs"] for t in i["tensors"]]
             steps = [("one", 1), ("one", 8)] if slots == 1 else [("each", 32), ("mixed", 64)]
-            for form, tokens in steps if sys.argv[1] == "tpu" else steps[:1]:
-                spec = next(s for s in program.specs if (s.facts.form, s.dims["T"], s.kind) == (form, tokens, "step")
+            wanted = {f"{t}": (form, t, "step") for form, t in (steps if sys.argv[1] == "tpu" else steps[:1])}
+            if sys.argv[1] == "tpu" and slots == 1:
+                wanted["greedy"] = ("one", 1, "greedy")
+            for name, kind in wanted.items():
+                spec = next(s for s in program.specs if (s.facts.form, s.dims["T"], s.kind) == kind
                             and s.facts.span in (CONTEXT, 0))  # fmt: skip
                 inputs, outputs, states = tensors(program, spec)
                 layouts = [None] * (len(inputs) - len(held)) + held
                 text = program.text(spec, sys.argv[1])
-                yield Case(f"llama {layers} {tokens}", text, inputs, outputs, layouts, states)
+                yield Case(f"llama {layers} {name}", text, inputs, outputs, layouts, states)
 
 
 def compiled(case: Case, on: Any, platform: str) -> dict[str, Any]:
@@ -153,7 +156,7 @@ def compiled(case: Case, on: Any, platform: str) -> dict[str, Any]:
     return {
         "temporary": memory.temp_size_in_bytes, "alias": memory.alias_size_in_bytes,
         "states": sum(int(np.prod(s)) * size[e] for s, e in inputs[len(inputs) - states :]) if states else 0,
-        "cycles": sum(map(int, estimates)), "copies": [n for n in lines if " copy-start(" in n],
+        "cycles": sum(map(int, estimates)), "copies": [n.strip() for n in hlo.splitlines() if " copy-start(" in n],
         "kernels": [n for n in lines if KERNEL[platform].search(n) and not any(none in n for none in NONE)],
     }  # fmt: skip
 

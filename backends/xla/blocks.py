@@ -13,7 +13,6 @@ from .context import Value
 from .parts import part_names
 from .text import Shape, Tensor, Writer
 
-
 Numbers = Callable[[Writer, Format, Tensor], Tensor]  # what the integers of a format's values are, without a scale
 
 

@@ -55,7 +55,7 @@ def product(w: Writer, t: Type, weight: Value, x: Tensor) -> Tensor:
 
 def of_experts(w: Writer, t: Type, weight: Value, x: Tensor, ids: Tensor) -> Tensor:
     """x [T, K], in the dtype to multiply in, times the rows of the experts ids i32 [T, used] of a weight [E, N, K]:
-    f32 [T, used, N]. Each pair is a product of its own, so that an expert is read as it lies and nothing is gathered."""
+    f32 [T, used, N]. Each pair is a product of its own: an expert is read as it lies, and nothing is gathered."""
     (tokens, used), (_, n, k) = ids.shape, t.sizes
     zero, one, count, each = (w.constant(i, "i32") for i in (0, 1, tokens * used, used))
     flat = w.reshape(ids, (tokens * used,))

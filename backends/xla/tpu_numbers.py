@@ -1,7 +1,7 @@
 """What the integers of a format's values are, in the fewest operations of a TPU.
 
-Its vector unit has no table to look in, and 32-bit words alone: a choice by bits is 15 selects for a code of 4 bits, and
-an unsigned integer is converted in two halves. Here integers are signed words, and codes are computed from them.
+Its vector unit has no table to look in, and 32-bit words alone: a choice by bits is 15 selects for a code of 4 bits,
+and an unsigned integer is converted in two halves. Here integers are signed words, and codes are computed from them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from ...ir.quant import Format, code_books
 from . import blocks
 from .text import Tensor, Writer
 
-# Polynomials, from the constant up, that rounded down are the codes of the integers 0, 1, …: of all of them, or of those
-# without their highest bit, which is then the sign. Each is the closest of its degree; half of one is in the constant.
+# Polynomials, from the constant up, that rounded down are the codes of the integers 0, 1, …: of all of them, or of
+# those without their highest bit, which is then the sign. Each is the closest of its degree, and a half.
 ORDERED: Mapping[Sequence[int], Sequence[float]] = {
     code_books.IQ4_NL: (-126.06701, 24.17383, -1.371927, 0.03108644, 0.0015860428),
 }
