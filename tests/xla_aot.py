@@ -1,8 +1,9 @@
 """What XLA makes of programs for an accelerator that is not here: python tests/xla_aot.py cuda|rocm|tpu OUTPUT.json
 
 jax's plugins compile for a described device without one: `jax-cuda13-plugin` for an H100, `jax-rocm7-plugin` for an
-MI300X, `libtpu` for a TPU v5e. For each case it writes bytes of temporaries, of what is aliased, and the kernels. A
-process of its own: a plugin can be loaded once, and libtpu looks for its device otherwise.
+MI300X, `libtpu` for a TPU v5e. For each case it writes bytes of temporaries, of what is aliased, the kernels, copies
+beside other work, and for a TPU estimated cycles. A process of its own: a plugin can be loaded once, and libtpu looks
+for its device otherwise.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ platform_name: "ROCM" dnn_version_info { major: 3 minor: 4 } device_description_
 """
 GPUS = {"cuda": H100, "rocm": MI300X}
 FORMATS = ("q4_0", "q5_1", "q8_0", "q4_k", "q6_k", "mxfp4", "f16")  # one of each kind of scale, and of plane
+BOOKS = ("mxfp4", "iq4_nl", "iq3_s")  # formats of code books, one for each way to compute codes on TPUs
 TOKENS = (1, 8, 32)
+EXPERTS, USED = 16, 4
 ROWS, WIDTH = 1024, 2048
 KINDS = "fusion|custom-call|dot|convolution|reduce|copy|convert|sort|gather|scatter"
 MORE = "|while|transpose|pad|dynamic-slice|dynamic-update-slice|concatenate|select|broadcast"  # in no fusion, on TPUs
@@ -89,7 +92,7 @@ def described(platform: str) -> Sequence[Any]:
 
 
 def forms() -> Iterator[Case]:
-    """Products with a weight of each format, as it is stored."""
+    """Products with a weight of each format, as it is stored, and on TPUs with experts'."""
     from inferc.backends.xla import tpu
     from inferc.backends.xla.context import Context, Facts
     from inferc.backends.xla.lower import lower
@@ -99,18 +102,24 @@ def forms() -> Iterator[Case]:
     from inferc.ir.types import DTYPES
     from tests.ir_build import graph, inputs, op
 
-    for dtype in FORMATS:
-        for tokens in TOKENS:
-            x, w = inputs(x=f"f32[{tokens}, {WIDTH}]", w=f"weight {dtype}[{ROWS}, {WIDTH}]")
-            weights = {"w": Weight("w", w.type, lambda: None)}
-            module = quantize.run(Module({"step": graph(op("linear", x, w), order=(x, w))}, weights), target("bf16"))
-            g = module.entries["step"]
-            context = Context({}, Facts(), DTYPES["bf16"], sys.argv[1])
-            given, weight = (context.held(n.types[0]) for n in g.inputs)
-            results = [context.held(v.type) for v in g.outputs]
-            own = tpu.layouts(g.inputs[1].types[0], [s for s, _ in weight]) if sys.argv[1] == "tpu" else None
-            layouts = [None, *(own or [None] * len(weight))]
-            yield Case(f"{dtype} {tokens}", lower(context, g), given + weight, results[0], layouts)
+    def case(name: str, kind: str, sizes: str, tokens: int, **ids: str) -> Case:
+        values = inputs(x=f"f32[{tokens}, {WIDTH}]", w=f"weight {sizes}", **ids)
+        weights = {"w": Weight("w", values[1].type, lambda: None)}
+        module = quantize.run(Module({"step": graph(op(kind, *values), order=values)}, weights), target("bf16"))
+        g = module.entries["step"]
+        context = Context({}, Facts(), DTYPES["bf16"], sys.argv[1])
+        (given, weight, *more) = (context.held(n.types[0]) for n in g.inputs)
+        results = [context.held(v.type) for v in g.outputs]
+        own = tpu.layouts(g.inputs[1].types[0], [s for s, _ in weight]) if sys.argv[1] == "tpu" else None
+        layouts = [None, *(own or [None] * len(weight)), *[None] * len(more)]
+        return Case(name, lower(context, g), [*given, *weight, *chain(*more)], results[0], layouts)
+
+    for dtype in (*FORMATS, *BOOKS):
+        for tokens in TOKENS if dtype in FORMATS else TOKENS[:1]:
+            yield case(f"{dtype} {tokens}", "linear", f"{dtype}[{ROWS}, {WIDTH}]", tokens)
+    for tokens in (1, 8) if sys.argv[1] == "tpu" else ():
+        sizes = f"mxfp4[{EXPERTS}, {ROWS}, {WIDTH}]"
+        yield case(f"experts {tokens}", "expert_linear", sizes, tokens, ids=f"i32[{tokens}, {USED}]")
 
 
 def models(folder: Path) -> Iterator[Case]:
@@ -138,13 +147,17 @@ def models(folder: Path) -> Iterator[Case]:
             program, facts = plan.lowered.program, plan.lowered.facts()
             held = [t.get("layouts", {}).get(sys.argv[1]) for i in facts["inputs"] for t in i["tensors"]]
             steps = [("one", 1), ("one", 8)] if slots == 1 else [("each", 32), ("mixed", 64)]
-            for form, tokens in steps if sys.argv[1] == "tpu" and devices == 1 else steps[:1]:
-                spec = next(s for s in program.specs if (s.facts.form, s.dims["T"], s.kind) == (form, tokens, "step")
+            every = sys.argv[1] == "tpu" and devices == 1
+            wanted = {f"{t}": (form, t, "step") for form, t in (steps if every else steps[:1])}
+            if every and slots == 1:
+                wanted["greedy"] = ("one", 1, "greedy")
+            for of, kind in wanted.items():
+                spec = next(s for s in program.specs if (s.facts.form, s.dims["T"], s.kind) == kind
                             and s.facts.span in (CONTEXT, 0))  # fmt: skip
                 inputs, outputs, states = tensors(program, spec)
                 arguments = [None] * (len(inputs) - len(held))
                 axes = [*arguments, *(axis for i in facts["inputs"] for axis in i["sharding"])]
-                name = f"llama {layers} {tokens}{' shared' if devices > 1 else ''}"
+                name = f"llama {layers} {of}{' shared' if devices > 1 else ''}"
                 text = program.text(spec, sys.argv[1])
                 yield Case(name, text, inputs, outputs, [*arguments, *held], states, devices, axes)
 
@@ -167,15 +180,19 @@ def compiled(case: Case, on: Sequence[Any], platform: str) -> dict[str, Any]:
     donated = tuple(range(len(inputs) - states, len(inputs)))
     function = jax.jit(call, donate_argnums=donated, out_shardings=tuple(made_at))
     traced = function.trace(*xla_call.structs(whole, given))
-    made = traced.lower(lowering_platforms=(platform,)).compile()
+    options = dict(xla_call.OPTIONS.get(platform, {}))
+    made = traced.lower(lowering_platforms=(platform,)).compile(compiler_options=options)
     memory, hlo = made.memory_analysis(), made.as_text()
     summed = [line for line in hlo.splitlines() if COLLECTIVE.search(line)]
     lines = [line.strip() for line in hlo[hlo.index("\nENTRY") :].splitlines()]
+    # XLA's estimate of each operation, for TPUs, and copies that run beside others.
+    estimates = re.findall(r'"estimated_cycles":"(\d+)"', "\n".join(lines))
     size = {e: xla_call.dtype_of(e).itemsize for _, e in inputs}
     return {
         "temporary": memory.temp_size_in_bytes, "alias": memory.alias_size_in_bytes,
         "states": sum(int(np.prod(s)) * size[e] for s, e in inputs[len(inputs) - states :]) if states else 0,
-        "collectives": len(summed),
+        "collectives": len(summed), "cycles": sum(map(int, estimates)),
+        "copies": [n.strip() for n in hlo.splitlines() if " copy-start(" in n],
         "kernels": [n for n in lines if KERNEL[platform].search(n) and not any(none in n for none in NONE)],
     }  # fmt: skip
 

@@ -77,6 +77,9 @@ def _expert_linear(step: Step) -> Tensor:
     experts, n, k = weight_type.sizes
     tokens, used = ids.shape
     wide = widen(w, x_type, step.operands[0])
+    if tokens <= FEW and step.context.platform == "tpu":
+        compute = element_of(step.context.compute)
+        return tpu.of_experts(w, weight_type, step.operands[1], w.convert(wide, compute), ids)
     if tokens <= FEW:
         chosen = tuple(take(w, part, ids) for part in step.operands[1])
         values = widen(w, Type((tokens, used, n, k), weight_type.dtype), chosen)
