@@ -127,44 +127,64 @@ def _call(op: str, a: Dim, b: Dim) -> Dim:
     return Expr((((((DimCall(op, (a, b)), 1),)), 1),))
 
 
+def _divided(a: Expr, b: int) -> tuple[Dim, Dim]:
+    """(q, r) with a = q * b + r, all that b divides in q: r's coefficients are from 0 to b - 1."""
+    whole, rest = ({m: part(c, b) for m, c in a.terms} for part in (int.__floordiv__, int.__mod__))
+    return _normal(whole), _normal(rest)
+
+
+def _floordiv_of_part(a: Dim, b: int) -> Dim:
+    """a // b of what `_divided` leaves; (x // c + d) // b is (x + c * d) // (b * c)."""
+    if isinstance(a, int):
+        return a // b
+    low, high = bounds(a)
+    if low // b == high // b:
+        return low // b
+    (monomial, factor), *constant = a.terms
+    (atom, power), *others = monomial
+    if factor == power == 1 and not others and (not constant or len(constant) == 1 and not constant[0][0]):
+        if isinstance(atom, DimCall) and atom.op == "floordiv" and isinstance(c := atom.args[1], int) and c > 0:
+            return floordiv(atom.args[0] + c * (constant[0][1] if constant else 0), b * c)
+    return _call("floordiv", a, b)
+
+
 def floordiv(a: Dim, b: Dim) -> Dim:
-    """a // b; exact division of every coefficient is carried out."""
+    """a // b. Of an int b, the whole parts of the coefficients are carried out, and divisions of divisions are one."""
     if isinstance(b, int):
         if isinstance(a, int):
             return a // b
-        if b == 1:
-            return a
-        if all(c % b == 0 for _, c in a.terms):
-            return _normal({m: c // b for m, c in a.terms})
+        if b > 0:
+            whole, rest = _divided(a, b)
+            return whole + _floordiv_of_part(rest, b)
     elif a == b:
         return 1
     return _call("floordiv", a, b)
 
 
 def mod(a: Dim, b: Dim) -> Dim:
-    """a mod b, with the sign of b."""
+    """a mod b, with the sign of b. Of an int b, the coefficients are taken mod b too."""
     if isinstance(b, int):
         if isinstance(a, int):
             return a % b
-        if all(c % b == 0 for _, c in a.terms):
-            return 0
+        if b > 0:
+            rest = _divided(a, b)[1]
+            low, high = bounds(rest)
+            return rest - low // b * b if low // b == high // b else _call("mod", rest, b)
     elif a == b:
         return 0
     return _call("mod", a, b)
 
 
 def dim_min(a: Dim, b: Dim) -> Dim:
-    """The smaller dimension, decided by bounds where they suffice."""
-    if bounds(a)[1] <= bounds(b)[0]:
-        return a
-    return b if bounds(b)[1] <= bounds(a)[0] or a == b else _call("min", a, b)
+    """The smaller dimension, decided by the bounds of their difference where these suffice."""
+    low, high = bounds(a - b)
+    return a if high <= 0 else b if low >= 0 else _call("min", a, b)
 
 
 def dim_max(a: Dim, b: Dim) -> Dim:
-    """The larger dimension, decided by bounds where they suffice."""
-    if bounds(a)[0] >= bounds(b)[1]:
-        return a
-    return b if bounds(b)[0] >= bounds(a)[1] or a == b else _call("max", a, b)
+    """The larger dimension, decided by the bounds of their difference where these suffice."""
+    low, high = bounds(a - b)
+    return a if low >= 0 else b if high <= 0 else _call("max", a, b)
 
 
 CALLS: dict[str, Callable[[Dim, Dim], Dim]] = {"floordiv": floordiv, "mod": mod, "min": dim_min, "max": dim_max}

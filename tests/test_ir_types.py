@@ -79,7 +79,12 @@ def test_known_forms():
     assert t.floordiv(8 * n, 4) == 2 * n and t.mod(8 * n, 4) == 0
     assert t.floordiv(n - 1, 2) + 1 == parse_dim("floordiv(n - 1, 2) + 1", SYMS)
     assert t.dim_min(n, 512) == n and t.dim_max(n, 0) == n and t.dim_min(n, 600) == n
+    assert t.dim_min(n, n + 1) == n and t.dim_max(n, n + 1) == n + 1  # of bounds that overlap
     assert isinstance(t.dim_min(n, 100), Expr)
+    assert t.floordiv(n - 10, 5) == t.floordiv(n, 5) - 2 and t.mod(6 * n + 7, 5) == t.mod(n + 2, 5)
+    assert t.floordiv(n, 513) == 0 and t.mod(n, 513) == n
+    windows = t.floordiv(t.floordiv(n - 10, 5) + 1 - 3, 2) + 1  # of one convolution after another
+    assert windows == t.floordiv(n - 10, 10)
     assert parse_dim("3*n^2 - 1", SYMS) == 3 * n * n - 1  # as JAX writes it
 
 
