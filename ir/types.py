@@ -8,7 +8,7 @@ like `f32`, with a block of values along the last axis and a number of bytes per
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -128,17 +128,21 @@ def _call(op: str, a: Dim, b: Dim) -> Dim:
 
 
 def _divided(a: Expr, b: int) -> tuple[Dim, Dim]:
-    """(q, r) with a = q * b + r, all that b divides in q: r's coefficients are from 0 to b - 1."""
-    whole, rest = ({m: part(c, b) for m, c in a.terms} for part in (int.__floordiv__, int.__mod__))
-    return _normal(whole), _normal(rest)
+    """(q, r) with a = q * b + r, all that b divides in q: r's number is from 0 to b - 1, and its coefficients are less
+    than b, with the signs that they had."""
+    whole = {m: c // b if not m else abs(c) // b * (1 if c > 0 else -1) for m, c in a.terms}
+    return _normal(whole), _normal({m: c - whole[m] * b for m, c in a.terms})
+
+
+def _is_negative(dim: Dim) -> bool:
+    """Whether every symbol's coefficient is, so that the division rounds the positive size up."""
+    return isinstance(dim, Expr) and all(c < 0 for m, c in dim.terms if m)
 
 
 def _floordiv_of_part(a: Dim, b: int) -> Dim:
-    """a // b of what `_divided` leaves; (x // c + d) // b is (x + c * d) // (b * c)."""
-    if isinstance(a, int):
-        return a // b
+    """a // b of what `_divided` leaves: (x // c + d) // b is (x + c * d) // (b * c)."""
     low, high = bounds(a)
-    if low // b == high // b:
+    if low // b == high // b or isinstance(a, int):
         return low // b
     (monomial, factor), *constant = a.terms
     (atom, power), *others = monomial
@@ -149,12 +153,15 @@ def _floordiv_of_part(a: Dim, b: int) -> Dim:
 
 
 def floordiv(a: Dim, b: Dim) -> Dim:
-    """a // b. Of an int b, the whole parts of the coefficients are carried out, and divisions of divisions are one."""
+    """a // b. Of an int b, whole parts of coefficients are carried out, divisions of divisions are one, and what is
+    negative is the negative of a positive size rounded up."""
     if isinstance(b, int):
         if isinstance(a, int):
             return a // b
         if b > 0:
             whole, rest = _divided(a, b)
+            if _is_negative(rest):
+                return whole - floordiv(-rest + (b - 1), b)
             return whole + _floordiv_of_part(rest, b)
     elif a == b:
         return 1
@@ -162,12 +169,15 @@ def floordiv(a: Dim, b: Dim) -> Dim:
 
 
 def mod(a: Dim, b: Dim) -> Dim:
-    """a mod b, with the sign of b. Of an int b, the coefficients are taken mod b too."""
+    """a mod b, with the sign of b. Of an int b, coefficients are taken mod b too; n + mod(-n, b) is n rounded up."""
     if isinstance(b, int):
         if isinstance(a, int):
             return a % b
         if b > 0:
             rest = _divided(a, b)[1]
+            if _is_negative(rest):
+                return rest - b * floordiv(rest, b)
+            rest = _normal({m: c % b for m, c in _terms(rest)})
             low, high = bounds(rest)
             return rest - low // b * b if low // b == high // b else _call("mod", rest, b)
     elif a == b:
@@ -222,6 +232,22 @@ def symbols(dim: Dim) -> frozenset[Sym]:
         for a, _power in monomial:
             found |= {a} if isinstance(a, Sym) else symbols(a.args[0]) | symbols(a.args[1])
     return frozenset(found)
+
+
+def multiple_of(dim: Dim) -> tuple[Sym, int, int] | None:
+    """(s, a, b) where `dim` is a * s + b with a > 0, so that it tells the size of s; None for what does not."""
+    terms = dict(_terms(dim))
+    offset = terms.pop((), 0)
+    if len(terms) != 1:
+        return None
+    (((atom, power), *others), factor), = terms.items()
+    return (atom, factor, offset) if isinstance(atom, Sym) and power == 1 and not others and factor > 0 else None
+
+
+def unsized(axes: Sequence[Dim]) -> list[str]:
+    """The names of symbols whose size none of the axes tells."""
+    told = {known[0].name for d in axes if (known := multiple_of(d))}
+    return sorted({s.name for d in axes for s in symbols(d)} - told)
 
 
 def bounds(dim: Dim) -> tuple[int, int]:
