@@ -185,14 +185,30 @@ def mod(a: Dim, b: Dim) -> Dim:
     return _call("mod", a, b)
 
 
+def _is_of(op: str, a: Dim, b: Dim) -> bool:
+    """Whether `a` is the call `op` of `b` and something else."""
+    match a:
+        case Expr(terms=((((DimCall(op=name, args=args), 1),), 1),)):
+            return name == op and b in args
+    return False
+
+
 def dim_min(a: Dim, b: Dim) -> Dim:
-    """The smaller dimension, decided by the bounds of their difference where these suffice."""
+    """The smaller dimension, decided by the bounds of their difference where these suffice, or by what one is."""
+    if _is_of("max", a, b) or _is_of("min", b, a):
+        return b
+    if _is_of("max", b, a) or _is_of("min", a, b):
+        return a
     low, high = bounds(a - b)
     return a if high <= 0 else b if low >= 0 else _call("min", a, b)
 
 
 def dim_max(a: Dim, b: Dim) -> Dim:
-    """The larger dimension, decided by the bounds of their difference where these suffice."""
+    """The larger dimension, decided by the bounds of their difference where these suffice, or by what one is."""
+    if _is_of("min", a, b) or _is_of("max", b, a):
+        return b
+    if _is_of("min", b, a) or _is_of("max", a, b):
+        return a
     low, high = bounds(a - b)
     return a if low >= 0 else b if high <= 0 else _call("max", a, b)
 

@@ -81,6 +81,7 @@ def test_known_forms():
     assert t.dim_min(n, 512) == n and t.dim_max(n, 0) == n and t.dim_min(n, 600) == n
     assert t.dim_min(n, n + 1) == n and t.dim_max(n, n + 1) == n + 1  # of bounds that overlap
     assert isinstance(t.dim_min(n, 100), Expr)
+    assert t.dim_max(t.dim_min(n, 100), n) == n and t.dim_min(n, t.dim_max(n, 100)) == n
     assert t.floordiv(n - 10, 5) == t.floordiv(n, 5) - 2 and t.mod(6 * n + 7, 5) == t.mod(n + 2, 5)
     whole = 4 * t.floordiv(n + 3, 4)  # the next multiple
     assert n + t.mod(-n, 4) == whole and -4 * t.floordiv(-n, 4) == whole and t.floordiv(whole, 4) * 4 == whole

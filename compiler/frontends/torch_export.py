@@ -134,6 +134,9 @@ class Program:
         sizes = {str(d) for node in program.graph.nodes if node.op == "placeholder"
                  for size in getattr(node.meta["val"], "shape", ()) if isinstance(size, torch.SymInt)
                  for d in size.node.expr.free_symbols}  # fmt: skip
+        if unknown := sorted(self.bounds.keys() - sizes):
+            raise InfercError(f"{self.path or self.name}: no input has a size {unknown[0]!r:.40}; these have names: "
+                              f"{', '.join(sorted(sizes)) or 'none'}")  # fmt: skip
         for s, r in program.range_constraints.items():
             if str(s) not in sizes:
                 continue
