@@ -43,7 +43,7 @@ def ours(text: str, **attributes: Any) -> Any:
 
 
 def model(nodes: list[Any]) -> Any:
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "t", 16])]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, X.shape)]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
     tensors = [numpy_helper.from_array(a, n) for n, a in TENSORS.items()]
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
