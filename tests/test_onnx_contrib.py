@@ -115,6 +115,25 @@ def test_matrices_of_a_few_bits(bits: int, zeros: bool) -> None:
     np.testing.assert_allclose(interpret(source.build(), {"x": x}, entry="run")["y"], x @ matrix.T, 1e-4, 1e-4)
 
 
+@pytest.mark.parametrize("op, result", [
+    ("QLinearAdd(q, s, z, q, t, z, u, z)", lambda a, b: a + b), ("QLinearMul(q, s, z, q, t, z, u, z)", np.multiply),
+    ("QLinearSigmoid(q, s, z, u, z)", lambda a, b: 1 / (1 + np.exp(-a))),
+    ("QLinearLeakyRelu(q, s, z, u, z)", lambda a, b: np.where(a < 0, a * np.float32(0.01), a)),
+    ("QLinearGlobalAveragePool(q, s, z, u, z)", lambda a, b: a.mean(2, keepdims=True)),
+    ("QLinearConcat(u, z, q, s, z, q, t, z)", lambda a, b: np.concatenate([a, b], 1)),
+], ids=lambda v: v.partition("(")[0] if isinstance(v, str) else "")  # fmt: skip
+def test_quantised_numbers(op: str, result: Any) -> None:
+    q, zero = RNG.integers(0, 256, (2, 5, 16)).astype(np.uint8), np.uint8(120)
+    s, t, u = np.float32(0.02), np.float32(0.01), np.float32(0.05)
+    tensors = {"q": q, "z": zero, "s": s, "t": t, "u": u}
+    made = model([ours(f"y = {op}", **({"axis": 1} if "Concat" in op else {}))])
+    made.graph.initializer.extend(numpy_helper.from_array(np.asarray(a), n) for n, a in tensors.items())
+    got = interpret(onnx_model.Source(made, None).build(), {"x": X}, entry="run")["y"]
+    a, b = ((q.astype(np.float32) - 120) * scale for scale in (s, t))
+    expected = np.clip(np.rint(result(a, b) / u) + 120, 0, 255)
+    assert got.dtype == np.uint8 and np.abs(got - expected).max() <= 1 and (got == expected).mean() >= 0.9
+
+
 def test_what_is_not_supported() -> None:
     with pytest.raises(InfercError, match="com.microsoft.GroupQueryAttention .*not supported; use the model as"):
         onnx_model.Source(model([ours("y = GroupQueryAttention(x, x, x)", num_heads=4)]), None).build()

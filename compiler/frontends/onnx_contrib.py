@@ -12,10 +12,11 @@ import onnx
 
 from ...ir.graph import Weight
 from ...ir.types import Type, boolean, f32, i64
-from .arrays import Array, concatenate
+from .arrays import Array, concatenate, where
 from .onnx_elementwise import wide
 from .onnx_import import Call, Rule
 from .onnx_nn import heads_of, joined_heads, rotary
+from .onnx_quant import saturated
 from .products import is_weight, linear, matmul
 
 # --- activations, products, norms ---
@@ -195,6 +196,40 @@ def matmul_nbits(c: Call) -> Array:
     return linear(c.x(0), weight, c.optional(5))
 
 
+# --- elementwise operations of quantised numbers: as floats, and rounded again ---
+
+
+def _float(c: Call, first: int) -> Array:
+    """The operand at `first` with its scale and zero point after it, as floats."""
+    return (c.x(first).astype(f32) - c.x(first + 2).reshape(()).astype(f32)) * c.x(first + 1).reshape(()).astype(f32)
+
+
+def quantised(operands: int, function: Callable[..., Array]) -> Rule:
+    """Of operands that have a scale and a zero point each; those of the result are last."""
+
+    def rule(c: Call) -> Array:
+        y = function(c, *(_float(c, 3 * i) for i in range(operands)))
+        scale, zero = c.x(3 * operands), c.x(3 * operands + 1)
+        return saturated(y / scale.reshape(()).astype(f32), zero.reshape(()), zero.dtype)
+
+    return rule
+
+
+def leaky_relu(c: Call, x: Array) -> Array:
+    return where(x < 0, x * float(c.attr("alpha", 0.01)), x)
+
+
+def global_mean(c: Call, x: Array) -> Array:
+    last = c.attr("channels_last", 0)
+    return x.mean(*(range(1, x.rank - 1) if last else range(2, x.rank)), keepdims=True)
+
+
+def quantised_concat(c: Call) -> Array:
+    """Its result's scale and zero point come first."""
+    y = concatenate([_float(c, i) for i in range(2, len(c.operands), 3)], c.attr("axis"))
+    return saturated(y / c.x(0).reshape(()).astype(f32), c.x(1).reshape(()), c.x(1).dtype)
+
+
 CONTRIB: Mapping[tuple[str, str], Rule] = {
     ("", "SimplifiedLayerNormalization"): simplified_norm,
     **{("com.microsoft", name): rule for name, rule in {
@@ -202,6 +237,9 @@ CONTRIB: Mapping[tuple[str, str], Rule] = {
         "QuickGelu": quick_gelu, "FusedMatMul": fused_matmul, "SkipLayerNormalization": skip_norm(False),
         "SkipSimplifiedLayerNormalization": skip_norm(True), "EmbedLayerNormalization": embed_norm,
         "Attention": attention, "MultiHeadAttention": multi_head_attention, "RotaryEmbedding": rotary_,
-        "MatMulNBits": matmul_nbits,
+        "MatMulNBits": matmul_nbits, "QLinearAdd": quantised(2, lambda c, a, b: a + b),
+        "QLinearMul": quantised(2, lambda c, a, b: a * b), "QLinearSigmoid": quantised(1, lambda c, x: x.logistic()),
+        "QLinearLeakyRelu": quantised(1, leaky_relu), "QLinearGlobalAveragePool": quantised(1, global_mean),
+        "QLinearConcat": quantised_concat,
     }.items()},
 }  # fmt: skip
