@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from ...ir.graph import Weight
 from ...ir.types import Type, boolean, f32, i64
 from .arrays import Array, concatenate, where
 from .onnx_elementwise import wide
-from .onnx_import import Call, Rule
+from .onnx_import import Call, Rule, Tensor
 from .onnx_nn import heads_of, joined_heads, rotary
 from .onnx_quant import saturated
 from .products import is_weight, linear, matmul
@@ -146,9 +146,8 @@ def rotary_(c: Call) -> Any:
     if positions.rank == 1:
         positions = (positions.unsqueeze(1) + c.body.arange(length).unsqueeze(0)).broadcast_to((batch, length))
     standard = onnx.defs.get_schema("RotaryEmbedding", 23)
-    tables = [c.operands[2], c.operands[3]]
-    return rotary(replace(c, operands=[c.operands[0], *tables, replace(tables[0], known=None, array=positions)],
-                          schema=standard))  # type: ignore[type-var]  # fmt: skip
+    operands = [c.operands[0], c.operands[2], c.operands[3], Tensor(array=positions)]
+    return rotary(replace(c, operands=operands, schema=standard))
 
 
 # --- matrices of a few bits ---
@@ -230,7 +229,7 @@ def quantised_concat(c: Call) -> Array:
     return saturated(y / c.x(0).reshape(()).astype(f32), c.x(1).reshape(()), c.x(1).dtype)
 
 
-CONTRIB: Mapping[tuple[str, str], Rule] = {
+CONTRIB: dict[tuple[str, str], Rule] = {
     ("", "SimplifiedLayerNormalization"): simplified_norm,
     **{("com.microsoft", name): rule for name, rule in {
         "Gelu": activation("gelu"), "BiasGelu": activation("gelu"), "FastGelu": activation("gelu_tanh"),
