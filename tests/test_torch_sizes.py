@@ -28,7 +28,7 @@ class Varying(torch.nn.Module):
         half = F.avg_pool2d(x, 2)
         patches = F.pad(x, (0, (-size[1]) % 4))
         rows = torch.tensor(size[0]).clamp(max=3).item()  # torch knows no bounds of it
-        grid = F.affine_grid(torch.eye(2, 3).expand(x.shape[0], 2, 3) * 1.3, [x.shape[0], 4, 3, 5], align_corners=False)
+        grid = torch.linspace(-1.3, 1.3, 12).reshape(1, 2, 3, 2).expand(x.shape[0], -1, -1, -1)
         return (
             x + F.interpolate(half, size=size, mode="bilinear"), F.interpolate(x, scale_factor=2.0, mode="bicubic"),
             F.interpolate(x, size=(5, 3), mode="nearest-exact"), F.interpolate(half, scale_factor=2, align_corners=True,
