@@ -87,7 +87,9 @@ def test_sizes_that_vary_become_symbols_and_the_artifact_takes_them(tmp_path: Pa
     onnx.save(made, tmp_path / "encoder.onnx", save_as_external_data=True, location="encoder.data", size_threshold=64)
     evaluator = ReferenceEvaluator(encoder_in_memory := onnx.load(tmp_path / "encoder.onnx"))
     assert encoder_in_memory.graph.initializer
-    with inferc.compile(tmp_path / "encoder.onnx", tmp_path / "encoder.inferc") as function:
+    bounds = {"batch": (1, 8)}
+    with inferc.compile(tmp_path / "encoder.onnx", tmp_path / "encoder.inferc", dynamic=bounds) as function:
+        assert function.signature["dims"] == {"batch": [1, 8], "length": [1, 65536]}
         assert [str(p) for p in function.outputs] == ["f32[batch, 32]", "f32[batch, 4, length, length]"]
         for batch, length in ((1, 1), (3, 7)):
             ids = RNG.integers(0, 50, (batch, length))
@@ -144,6 +146,11 @@ def test_images_of_sizes_that_vary_are_resized(mode: str, coordinates: str, near
     made = model(nodes, inputs, outputs, tensors)
     x = RNG.standard_normal((1, 2, 5, 6)).astype(np.float32)
     agrees(made, {"x": x, "like": np.zeros((1, 2, 3, 9), np.float32)})
+
+
+def test_bounds_of_sizes_that_are_not_there() -> None:
+    with pytest.raises(InfercError, match="no input has a size 'bach'; these have names: batch, length"):
+        inferc.compile(encoder(), dynamic={"bach": (1, 8)})
 
 
 def test_tensors_of_other_files_are_mapped(tmp_path: Path) -> None:

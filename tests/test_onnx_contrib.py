@@ -120,6 +120,7 @@ def test_matrices_of_a_few_bits(bits: int, zeros: bool) -> None:
     ("QLinearSigmoid(q, s, z, u, z)", lambda a, b: 1 / (1 + np.exp(-a))),
     ("QLinearLeakyRelu(q, s, z, u, z)", lambda a, b: np.where(a < 0, a * np.float32(0.01), a)),
     ("QLinearGlobalAveragePool(q, s, z, u, z)", lambda a, b: a.mean(2, keepdims=True)),
+    ("QLinearSoftmax(q, s, z, u, z)", lambda a, b: np.exp(a) / np.exp(a).sum(-1, keepdims=True)),
     ("QLinearConcat(u, z, q, s, z, q, t, z)", lambda a, b: np.concatenate([a, b], 1)),
 ], ids=lambda v: v.partition("(")[0] if isinstance(v, str) else "")  # fmt: skip
 def test_quantised_numbers(op: str, result: Any) -> None:

@@ -239,6 +239,6 @@ CONTRIB: dict[tuple[str, str], Rule] = {
         "MatMulNBits": matmul_nbits, "QLinearAdd": quantised(2, lambda c, a, b: a + b),
         "QLinearMul": quantised(2, lambda c, a, b: a * b), "QLinearSigmoid": quantised(1, lambda c, x: x.logistic()),
         "QLinearLeakyRelu": quantised(1, leaky_relu), "QLinearGlobalAveragePool": quantised(1, global_mean),
-        "QLinearConcat": quantised_concat,
+        "QLinearConcat": quantised_concat, "QLinearSoftmax": quantised(1, lambda c, x: x.softmax(c.attr("axis", -1))),
     }.items()},
 }  # fmt: skip
