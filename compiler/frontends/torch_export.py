@@ -16,7 +16,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from ...errors import InfercError
 from ...ir.graph import Graph, IRError, Module, make_input
-from ...ir.types import Sym, symbols
+from ...ir.types import Dim, symbol, unsized
 from ..signature import described
 from ..source import Kind, weight_facts
 from .arrays import Array
@@ -102,11 +102,8 @@ class Program:
                 inputs.append(made)
             else:
                 values[node] = importer.weight(spec.target or node.name, _stored(program, spec))
-        plain = {str(d) for n in inputs for d in n.types[0].shape}
-        for n in inputs:
-            for d in n.types[0].shape:
-                if missing := [s.name for s in symbols(d) if s.name not in plain]:
-                    raise InfercError(f"{where}: no input has an axis of exactly {missing[0]}; give one such an axis")
+        if missing := unsized([d for n in inputs for d in n.types[0].shape]):
+            raise InfercError(f"{where}: no input has an axis that is {missing[0]} alone or a multiple of it; give one")
         try:
             results = importer.run(list(program.graph.nodes), values)
         except IRError as error:
@@ -131,14 +128,22 @@ class Program:
         module = Module({"run": graph}, {k: w for k, w in importer.body.weights.items() if k in used})
         return module
 
-    def _symbols(self, program: ExportedProgram) -> dict[str, Sym]:
-        """torch's symbols with their bounds."""
-        known = {}
+    def _symbols(self, program: ExportedProgram) -> dict[str, Dim]:
+        """torch's symbols of the inputs' sizes, with their bounds."""
+        known: dict[str, Dim] = {}
+        sizes = {str(d) for node in program.graph.nodes if node.op == "placeholder"
+                 for size in getattr(node.meta["val"], "shape", ()) if isinstance(size, torch.SymInt)
+                 for d in size.node.expr.free_symbols}  # fmt: skip
+        if unknown := sorted(self.bounds.keys() - sizes):
+            raise InfercError(f"{self.path or self.name}: no input has a size {unknown[0]!r:.40}; these have names: "
+                              f"{', '.join(sorted(sizes)) or 'none'}")  # fmt: skip
         for s, r in program.range_constraints.items():
+            if str(s) not in sizes:
+                continue
             low = int(r.lower) if r.lower.is_Integer else 0
             high = int(r.upper) if r.upper.is_Integer else LARGEST_DIM
             low, high = self.bounds.get(str(s), (low, high))
-            known[str(s)] = Sym(str(s), max(low, 1), min(high, LARGEST_DIM))
+            known[str(s)] = symbol(str(s), max(low, 1), min(high, LARGEST_DIM))
         return known
 
 

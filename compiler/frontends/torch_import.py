@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import reduce
+from math import prod
+from operator import add, mul, sub, truediv
 from typing import Any
 
 import numpy as np
@@ -12,8 +16,8 @@ import torch
 from torch.fx import Node
 
 from ...errors import InfercError
-from ...ir.graph import IRError, Origin, Weight
-from ...ir.types import DTYPES, Dim, DType, Sym, Type, bf16, dim_max, dim_min, floordiv, mod, symbol
+from ...ir.graph import IRError, Origin, Value, Weight
+from ...ir.types import DTYPES, Dim, DType, Type, array_dtype, bf16, dim_max, dim_min, f64, floordiv, mod
 from .arrays import Array, Body
 from .refused import torch_advice
 
@@ -41,48 +45,105 @@ def array_of(tensor: torch.Tensor) -> np.ndarray:
     return plain.view(torch.uint16).numpy() if plain.dtype == torch.bfloat16 else plain.numpy()
 
 
-def dim_of(size: Any, known: Mapping[str, Sym]) -> Dim:
+def dim_of(size: Any, known: Mapping[str, Dim]) -> Dim:
     """A size, which may be an expression over torch's symbols. Raises IRError for an operation that sizes have not."""
     if isinstance(size, (int, np.integer)):
         return int(size)
     return _expression(size.node.expr, known)
 
 
-def _expression(e: sympy.Expr, known: Mapping[str, Sym]) -> Dim:
+def _expression(e: sympy.Expr, known: Mapping[str, Dim]) -> Dim:
     if e.is_Integer:
         return int(e)
     if e.is_Symbol:
         if str(e) not in known:
             raise IRError(f"{e} is a number that depends on the data; compute with a tensor instead")
-        s = known[str(e)]
-        return symbol(s.name, s.lo, s.hi)
-    args = [_expression(a, known) for a in e.args] if not e.is_Pow else []
-    total: Dim
-    match type(e).__name__:
-        case "Add":
-            total = 0
-            for a in args:
-                total = total + a
-            return total
-        case "Mul":
-            total = 1
-            for a in args:
-                total = total * a
-            return total
-        case "Pow" if e.args[1].is_Integer and int(e.args[1]) > 0:
-            base, total = _expression(e.args[0], known), 1
-            for _ in range(int(e.args[1])):
-                total = total * base
-            return total
-        case "FloorDiv" | "CleanDiv":
-            return floordiv(*args)
-        case "Mod" | "PythonMod":
-            return mod(*args)
-        case "Max":
-            return dim_max(*args)
-        case "Min":
-            return dim_min(*args)
+        return known[str(e)]
+    name = type(e).__name__
+    if name in ROUNDED:
+        above, below = _fraction(e.args[0], known)
+        return floordiv(above, below) if name != "CeilToInt" else -floordiv(-above, below)
+    if e.is_Pow or name == "PowByNatural":
+        if e.args[1].is_Integer and int(e.args[1]) > 0:
+            return prod([_expression(e.args[0], known)] * int(e.args[1]))
+    elif name in OF_SIZES:
+        return OF_SIZES[name](*(_expression(a, known) for a in e.args))
     raise IRError(f"the size {e} is none that can be computed; give the dimension a fixed size")
+
+
+ROUNDED = ("TruncToInt", "FloorToInt", "CeilToInt", "floor")  # sizes are never negative
+OF_SIZES: Mapping[str, Callable[..., Dim]] = {
+    "Add": lambda *args: reduce(add, args), "Mul": lambda *args: prod(args), "FloorDiv": floordiv,
+    "CleanDiv": floordiv, "Mod": mod, "PythonMod": mod, "ModularIndexing": lambda a, b, c: mod(floordiv(a, b), c),
+    "Max": lambda *args: reduce(dim_max, args), "Min": lambda *args: reduce(dim_min, args),
+}  # fmt: skip
+
+
+def _fraction(e: sympy.Expr, known: Mapping[str, Dim]) -> tuple[Dim, int]:
+    """A float that is a size times or plus numbers, as a fraction."""
+    name = type(e).__name__
+    if e.is_Float or e.is_Rational:
+        number = Fraction(float(e)).limit_denominator(1 << 12)
+        return number.numerator, number.denominator
+    if name == "ToFloat":
+        return _expression(e.args[0], known), 1
+    if name in ("Add", "Mul", "IntTrueDiv", "FloatTrueDiv"):
+        (a, b), *rest = (_fraction(x, known) for x in e.args)
+        for c, d in rest:
+            if name == "Add":
+                a, b = a * d + c * b, b * d
+            elif name == "Mul":
+                a, b = a * c, b * d
+            elif isinstance(c, int) and c > 0:
+                a, b = a * d, b * c
+            else:
+                raise IRError(f"the size {e} is none that can be computed; give the dimension a fixed size")
+        return a, b
+    return _expression(e, known), 1
+
+
+def number_of(e: sympy.Expr, known: Mapping[str, Dim], body: Body) -> Array:
+    """A float that is computed from sizes, as a scalar in f64, or a comparison of such. Raises IRError for a function
+    that is not known."""
+    if e.is_Float or e.is_Rational:
+        return body.constant(float(e), f64)
+    name = type(e).__name__
+    if name in OF_NUMBERS:
+        return reduce(OF_NUMBERS[name], (number_of(a, known, body) for a in e.args))
+    if name == "Not":
+        return ~number_of(e.args[0], known, body)
+    if name.startswith("OpaqueUnaryFn_") and (op := name.removeprefix("OpaqueUnaryFn_")) in UNARY:
+        return number_of(e.args[0], known, body).unary(op)
+    return body.dim(_expression(e.args[0] if name == "ToFloat" else e, known), f64)
+
+
+UNARY = ("sqrt", "exp", "log", "sin", "cos", "tanh")
+OF_NUMBERS: Mapping[str, Callable[[Array, Array], Array]] = {
+    "Add": add, "Mul": mul, "IntTrueDiv": truediv, "FloatTrueDiv": truediv,
+    "Pow": lambda a, b: a.body.apply("pow", a, b), "FloatPow": lambda a, b: a.body.apply("pow", a, b),
+    "Max": Array.maximum, "Min": Array.minimum, "And": Array.__and__, "Or": Array.__or__,
+    "Equality": lambda a, b: a.compare("eq", b), "Unequality": lambda a, b: a.compare("ne", b),
+    "LessThan": Array.__le__, "GreaterThan": Array.__ge__, "StrictLessThan": Array.__lt__,
+    "StrictGreaterThan": Array.__gt__,
+}  # fmt: skip
+
+
+def size_in(value: Value) -> Dim:
+    """The size that a scalar holds. Raises IRError for one that depends on data."""
+    node = value.node
+    if node.op.name == "constant" and value.dtype.is_integer:
+        return int(np.frombuffer(node.attr("value"), array_dtype(value.type))[0])
+    if node.op.name in ("reshape", "convert", "broadcast") and value.dtype.is_integer:
+        return size_in(node.inputs[0])
+    if node.op.name == "reduce" and node.attr("kind") == "sum" and node.inputs[0].node.op.name == "broadcast":
+        (ones,) = node.inputs
+        return prod(ones.shape[a] for a in node.attr("axes")) * size_in(ones.node.inputs[0])  # as `length` writes it
+    if node.op.name in OF_SCALARS:
+        return OF_SCALARS[node.op.name](*(size_in(v) for v in node.inputs))
+    raise IRError("a number that depends on the data decides how the program goes on; compute with a tensor instead")
+
+
+OF_SCALARS: Mapping[str, Callable[..., Dim]] = {"add": add, "sub": sub, "mul": mul, "min": dim_min, "max": dim_max}
 
 
 @dataclass(frozen=True)
@@ -169,7 +230,7 @@ class Importer:
 
     name: str
     table: Mapping[str, Rule]
-    known: Mapping[str, Sym]
+    known: dict[str, Dim]  # sizes by torch's names; those of results join them
     complex_table: Mapping[str, Rule] = field(default_factory=dict)  # where an operand or a result is complex
     higher: Mapping[str, Rule] = field(default_factory=dict)  # operations that take graphs
     body: Body = field(default_factory=Body)
@@ -220,11 +281,8 @@ class Importer:
         name = str(getattr(target, "__name__", ""))
         if name == "getitem":
             return values[node.args[0]][node.args[1]]  # type: ignore[index]
-        if isinstance(made, (torch.SymInt, torch.SymBool, int)) and not isinstance(made, bool):
-            try:
-                return self.dim(made)
-            except IRError as error:
-                raise InfercError(f"{self.located(node)}: {error}") from error
+        if isinstance(made, (torch.SymInt, torch.SymFloat, torch.SymBool, int)) and not isinstance(made, bool):
+            return self._number(node, values, made)
         if isinstance(target, torch._ops.HigherOrderOperator):
             rule = self.higher.get(target.name())
             arguments = {"operands": [self._argument(a, values) for a in node.args]}
@@ -254,6 +312,20 @@ class Importer:
             raise InfercError(f"{call.where}: {error}") from error
         return self._checked(call, result)
 
+    def _number(self, node: Node, values: Mapping[Node, Any], made: Any) -> Dim | Array | None:
+        """A number that torch computes from sizes: an integer, which may be an element of a tensor that was made of
+        sizes, as a size; others as a scalar. None where only assertions read it and it is not known."""
+        try:
+            if not isinstance(made, (torch.SymInt, int)):
+                return number_of(made.node.expr, self.known, self.body)
+            if str(node.target) == "aten._local_scalar_dense.default" and str(made) not in self.known:
+                self.known[str(made)] = size_in(values[node.args[0]].value)  # type: ignore[index]
+            return self.dim(made)
+        except IRError as error:
+            if _only_asserted(node):
+                return None
+            raise InfercError(f"{self.located(node)}: {error}") from error
+
     def _checked(self, call: Call, result: Any) -> Any:
         """The results in the types that torch says. Raises IRError where shapes differ."""
         if result is None:
@@ -265,6 +337,9 @@ class Importer:
             if not isinstance(r, (Array, Complex)) or not isinstance(e, torch.Tensor):
                 made.append(r)
                 continue
+            for size, ours in zip(e.shape, r.shape):
+                if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
+                    self.known.setdefault(str(size), ours)  # a size that torch does not know
             wanted = Type(tuple(map(self.dim, e.shape)), dtype_of(PARTS.get(e.dtype, e.dtype), call.where))
             parts = [p.astype(wanted.dtype) for p in ((r.re, r.im) if isinstance(r, Complex) else (r,))]
             if parts[0].shape != wanted.shape or (e.dtype in PARTS) != isinstance(r, Complex):
@@ -291,6 +366,12 @@ class Importer:
         if isinstance(value, (tuple, list)):
             return [self._argument(v, values) for v in value]
         return self.dim(value) if isinstance(value, torch.SymInt) else value
+
+
+def _only_asserted(node: Node) -> bool:
+    """Whether nothing but assertions reads a number."""
+    return all("assert" in str(u.target) or isinstance(u.meta.get("val"), (torch.SymInt, torch.SymBool, bool))
+               and _only_asserted(u) for u in node.users)  # fmt: skip
 
 
 def _has_complex(values: Any) -> bool:
