@@ -18,8 +18,6 @@ from typing import Any
 import jax
 import pytest
 
-from inferc.ir.types import DTYPES
-
 from .xla_aot import BOOKS, CONTEXT, EXPERTS, FORMATS, LAYERS, ROWS, TOKENS, WIDTH
 
 pytestmark = pytest.mark.slow  # a minute of compiling for each platform
