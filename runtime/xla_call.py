@@ -87,7 +87,8 @@ def exported(code: bytes, inputs: Sequence[TensorType], outputs: Sequence[Tensor
 # and weights would be brought there in four pieces each, every one with two tables of 16 KiB among the temporaries.
 OPTIONS: Mapping[str, Mapping[str, str]] = {
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": ""},
-    "tpu": {"xla_msa_max_outstanding_evictions": "0", "xla_tpu_sliced_prefetch_max_slices": "1"},
+    "tpu": {"xla_msa_max_outstanding_evictions": "0", "xla_tpu_sliced_prefetch_max_slices": "1",
+            "xla_msa_max_outstanding_prefetches": "4"},
 }
 
 

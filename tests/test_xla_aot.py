@@ -110,6 +110,12 @@ def test_steps_are_in_place_and_of_few_kernels(platform):
                 assert size(result) < cache or not moved and not result.startswith("f32"), (tokens, line)
 
 
+def test_formats_of_more_parts_need_no_more_memory(platform):
+    _, made = platform
+    steps = {name: case for name, case in made.items() if name.endswith("q4_k")}
+    assert steps and all(case["temporary"] < 0.05 * case["states"] for case in steps.values())
+
+
 def test_devices_that_share_a_model(platform):
     """Each has its own kernels over its parts, in place, and a layer has two sums of all devices."""
     name, made = platform

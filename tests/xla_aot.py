@@ -124,7 +124,8 @@ def forms() -> Iterator[Case]:
 
 def models(folder: Path) -> Iterator[Case]:
     """Steps of Llamas of the 1B's layers, for one token and, with 32 slots, for a token of each; for TPUs also for
-    eight tokens, and for 64 of any slots. Those of one token and of 32 also for two devices that share the model."""
+    eight tokens, and for 64 of any slots. Those of one token and of 32 also for two devices that share the model. One
+    slot's also in Q4_K, which has more parts."""
     from dataclasses import replace
 
     import numpy as np
@@ -136,12 +137,12 @@ def models(folder: Path) -> Iterator[Case]:
     def zeros(_: Any, dims: tuple[int, int], kind: Any) -> np.ndarray:  # nothing is computed with them
         return np.zeros(random_gguf.quant_shape_to_byte_shape(dims, kind), np.uint8)
 
-    for layers in LAYERS:
+    for layers, dtype in [*((n, "q4_0") for n in LAYERS), (LAYERS[1], "q4_k")]:
         path = folder / f"{layers}.gguf"
         shape = replace(random_gguf.SHAPES["llama-3.2-1b"], layers=layers, vocabulary=4096)
         with mock.patch.object(random_gguf, "random_matrix", zeros):
-            random_gguf.write(path, shape, "q4_0")
-        for slots, devices in product((1, 32), (1, 2)):
+            random_gguf.write(path, shape, dtype)
+        for slots, devices in product((1, 32), (1, 2)) if dtype == "q4_0" else [(1, 1)]:
             plan = plan_model(path, backend="xla", context=CONTEXT, chunk=64, compute="bf16", slots=slots,
                               mesh=f"tp={devices}")  # fmt: skip
             program, facts = plan.lowered.program, plan.lowered.facts()
@@ -157,7 +158,7 @@ def models(folder: Path) -> Iterator[Case]:
                 inputs, outputs, states = tensors(program, spec)
                 arguments = [None] * (len(inputs) - len(held))
                 axes = [*arguments, *(axis for i in facts["inputs"] for axis in i["sharding"])]
-                name = f"llama {layers} {of}{' shared' if devices > 1 else ''}"
+                name = f"llama {layers} {of}{' shared' if devices > 1 else ''}{' q4_k' if dtype == 'q4_k' else ''}"
                 text = program.text(spec, sys.argv[1])
                 yield Case(name, text, inputs, outputs, [*arguments, *held], states, devices, axes)
 

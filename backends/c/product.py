@@ -206,8 +206,8 @@ static void product_part(const void *args, int32_t begin, int32_t end, int32_t w
   }}
 }}
 
-/* Rows of a chunk. With enough rows each thread has chunks of its own: then it mostly wrote what it reads of them in the
- * product before, which matters most where cores share no cache. Otherwise several threads have outputs of the same
+/* Rows of a chunk. With enough rows each thread has chunks of its own: then it mostly wrote what it reads of them in
+ * the product before, which matters most where cores share no cache. Otherwise several threads have outputs of the same
  * rows: with few chunks weights are read few times, with many all threads end at the same time. */
 static int32_t product_chunk(const product *p, int32_t threads, int32_t groups) {{
   const int32_t fewest = (p->rows + p->chunk - 1) / p->chunk;
