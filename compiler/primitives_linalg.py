@@ -44,7 +44,7 @@ def cholesky(x: Array, **_: Any) -> Array:
 
     def column(j: Array, factor: Array) -> Array:
         own = lax.dynamic_index_in_dim(factor, j, -2, keepdims=False)
-        rest = lax.dynamic_index_in_dim(x, j, -1, keepdims=False) - jnp.einsum("...ik,...k->...i", factor, own)
+        rest = lax.dynamic_index_in_dim(x, j, -1, keepdims=False) - jnp.einsum("...ik,...k->...i", factor, jnp.conj(own))
         head = jnp.sqrt(lax.dynamic_index_in_dim(rest, j, -1))
         made = jnp.where(row < j, 0, rest / head)
         return jnp.where(row == j, made[..., None], factor)
@@ -59,6 +59,7 @@ def triangular_solve(a: Array, b: Array, *, left_side: bool, lower: bool, transp
         turned = triangular_solve(a, jnp.swapaxes(b, -1, -2), left_side=True, lower=lower, conjugate_a=conjugate_a,
                                   transpose_a=not transpose_a, unit_diagonal=unit_diagonal)  # fmt: skip
         return jnp.swapaxes(turned, -1, -2)
+    a = jnp.conj(a) if conjugate_a else a
     if transpose_a:
         a, lower = jnp.swapaxes(a, -1, -2), not lower
     n = a.shape[-1]
