@@ -70,8 +70,10 @@ class Program:
 
     def facts(self) -> dict[str, Any]:
         module = self._imported
-        arranged = _arrangement(self.program, len(module.entries["run"].inputs_of("arg")))
-        return weight_facts(module.weights.values()) | {"signature": described(module.entries["run"]) | arranged}
+        entry = module.entries["run"]
+        arranged = _arrangement(self.program, [n.attr("name") for n in entry.inputs_of("arg")])
+        found = described(entry, (), *_complex_places(self.program))
+        return weight_facts(module.weights.values()) | {"signature": found | arranged}
 
     @cached_property
     def _imported(self) -> Module:
