@@ -236,9 +236,10 @@ class Body:
             return self.primitive(name, params, starts_with_zero(self, operands), types)
         return self.primitive(name, with_data(name, params, aval), operands, types)
 
-    def inline(self, function: Callable[..., Any], operands: Sequence[Value]) -> Sequence[Value]:
-        """The results of a JAX function of the operands of the equation at hand, traced here."""
-        avals = (data_of(a) if is_key(a.dtype) else jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self.avals)
+    def inline(self, function: Callable[..., Any], operands: Sequence[Value], keys: bool = False) -> Sequence[Value]:
+        """The results of a JAX function of the operands of the equation at hand, traced here. Random keys are given as
+        `keys`, else as their data."""
+        avals = (data_of(a) if is_key(a.dtype) and not keys else jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self.avals)
         closed = jax.make_jaxpr(lambda *arrays: jax.tree.leaves(function(*arrays)))(*avals)
         return self.evaluate(closed, operands, self.origin)
 
