@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,9 +15,10 @@ import torch
 from torch.fx import Node
 
 from ...errors import InfercError
-from ...ir.graph import IRError, Origin, Weight
-from ...ir.types import DTYPES, Dim, DType, Sym, Type, bf16, dim_max, dim_min, floordiv, mod, symbol
-from .arrays import Array, Body
+from ...ir.graph import IRError, Origin, Weight, make_input
+from ...ir.graph import Node as IRNode
+from ...ir.types import DTYPES, Dim, DType, Expr, Sym, Type, bf16, dim_max, dim_min, floordiv, mod, symbol
+from .arrays import Array, Body, stack
 from .refused import torch_advice
 
 OF_TORCH: Mapping[torch.dtype, DType] = {
@@ -53,7 +57,7 @@ def _expression(e: sympy.Expr, known: Mapping[str, Sym]) -> Dim:
         return int(e)
     if e.is_Symbol:
         if str(e) not in known:
-            raise IRError(f"{e} is a number that depends on the data; compute with a tensor instead")
+            raise IRError(f"{e} is a number that depends on the data; {COMPUTE}")
         s = known[str(e)]
         return symbol(s.name, s.lo, s.hi)
     args = [_expression(a, known) for a in e.args] if not e.is_Pow else []
@@ -99,6 +103,23 @@ class Complex:
     @property
     def rank(self) -> int:
         return self.re.rank
+
+
+COMPUTE = "compute with tensors, without item() and tolist()"
+# What Python computes with numbers, on scalars.
+OF_NUMBERS: Mapping[str, Callable[..., Array]] = {
+    **{name: getattr(operator, name) for name in "add sub mul truediv neg lt le gt ge".split()},
+    **{name: (lambda a, b, n=name: a.compare(n, b)) for name in ("eq", "ne")}, "not": operator.invert,
+    "floordiv": Array.floordiv, "max": Array.maximum, "min": Array.minimum, "float": lambda a: a,
+    "and_": operator.and_, "or_": operator.or_,
+}  # fmt: skip
+
+
+def _late(call: Call) -> list[str]:
+    """The arguments that are arrays where ATen takes numbers."""
+    schema = call.node.target._schema.arguments if hasattr(call.node.target, "_schema") else ()  # type: ignore[union-attr]
+    found = {a.name: call.arguments[a.name] for a in schema if "Tensor" not in str(a.type)}
+    return [n for n, v in found.items() if any(isinstance(x, Array) for x in (v if isinstance(v, list) else [v]))]
 
 
 class Unsupported(InfercError):
@@ -174,12 +195,47 @@ class Importer:
     higher: Mapping[str, Rule] = field(default_factory=dict)  # operations that take graphs
     body: Body = field(default_factory=Body)
     stored: dict[Any, Array] = field(default_factory=dict)  # weights by the memory they lie in
+    arguments: list[IRNode] = field(default_factory=list)  # inputs of the program, so far
+    of_pairs: set[str] = field(default_factory=set)  # those of complex numbers
+    random: int = 0  # operations that draw random numbers, so far
+    loops: int = 0  # around the node at hand
+
+    @cached_property
+    def seed(self) -> Array:
+        """What random numbers are made of: an argument of programs that draw some."""
+        name = "random_seed" if any(n.attr("name") == "seed" for n in self.arguments) else "seed"
+        self.arguments.append(make_input(name, "arg", Type((), DTYPES["i64"])))
+        return Array(self.arguments[-1][0], self.body)
 
     def dim(self, size: Any) -> Dim:
         return dim_of(size, self.known)
 
     def type(self, tensor: torch.Tensor, where: str) -> Type:
         return Type(tuple(map(self.dim, tensor.shape)), dtype_of(tensor.dtype, where))
+
+    def argument(self, name: str, tensor: torch.Tensor) -> Array | Complex:
+        """An argument of the program; complex numbers come as pairs in a last axis."""
+        pairs = tensor.dtype in PARTS
+        where = f"{self.name}: the input {name}"
+        type = Type(tuple(map(self.dim, tensor.shape)), dtype_of(PARTS.get(tensor.dtype, tensor.dtype), where))
+        self.arguments.append(make_input(name, "arg", Type((*type.shape, 2), type.dtype) if pairs else type))
+        array = Array(self.arguments[-1][0], self.body)
+        if not pairs:
+            return array
+        self.of_pairs.add(name)
+        return Complex(array.at(-1, 0), array.at(-1, 1))
+
+    def result(self, value: Any) -> Array:
+        """A result of the program as an array: of complex numbers their pairs, of a number or a size a scalar."""
+        if isinstance(value, Complex):
+            return stack([value.re, value.im], -1)
+        if isinstance(value, (bool, int, float)):
+            return self.body.constant(value)
+        if isinstance(value, Expr):
+            return self.body.dim(value)
+        if not isinstance(value, Array):
+            raise InfercError(f"{self.name}: a result is a {type(value).__name__}, no tensor; return tensors and numbers")
+        return value
 
     def weight(self, name: str, tensor: torch.Tensor) -> Array | Complex:
         """A parameter, buffer or constant: tensors that share memory are one weight, small ones are constants. Each
@@ -201,8 +257,11 @@ class Importer:
     def located(self, node: Node) -> str:
         """The operation, and the user's line that made it."""
         trace = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if "File " in line]
-        last = f" ({trace[-1]})" if trace else ""
-        return f"{self.name}: {node.target}{last}"
+        own = [line for line in trace if "site-packages" not in line] or trace
+        module = list((node.meta.get("nn_module_stack") or {"": ("",)}).values())[-1][0]
+        path = re.sub(r"^L\['self'\]\.?", "", str(module)).strip(".")
+        where = ", ".join([*own[-1:], *([f"module {path}"] if path else [])])
+        return f"{self.name}: {node.target}{f' ({where})' if where else ''}"
 
     def run(self, nodes: Sequence[Node], values: dict[Node, Any]) -> Any:
         """Imports nodes into `values`, which has the placeholders; what the output node gives."""
@@ -220,11 +279,8 @@ class Importer:
         name = str(getattr(target, "__name__", ""))
         if name == "getitem":
             return values[node.args[0]][node.args[1]]  # type: ignore[index]
-        if isinstance(made, (torch.SymInt, torch.SymBool, int)) and not isinstance(made, bool):
-            try:
-                return self.dim(made)
-            except IRError as error:
-                raise InfercError(f"{self.located(node)}: {error}") from error
+        if isinstance(made, (torch.SymInt, torch.SymFloat, torch.SymBool, int)) and not isinstance(made, bool):
+            return self._number(node, made, values)
         if isinstance(target, torch._ops.HigherOrderOperator):
             rule = self.higher.get(target.name())
             arguments = {"operands": [self._argument(a, values) for a in node.args]}
@@ -248,11 +304,49 @@ class Importer:
         call = Call(self, node, arguments)
         path = list((node.meta.get("nn_module_stack") or {"": (node.name,)}).values())[-1][0] or node.name
         self.body.origin = Origin(str(path).removeprefix("L['self'].").strip("."), frozenset([node.name]))
+        self._fixed_shapes(call)
         try:
             result = rule(call)
         except IRError as error:
             raise InfercError(f"{call.where}: {error}") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            if names := _late(call):
+                raise call.error(f"{names[0]} must be a number that does not depend on the data; {COMPUTE}") from error
+            raise
         return self._checked(call, result)
+
+    def _number(self, node: Node, made: Any, values: Mapping[Node, Any]) -> Any:
+        """A size, or a scalar for a number that depends on the data, such as that of `item()`."""
+        try:
+            if not isinstance(made, (torch.SymFloat, torch.SymBool)):
+                return self.dim(made)
+        except IRError as error:
+            problem: IRError | str = error
+        else:
+            problem = "is none that can be computed; give the dimensions fixed sizes"
+        target = node.target
+        operands = [self._argument(a, values) for a in node.args]
+        if not any(isinstance(a, Array) for a in operands):
+            raise InfercError(f"{self.located(node)}: {problem}")
+        if getattr(target, "_schema", None) is not None and "_local_scalar_dense" in target._schema.name:  # type: ignore[union-attr]
+            return operands[0].reshape(())
+        name = str(getattr(target, "__name__", target)).removeprefix("sym_")
+        if name not in OF_NUMBERS:
+            raise InfercError(f"{self.located(node)}: {name} of a number that depends on the data; {COMPUTE}")
+        arrays = [a if isinstance(a, Array) else self.body.constant(a) if isinstance(a, (bool, int, float)) else
+                  self.body.dim(a) for a in operands]  # fmt: skip
+        wide = DTYPES["f64"] if any(a.dtype.is_float for a in arrays) or name in ("truediv", "float") else DTYPES["i64"]
+        return OF_NUMBERS[name](*(a if a.dtype == DTYPES["bool"] else a.astype(wide) for a in arrays))
+
+    def _fixed_shapes(self, call: Call) -> None:
+        """Raises InfercError for results whose shapes depend on the data."""
+        try:
+            for result in call.results:
+                if isinstance(result, torch.Tensor):
+                    tuple(map(self.dim, result.shape))
+        except IRError as error:
+            raise call.error(f"the shape of its result depends on the data; use torch.where or a mask, give it a fixed "
+                             "size, or do this to the program's results") from error  # fmt: skip
 
     def _checked(self, call: Call, result: Any) -> Any:
         """The results in the types that torch says. Raises IRError where shapes differ."""
