@@ -25,9 +25,10 @@ from .torch_control import HIGHER
 from .torch_import import LARGEST_DIM, Complex, Importer, Rule
 from .torch_linalg import LINALG
 from .torch_random import RANDOM
+from .torch_series import SERIES
 from .torch_special import SPECIAL
 
-TABLE: Mapping[str, Rule] = {**PLAIN, **SPECIAL, **LINALG, **RANDOM}
+TABLE: Mapping[str, Rule] = {**PLAIN, **SPECIAL, **LINALG, **RANDOM, **SERIES}
 FIXED = object()  # stands for an input that is no tensor: the export has fixed its value
 # Kept whole where torch would decompose them: what the IR has an op for, or is said better than in core ATen.
 KEPT = (
@@ -38,9 +39,8 @@ KEPT = (
     "upsample_bicubic2d.vec", "upsample_linear1d.vec", "upsample_nearest1d.vec", "upsample_trilinear3d.vec",
     "upsample_nearest3d.vec",
     "_upsample_bilinear2d_aa.vec", "_upsample_bicubic2d_aa.vec", "adaptive_avg_pool2d.default",
-    "pixel_shuffle.default", "dropout.default", "feature_dropout.default", "alpha_dropout.default",
-    "feature_alpha_dropout.default", "glu.default", "repeat_interleave.self_int", "max_pool2d.default",
-    "elu.default", "leaky_relu.default", "unfold.default",
+    "pixel_shuffle.default", "dropout.default", "glu.default", "repeat_interleave.self_int", "max_pool2d.default",
+    "elu.default", "take.default", "leaky_relu.default", "unfold.default",
 )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from ...ir.graph import IRError, Origin, Weight, make_input
 from ...ir.graph import Node as IRNode
 from ...ir.types import DTYPES, Dim, DType, Expr, Sym, Type, bf16, dim_max, dim_min, floordiv, mod, symbol
 from .arrays import Array, Body, stack
-from .refused import torch_advice
+from .refused import TORCH, torch_advice
 
 OF_TORCH: Mapping[torch.dtype, DType] = {
     torch.float32: DTYPES["f32"], torch.float16: DTYPES["f16"], torch.bfloat16: DTYPES["bf16"],
@@ -328,7 +328,7 @@ class Importer:
         operands = [self._argument(a, values) for a in node.args]
         if not any(isinstance(a, Array) for a in operands):
             raise InfercError(f"{self.located(node)}: {problem}")
-        if getattr(target, "_schema", None) is not None and "_local_scalar_dense" in target._schema.name:  # type: ignore[union-attr]
+        if "_local_scalar_dense" in str(target):
             return operands[0].reshape(())
         name = str(getattr(target, "__name__", target)).removeprefix("sym_")
         if name not in OF_NUMBERS:
@@ -345,8 +345,9 @@ class Importer:
                 if isinstance(result, torch.Tensor):
                     tuple(map(self.dim, result.shape))
         except IRError as error:
-            raise call.error(f"the shape of its result depends on the data; use torch.where or a mask, give it a fixed "
-                             "size, or do this to the program's results") from error  # fmt: skip
+            name = call.node.target._schema.name.removeprefix("aten::") if hasattr(call.node.target, "_schema") else ""
+            advice = TORCH.get(name, "use torch.where or a mask, give it a fixed size, or do this to the program's results")
+            raise call.error(f"the shape of its result depends on the data; {advice}") from error
 
     def _checked(self, call: Call, result: Any) -> Any:
         """The results in the types that torch says. Raises IRError where shapes differ."""

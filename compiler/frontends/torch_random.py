@@ -88,6 +88,9 @@ def permutation(c: Call) -> Array:
 
 def bernoulli(c: Call) -> Array:
     """Ones with a probability, which each element has, or `p`."""
+    modules = list((c.node.meta.get("nn_module_stack") or {"": ("", "")}).values())
+    if "Dropout" in str(modules[-1][1]):
+        raise c.error(TRAINING)
     p = operand(c, "self" if c.get("p") is None else "p", _inner(c.dtype)).broadcast_to(c.shape)
     return drawn(c, lambda key, like: _uniform(key, like.shape, like.dtype), c.shape).compare("lt", p).astype(c.dtype)
 
@@ -137,5 +140,5 @@ RANDOM: Mapping[str, Rule] = {
     "multinomial": multinomial,
     "poisson": _of_each(lambda key, x: jax.random.poisson(key, x)),
     "_standard_gamma": _of_each(jax.random.gamma), "_sample_dirichlet": _of_each(jax.random.dirichlet),
-    **{name: dropout for name in "dropout native_dropout feature_dropout alpha_dropout feature_alpha_dropout".split()},
+    **{name: dropout for name in ("dropout", "native_dropout")},
 }  # fmt: skip
