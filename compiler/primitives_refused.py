@@ -14,6 +14,7 @@ _LINEAR_ALGEBRA = "compute the decomposition before compiling, or with lax.fori_
 GROUPS: tuple[tuple[str, str], ...] = (
     (_EFFECT, "debug_callback debug_print io_callback pure_callback inspect_sharding infeed outfeed create_token "
               "after_all"),
+    ("it raises errors, which is a side effect: leave the check out, or return what it tests as a result", "check"),
     (_REFS, "get swap addupdate new_ref ref_new freeze ref_get ref_set ref_addupdate empty2"),
     (_DEVICES, "all_gather all_to_all axis_index pmax pmin ppermute psum ragged_all_to_all all_gather_reduced "
                "reduce_scatter shard_map psum_invariant pvary pbroadcast psend precv custom_partitioning"),

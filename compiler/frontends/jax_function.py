@@ -12,7 +12,7 @@ import ast
 import inspect
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -97,7 +97,8 @@ class Function:
         except IRError as error:
             raise InfercError(f"{name}: {error}") from error
         except REFUSED as error:
-            raise InfercError(f"{name}: {_advice(error)}") from error
+            dims = {s.name for i in inputs for d in i.type.shape for s in symbols(d)}
+            raise InfercError(f"{name}: {_advice(error, dims)}") from error
         names = _output_names(shape[-1])
         graph = Graph("run", graph.inputs, graph.outputs, tuple(names))
         module = Module({"run": graph}, sources | constants)
@@ -417,18 +418,20 @@ ADVICE: tuple[tuple[type[Exception], str], ...] = (
 _SYMBOLIC = jax.errors.InconclusiveDimensionOperation
 REFUSED: tuple[type[Exception], ...] = (
     *(kind for kind, _ in ADVICE), _SYMBOLIC, TypeError, ValueError, NotImplementedError, IndexError, AttributeError,
+    NameError,
 )  # fmt: skip
 
 
-def _advice(error: Exception) -> str:
-    """What is wrong, where in the user's source, and a way out."""
+def _advice(error: Exception, dims: Collection[str]) -> str:
+    """What is wrong, where in the user's source, and a way out; `dims` are the dimensions that are dynamic."""
     where = user_line(error.__traceback__)
     at = f" (at {where})" if where else ""
     for kind, advice in ADVICE:
         if isinstance(error, kind):
             return f"{advice}{at}"
     text = " ".join(str(error).split())
-    if isinstance(error, _SYMBOLIC) or "symbolic" in text:
+    named = "mod(" in text and any(re.search(rf"\b{re.escape(n)}\b", text) for n in dims)
+    if isinstance(error, _SYMBOLIC) or "symbolic" in text or "_DimExpr" in text or named:
         return f"a dimension that is dynamic must be fixed here{at}: {_short(text)}; give it a number in the example"
     return f"the function cannot be traced{at}: {_short(text)}"
 
