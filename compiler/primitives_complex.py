@@ -287,7 +287,8 @@ def _scan(params: Params, avals: Sequence[Any], parts: Sequence[Sequence[Any]]) 
         return _split(made[:carry]), _split(made[carry:])
 
     first, rows = list(chain(*parts[consts:ends])), list(chain(*parts[ends:]))
-    last, stacked = lax.scan(step, first, rows, length=params["length"], reverse=params["reverse"])
+    length = None if rows else params["length"]
+    last, stacked = lax.scan(step, first, rows, length=length, reverse=params["reverse"])
     return [*last, *stacked]
 
 

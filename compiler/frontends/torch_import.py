@@ -111,7 +111,7 @@ OF_NUMBERS: Mapping[str, Callable[..., Array]] = {
     **{name: getattr(operator, name) for name in "add sub mul truediv neg lt le gt ge".split()},
     **{name: (lambda a, b, n=name: a.compare(n, b)) for name in ("eq", "ne")}, "not": operator.invert,
     "floordiv": Array.floordiv, "max": Array.maximum, "min": Array.minimum, "float": lambda a: a,
-    "and_": operator.and_, "or_": operator.or_,
+    "mod": lambda a, b: a - a.floordiv(b) * b, "and_": operator.and_, "or_": operator.or_,
 }  # fmt: skip
 
 
@@ -198,7 +198,7 @@ class Importer:
     arguments: list[IRNode] = field(default_factory=list)  # inputs of the program, so far
     of_pairs: set[str] = field(default_factory=set)  # those of complex numbers
     random: int = 0  # operations that draw random numbers, so far
-    loops: int = 0  # around the node at hand
+    around: list[Node] = field(default_factory=list)  # operations of control flow that hold the node at hand
 
     @cached_property
     def seed(self) -> Array:
@@ -257,7 +257,9 @@ class Importer:
     def located(self, node: Node) -> str:
         """The operation, and the user's line that made it."""
         trace = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if "File " in line]
-        own = [line for line in trace if "site-packages" not in line] or trace
+        own = [line for line in trace if "site-packages" not in line and 'File "<' not in line] or trace
+        if self.around and 'File "<' in "".join(own[-1:]):
+            return self.located(self.around[0]).replace(str(self.around[0].target), str(node.target), 1)
         module = list((node.meta.get("nn_module_stack") or {"": ("",)}).values())[-1][0]
         path = re.sub(r"^L\['self'\]\.?", "", str(module)).strip(".")
         where = ", ".join([*own[-1:], *([f"module {path}"] if path else [])])
@@ -307,11 +309,11 @@ class Importer:
         self._fixed_shapes(call)
         try:
             result = rule(call)
-        except IRError as error:
-            raise InfercError(f"{call.where}: {error}") from error
-        except (TypeError, ValueError, AttributeError) as error:
+        except (IRError, TypeError, ValueError, AttributeError) as error:
             if names := _late(call):
                 raise call.error(f"{names[0]} must be a number that does not depend on the data; {COMPUTE}") from error
+            if isinstance(error, IRError):
+                raise call.error(str(error)) from error
             raise
         return self._checked(call, result)
 
