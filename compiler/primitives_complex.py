@@ -126,7 +126,8 @@ FORMULAS: Mapping[str, Callable[[_Algebra, list[Any], Params], Any_]] = {
 BY_PARTS = frozenset(
     "add add_any sub neg broadcast_in_dim reshape squeeze transpose rev slice split pad concatenate dynamic_slice "
     "dynamic_update_slice gather scatter scatter-add scatter_add select_n reduce_sum cumsum copy copy_p "
-    "optimization_barrier stop_gradient reduce_window_sum tile stack unstack device_put name scatter-sub scatter_sub".split()
+    "optimization_barrier stop_gradient reduce_window_sum tile stack unstack device_put name scatter-sub "
+    "scatter_sub".split()
 )
 OTHERS = frozenset({"convert_element_type", "dot_general", "conv_general_dilated", "fft"})
 

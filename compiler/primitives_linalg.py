@@ -44,7 +44,8 @@ def cholesky(x: Array, **_: Any) -> Array:
 
     def column(j: Array, factor: Array) -> Array:
         own = lax.dynamic_index_in_dim(factor, j, -2, keepdims=False)
-        rest = lax.dynamic_index_in_dim(x, j, -1, keepdims=False) - jnp.einsum("...ik,...k->...i", factor, jnp.conj(own))
+        known = jnp.einsum("...ik,...k->...i", factor, jnp.conj(own))
+        rest = lax.dynamic_index_in_dim(x, j, -1, keepdims=False) - known
         head = jnp.sqrt(lax.dynamic_index_in_dim(rest, j, -1))
         made = jnp.where(row < j, 0, rest / head)
         return jnp.where(row == j, made[..., None], factor)
@@ -161,7 +162,7 @@ def hessenberg(x: Array, **_: Any) -> tuple[Array, Array]:
 
 
 def tridiagonal(x: Array, *, lower: bool) -> tuple[Array, ...]:
-    """Of symmetric matrices, of which one triangle is read: `hessenberg` in it, diagonal, the one beside it, factors."""
+    """Of symmetric matrices, of which one triangle is read: `hessenberg` in it, diagonals, factors."""
     if x.ndim > 2:
         return jax.vmap(lambda a: tridiagonal(a, lower=lower))(x)  # type: ignore[return-value]
     if not lower:  # the lower triangle of what is turned half round
@@ -358,5 +359,6 @@ def custom_linear_solve(*operands: Array, const_lengths: Any, jaxprs: Any) -> An
 LINALG: dict[str, Callable[..., Any]] = {
     "cholesky": cholesky, "triangular_solve": triangular_solve, "lu": lu, "qr": qr,
     "householder_product": householder_product, "eigh": eigh, "svd": svd, "tridiagonal_solve": tridiagonal_solve,
-    "hessenberg": hessenberg, "tridiagonal": tridiagonal, "custom_linear_solve": custom_linear_solve, "lu_pivots_to_permutation": lu_pivots_to_permutation,
+    "hessenberg": hessenberg, "tridiagonal": tridiagonal, "custom_linear_solve": custom_linear_solve,
+    "lu_pivots_to_permutation": lu_pivots_to_permutation,
 }  # fmt: skip

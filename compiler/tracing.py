@@ -130,7 +130,7 @@ class _Trace:
         if is_complex(aval.dtype):
             return Type(self.shape(aval.shape), DTYPES["f32" if aval.dtype == np.complex64 else "f64"])
         if str(aval.dtype) not in NAMED_DTYPES:
-            raise IRError(f"the dtype {aval.dtype} is not supported; use floats of 16 to 64 bits, integers of 8 to 64, bool")
+            raise IRError(f"the dtype {aval.dtype} is not supported; use floats of 16 bits or more, integers of 8 or more")
         return Type(self.shape(aval.shape), NAMED_DTYPES[str(aval.dtype)])
 
 
@@ -241,7 +241,8 @@ class Body:
     def inline(self, function: Callable[..., Any], operands: Sequence[Value], keys: bool = False) -> Sequence[Value]:
         """The results of a JAX function of the operands of the equation at hand, traced here. Random keys are given as
         `keys`, else as their data."""
-        avals = (data_of(a) if is_key(a.dtype) and not keys else jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self.avals)
+        avals = (data_of(a) if is_key(a.dtype) and not keys else jax.ShapeDtypeStruct(a.shape, a.dtype)
+                 for a in self.avals)  # fmt: skip
         closed = jax.make_jaxpr(lambda *arrays: jax.tree.leaves(function(*arrays)))(*avals)
         return self.evaluate(closed, operands, self.origin)
 

@@ -102,8 +102,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "symmetric": lambda m, x: torch.linalg.eigvalsh(x @ x.T),
     "low rank": lambda m, x: torch.linalg.svdvals(x),
     "statistics of the batch": lambda m, x: torch.nn.functional.batch_norm(x, None, None, training=True),
-    "numbers": lambda m, x: (x * x[0, 0].item() + (x[0].argmax().item() + 1) * 2, x[:, x[0].argmax().item()], x.shape[0]),
-    "double transform": lambda m, x: torch.fft.rfft(x.double()), "complex": lambda m, x: torch.fft.fft(x).acos(),
+    "numbers": lambda m, x: (x * x[0, 0].item() + (x[0].argmax().item() + 1) * 2, x[:, x[0].argmax().item()], len(x)),
+    "double transform": lambda m, x: torch.fft.rfft(x.double()), "complex": lambda m, x: (torch.fft.fft(x) + 1j).acos(),
     "repeats": lambda m, x: torch.repeat_interleave(x, torch.tensor([0, 2, 1, 3]), 0, output_size=6),
     "searched": lambda m, x: torch.bucketize(x, torch.tensor([-1.0, 0.0, 0.5])),
 }  # fmt: skip

@@ -213,7 +213,8 @@ BY_PARTS = (
 )
 FUNCTIONS: Mapping[str, tuple[Any, ...]] = {
     **{name.replace("arc", "a"): (getattr(jnp, name), "self") for name in (
-        "arccos arcsin arctan arccosh arcsinh arctanh exp exp2 expm1 log log1p log2 log10 sqrt sin cos tan sinh cosh tanh square reciprocal abs sign").split()},
+        "arccos arcsin arctan arccosh arcsinh arctanh exp exp2 expm1 log log1p log2 log10 sqrt sin cos tan "
+        "sinh cosh tanh square reciprocal abs sign").split()},
     "sgn": (jnp.sign, "self"), "angle": (jnp.angle, "self"), "rsqrt": (lambda z: 1 / jnp.sqrt(z), "self"),
     "sigmoid": (lambda z: 1 / (1 + jnp.exp(-z)), "self"), "silu": (lambda z: z / (1 + jnp.exp(-z)), "self"),
     "mul": (jnp.multiply, "self", "other"), "div": (jnp.divide, "self", "other"),

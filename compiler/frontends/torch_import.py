@@ -234,7 +234,8 @@ class Importer:
         if isinstance(value, Expr):
             return self.body.dim(value)
         if not isinstance(value, Array):
-            raise InfercError(f"{self.name}: a result is a {type(value).__name__}, no tensor; return tensors and numbers")
+            kind = type(value).__name__
+            raise InfercError(f"{self.name}: a result is a {kind}, no tensor; return tensors and numbers")
         return value
 
     def weight(self, name: str, tensor: torch.Tensor) -> Array | Complex:
@@ -348,7 +349,7 @@ class Importer:
                     tuple(map(self.dim, result.shape))
         except IRError as error:
             name = call.node.target._schema.name.removeprefix("aten::") if hasattr(call.node.target, "_schema") else ""
-            advice = TORCH.get(name, "use torch.where or a mask, give it a fixed size, or do this to the program's results")
+            advice = TORCH.get(name, "use torch.where or a mask, give it a fixed size, or do this to the results")
             raise call.error(f"the shape of its result depends on the data; {advice}") from error
 
     def _checked(self, call: Call, result: Any) -> Any:

@@ -21,7 +21,6 @@ from .torch_elementwise import operand
 from .torch_import import Call, Rule
 
 
-
 def drawn(c: Call, draw: Callable[..., Any], shape: Sequence[Any], *arrays: Array) -> Array:
     """`draw(key, like, *arrays)` with the key of this operation; `like` is an array of the shape."""
     if any(str(node.target) != "cond" for node in c.importer.around):

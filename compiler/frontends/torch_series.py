@@ -25,11 +25,18 @@ def repeat_interleave(c: Call) -> Array:
     return (ends.unsqueeze(0) <= c.body.arange(count).unsqueeze(1)).astype(i64).sum(1).astype(c.dtype)
 
 
+# Of each reduction: over an axis, of two, and of nothing.
+RUNS: Mapping[str, tuple[Callable[..., Any], Callable[..., Any], float]] = {
+    "sum": (jnp.sum, jnp.add, 0.0), "mean": (jnp.sum, jnp.add, 0.0), "prod": (jnp.prod, jnp.multiply, 1.0),
+    "max": (jnp.max, jnp.maximum, -np.inf), "min": (jnp.min, jnp.minimum, np.inf),
+}  # fmt: skip
+
+
 def segment_reduce(c: Call) -> Array:
     """Over runs of an axis, of lengths that an array says, or that end where the next begins."""
     kind, axis = c.reduce, c.get("axis", 0) % c.data.rank
     lengths, offsets, start = c.get("lengths"), c.get("offsets"), c.get("initial")
-    neutral = {"sum": 0.0, "mean": 0.0, "prod": 1.0, "max": -np.inf, "min": np.inf}[kind]
+    over, join, neutral = RUNS[kind]
 
     def reduced(x: Any, runs: Any) -> Any:
         ends = jnp.cumsum(runs, axis) if offsets is None else jnp.take(runs, jnp.arange(1, runs.shape[axis]), axis)
@@ -39,12 +46,9 @@ def segment_reduce(c: Call) -> Array:
         rest = x.ndim - axis - 1
         mask = inside.reshape(*inside.shape, *[1] * rest)
         each = jnp.where(mask, jnp.expand_dims(x, axis), neutral)
-        over = axis + 1
         count = inside.sum(-1).reshape(*begins.shape, *[1] * rest)
-        total = {"sum": jnp.sum, "mean": jnp.sum, "prod": jnp.prod, "max": jnp.max, "min": jnp.min}[kind](each, over)
-        if start is not None:
-            join = {"sum": jnp.add, "mean": jnp.add, "prod": jnp.multiply, "max": jnp.maximum, "min": jnp.minimum}[kind]
-            total = join(total, float(start))
+        total = over(each, axis + 1)
+        total = total if start is None else join(total, float(start))
         if kind == "mean":
             total = jnp.where((count == 0) & (start is not None), total, total / count)
         return total.astype(x.dtype)
