@@ -130,7 +130,7 @@ class _Trace:
         if is_complex(aval.dtype):
             return Type(self.shape(aval.shape), DTYPES["f32" if aval.dtype == np.complex64 else "f64"])
         if str(aval.dtype) not in NAMED_DTYPES:
-            raise IRError(f"the dtype {aval.dtype} is not supported; use floats of 16 bits or more, integers of 8 or more")
+            raise IRError(f"the dtype {aval.dtype} is not supported; use floats of 16 bits or integers of 8, or more")
         return Type(self.shape(aval.shape), NAMED_DTYPES[str(aval.dtype)])
 
 
