@@ -208,14 +208,24 @@ def _pairs(p: Parameter, value: Any) -> np.ndarray:
     array, dtype = np.asarray(value), np.dtype(f"c{2 * DTYPES[p.dtype].itemsize}")
     if array.dtype.kind not in "cfiu":
         raise InfercError(f"{p.name} must be {dtype}, not {array.dtype}: convert it with astype")
-    array = np.array(array, dtype, order="C", copy=None)
-    return array[..., None].view(DTYPES[p.dtype])
+    return apart(np.asarray(array, dtype))
+
+
+def apart(x: np.ndarray) -> np.ndarray:
+    """Complex numbers as pairs of real ones in a last axis."""
+    return np.array(x, order="C", copy=None)[..., None].view(f"f{x.itemsize // 2}")
+
+
+def together(pairs: np.ndarray) -> np.ndarray:
+    """Complex numbers of pairs in a last axis."""
+    whole: np.ndarray = pairs.view(f"c{2 * pairs.itemsize}")[..., 0]
+    return whole
 
 
 def _given(p: Parameter, result: np.ndarray) -> np.ndarray:
     """A result as callers have it."""
     if p.complex:
-        return result.view(f"c{2 * result.itemsize}")[..., 0]
+        return together(result)
     return _widened(result) if p.dtype == "bf16" else result
 
 
