@@ -191,7 +191,8 @@ def _short(refusal: str) -> str:
         return "torch cannot decompose the program"
     operation = re.search(r"the operation (\S+) is not supported", refusal)
     if operation:
-        return f"no rule for {operation[1].split('.')[0]}: {refusal.split(' is not supported; ')[-1]}"
+        advice = refusal.split(" is not supported; ")[-1]
+        return "it has no rule" if advice.startswith("docs/") else advice
     return ("torch.export: " if refusal.startswith("torch.export") else "") + refusal.split(": ")[-1].replace("|", "/")
 
 

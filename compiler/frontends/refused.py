@@ -26,6 +26,7 @@ _TORCH: Mapping[str, str] = {
         "_sparse_mm sparse_sampled_addmm _sparse_mm_reduce_impl _sparse_sum _coalesce _indices _values",
     "it is for training: take the loss out of the program": "torch_nn::_linear_cross_entropy_batch_chunked "
         "torch_nn::_linear_cross_entropy_batch_chunked_no_reduction _ctc_loss _ctc_loss.Tensor",
+    "its windows are random: use adaptive_max_pool": "fractional_max_pool2d fractional_max_pool3d",
     "binomials are not drawn: sum torch.bernoulli, or make them an input of the program": "binomial",
     "compute it before, or by a series; jax.scipy.special has others":
         "special_airy_ai special_bessel_j0 special_bessel_j1 special_bessel_y0 special_bessel_y1 "
