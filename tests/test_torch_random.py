@@ -90,7 +90,7 @@ def test_distributions_in_c() -> None:
 def test_samples_without_replacement_and_the_seed() -> None:
     def draw(x: Any) -> Any:
         return torch.multinomial(torch.softmax(x, -1), 3), torch.randperm(7), torch.cond(
-            x.sum() > 0, lambda x: torch.rand_like(x), lambda x: x, (x,))  # fmt: skip
+            x.sum() > 0, lambda x: torch.rand_like(x), lambda x: x + torch.rand_like(x), (x,))  # fmt: skip
 
     x = torch.tensor([[0.0, -200, 0, 0], [-200, 0, 0, 0]])
     with inferc.compile(torch.export.export(Model(draw), (x,), strict=False)) as function:
