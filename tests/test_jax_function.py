@@ -230,6 +230,17 @@ def test_dtypes_go_in_and_out(names: str, backend: str) -> None:
             np.testing.assert_allclose(ours, wanted, near, near, err_msg=f"{name} {n}")
 
 
+@pytest.mark.slow
+def test_loops_inside_of_loops_for_xla() -> None:
+    """Graphs that are called alike, one inside the other."""
+    def sample(key: Any, shape: Any) -> Any:
+        return jax.random.gamma(jax.random.wrap_key_data(key), shape)
+
+    key, shape = np.array([1, 2], np.uint32), np.linspace(0.1, 5, 12, dtype=np.float32)
+    with inferc.compile(sample, key, shape, backend="xla") as compiled:
+        np.testing.assert_allclose(compiled(key, shape), sample(key, shape), 1e-6)
+
+
 def test_weights_keep_their_dtype_and_what_is_no_array_stays() -> None:
     module = eqx.nn.MLP(4, 2, 8, 1, activation=jax.nn.silu, key=jax.random.key(0))
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if eqx.is_array(leaf) else leaf, module)
