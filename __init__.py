@@ -50,7 +50,7 @@ def compile(
     told (what, bytes done, bytes in all). Raises InfercError.
     """
     from .compiler import cache, driver
-    from .compiler.frontends import open_object
+    from .compiler.frontends import BOUNDED, open_object, open_source
 
     def silent(what: str, done: int, total: int) -> None:
         pass
@@ -59,20 +59,24 @@ def compile(
     if isinstance(source, (str, Path)):
         if output is None and len(examples) == 1 and isinstance(examples[0], (str, Path)):
             output, examples = examples[0], ()
-        if examples or dynamic or not isinstance(weights, str | None):
+        bounded = dynamic and Path(source).suffix in BOUNDED
+        if examples or (dynamic and not bounded) or not isinstance(weights, str | None):
             raise InfercError("examples, weights and dynamic belong to functions: pass the function, not a path")
         options |= {} if weights is None else {"weights": weights}
-        if output is None:
-            if folder is not None:
+        if not bounded:
+            if output is None and folder is not None:
                 raise InfercError("dump_ir needs an output: a model from the cache is not compiled again")
-            return load(cache.compiled(str(source), progress or silent, **options))
-        driver.compile_model(str(source), Path(output), dump_ir=folder, progress=progress, **options)
-        return load(output) if options.get("emit", "inferc") == "inferc" else Path(output)
+            if output is None:
+                return load(cache.compiled(str(source), progress or silent, **options))
+            driver.compile_model(str(source), Path(output), dump_ir=folder, progress=progress, **options)
+            return load(output) if options.get("emit", "inferc") == "inferc" else Path(output)
+        opened = open_source(Path(source), bounds=dict(dynamic or {}))
+    else:
+        opened = open_object(source, examples, weights, dynamic)
     chosen = driver.Options(dump_ir=folder, **options)
-    opened = open_object(source, examples, weights, dynamic)
     if output is not None:
         driver.compile_source(opened, Path(output), chosen, progress)
-        return load(output)
+        return load(output) if chosen.emit == "inferc" else Path(output)
     with tempfile.TemporaryDirectory(prefix="inferc-", ignore_cleanup_errors=True) as scratch:
         path = Path(scratch) / f"{opened.name}.inferc"
         driver.compile_source(opened, path, chosen, progress)

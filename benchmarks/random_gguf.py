@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -145,8 +146,12 @@ def random_blocks(rng: np.random.Generator, shape: tuple[int, int], kind: GGMLQu
     return made.reshape(rows, row)
 
 
-def write(path: Path, shape: Shape, type: str, seed: int = 0) -> None:
-    """Writes a model whose matrices are all of `type`, one of GGUF_PY or RANDOM, and whose norms are f32 near 1."""
+def write(path: Path, shape: Shape, type: str, seed: int = 0, distinct: int | None = None) -> None:
+    """Writes a model whose matrices are all of `type`, one of GGUF_PY or RANDOM, and whose norms are f32 near 1.
+
+    At most `distinct` rows of a matrix differ, and are repeated: of large models, few rows are made in seconds. With 0
+    the file has holes in place of all weights, for what reads their types alone.
+    """
     kind = GGMLQuantizationType[type.upper()]
     writer = GGUFWriter(path, "llama")
     describe(writer, shape, path.stem)
@@ -165,12 +170,20 @@ def write(path: Path, shape: Shape, type: str, seed: int = 0) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
+    if distinct == 0:
+        assert writer.fout is not None
+        pad = partial(GGUFWriter.ggml_pad, n=writer.data_alignment)
+        sizes = [pad(info.nbytes) for info in writer.tensors[0].values()]
+        writer.fout[0].truncate(pad(writer.fout[0].tell()) + sum(sizes))
+        writer.close()
+        return
     rng = np.random.default_rng(seed)
     for _, dims in tensors:
         if len(dims) == 1:
             data = 1 + rng.standard_normal(dims, np.float32) * np.float32(0.1)
         else:
-            data = random_matrix(rng, dims, kind)
+            made = random_matrix(rng, (min(dims[0], distinct or dims[0]), dims[1]), kind)
+            data = made if len(made) == dims[0] else np.resize(made, (dims[0], made.shape[1]))
         writer.write_tensor_data(data)
     writer.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -223,6 +224,7 @@ for command in REGISTERED:
 
 def main() -> None:
     """Entry point: an error that a person can act on is one line on stderr and exit code 1."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is half written is removed
     try:
         app()
     except InfercError as error:

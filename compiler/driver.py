@@ -34,7 +34,7 @@ from . import emit, hub
 from . import golden as golden_logits
 from .frontends import open_source
 from .frontends.language import Source as LanguageSource
-from .frontends.language import without_head
+from .frontends.language import share, without_head
 from .frontends.quantizing import quantized
 from .mapped import give_back, let_go_of_code
 from .pipeline import run_passes
@@ -115,10 +115,11 @@ class Backend(Protocol):
         """Raises InfercError where something that building needs is missing, so that it is said before any work."""
         ...
 
-    def lower(self, module: Module, *, name: str, prefix: str, context: int, chunk: int,
-              vocabulary: int = 0) -> Lowered:  # fmt: skip
+    def lower(self, module: Module, *, name: str, prefix: str, context: int, chunk: int, vocabulary: int,
+              share: Callable[[int], Module]) -> Lowered:  # fmt: skip
         """A module after the passes; `vocabulary` counts the tokens of a model that takes some and gives no logits,
-        else it is 0. Raises IRError for what the backend cannot express."""
+        else it is 0; `share(n)` is the module of each of n devices that share the model. Raises IRError for what the
+        backend cannot express, InfercError for devices that cannot share."""
         ...
 
 
@@ -188,16 +189,27 @@ def plan(source: Source, options: Options) -> Plan:
         raise InfercError(f"a cache cannot be {options.kv!r}: choose one of {', '.join(caches)}")
     try:
         passes_for = replace(backend.ir, cache=DTYPES[options.kv], rounded=_function_quant(source, options))
-        module = run_passes(source.build(context, chunk), passes_for, options.dump_ir)
+
+        def built(source: Source, dump: Path | None = None) -> Module:
+            return run_passes(source.build(context, chunk), passes_for, dump)
+
+        module = built(source, options.dump_ir)
         columns = source.kind == "language" and not options.embeddings  # of logits: they count the tokens
         vocabulary = 0 if columns else source.facts().get("vocab_size", 0)
         lowered = backend.lower(module, name=source.name, prefix=options.prefix, context=context, chunk=chunk,
-                                vocabulary=vocabulary)  # fmt: skip
+                                vocabulary=vocabulary, share=lambda n: built(_share(source, n)))  # fmt: skip
     except IRError as error:
         raise InfercError(f"{source.path or source.name}: cannot be compiled for {options.target}: {error}") from error
     except OSError as error:
         raise InfercError(f"cannot write the graph to {options.dump_ir}: {error.strerror}") from error
     return Plan(source, options, module, lowered, context, chunk)
+
+
+def _share(source: Source, devices: int) -> Source:
+    """What each of several devices has of a model that they share. Raises InfercError for what cannot be shared."""
+    if not isinstance(source, LanguageSource):
+        raise InfercError(f"{source.path or source.name} is a function, which devices do not share: leave --mesh out")
+    return share(source, devices)
 
 
 def _function_quant(source: Source, options: Options) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InfercError
-from ..runtime.artifact import FORMAT, VERSION
+from ..runtime.artifact import FORMAT, VERSION, unwritten
 
 # What --emit takes. Of "c", "wasm" and "pjrt" the output is a folder; "pjrt" is XLA's, the others C's.
 KINDS = ("inferc", "c", "so", "a", "exe", "wasm", "pjrt")
@@ -55,6 +55,8 @@ class Publication:
 
     def __enter__(self) -> Publication:
         old = manifest_path(self.output, self.kind)
+        if self.kind in FOLDERS and self.output.exists() and not self.output.is_dir():
+            raise InfercError(f"{self.output} is a file, and {self.kind} a folder: name another one")
         if self.kind in FOLDERS and self.output.exists() and any(self.output.iterdir()) and not old.exists():
             raise InfercError(f"{self.output} is there and nothing that inferc made: name another folder")
         try:
@@ -81,5 +83,7 @@ class Publication:
             path.replace(self.output.parent / path.relative_to(self.folder))
         manifest_file.replace(manifest_path(self.output, self.kind))
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, *rest: object) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise unwritten(self.output, error) from error

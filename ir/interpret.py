@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .graph import Graph, IRError, Module, Node, Value
-from .types import Expr, Sym, Type, array_dtype, array_shape, evaluate, symbols
+from .types import Expr, Sym, Type, array_dtype, array_shape, evaluate, multiple_of, symbols
 
 Arrays = tuple[np.ndarray, ...]
 Dims = Mapping[str, int]
@@ -129,17 +129,19 @@ def _concrete(attr: Any, dims: Dims, observer: Observer | None) -> Any:
 
 
 def _bind(graph: Graph, arrays: Arrays, outer: Dims) -> Dims:
-    """The value of every symbol: from a dimension that is that symbol alone, else as the caller has it."""
+    """The value of every symbol: from a dimension that is that symbol alone, else as the caller has it, else from one
+    that is a multiple of it."""
     bound: dict[str, int] = {}
+    divided: dict[str, int] = {}
     known: set[Sym] = set()
     for node, array in zip(graph.inputs, arrays, strict=True):
         t = node.types[0]
         for dim, size in zip(t.shape, array.shape):
             known |= symbols(dim)
-            match dim:
-                case Expr(terms=((((Sym(name=name), 1),), 1),)):
-                    bound.setdefault(name, size)
-    dims = {**outer, **bound}
+            if told := multiple_of(dim):
+                s, factor, offset = told
+                (bound if (factor, offset) == (1, 0) else divided).setdefault(s.name, (size - offset) // factor)
+    dims = {**divided, **outer, **bound}
     for s in known:
         if s.name in dims and not s.lo <= dims[s.name] <= s.hi:
             raise IRError(f"{graph.name}: {s.name} is {dims[s.name]}, outside {s.lo}..{s.hi}")

@@ -8,7 +8,7 @@ like `f32`, with a block of values along the last axis and a number of bytes per
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -127,44 +127,90 @@ def _call(op: str, a: Dim, b: Dim) -> Dim:
     return Expr((((((DimCall(op, (a, b)), 1),)), 1),))
 
 
+def _divided(a: Expr, b: int) -> tuple[Dim, Dim]:
+    """(q, r) with a = q * b + r, all that b divides in q: r's number is from 0 to b - 1, and its coefficients are less
+    than b, with the signs that they had."""
+    whole = {m: c // b if not m else abs(c) // b * (1 if c > 0 else -1) for m, c in a.terms}
+    return _normal(whole), _normal({m: c - whole[m] * b for m, c in a.terms})
+
+
+def _is_negative(dim: Dim) -> bool:
+    """Whether every symbol's coefficient is, so that the division rounds the positive size up."""
+    return isinstance(dim, Expr) and all(c < 0 for m, c in dim.terms if m)
+
+
+def _floordiv_of_part(a: Dim, b: int) -> Dim:
+    """a // b of what `_divided` leaves: (x // c + d) // b is (x + c * d) // (b * c)."""
+    low, high = bounds(a)
+    if low // b == high // b or isinstance(a, int):
+        return low // b
+    (monomial, factor), *constant = a.terms
+    (atom, power), *others = monomial
+    if factor == power == 1 and not others and (not constant or len(constant) == 1 and not constant[0][0]):
+        if isinstance(atom, DimCall) and atom.op == "floordiv" and isinstance(c := atom.args[1], int) and c > 0:
+            return floordiv(atom.args[0] + c * (constant[0][1] if constant else 0), b * c)
+    return _call("floordiv", a, b)
+
+
 def floordiv(a: Dim, b: Dim) -> Dim:
-    """a // b; exact division of every coefficient is carried out."""
+    """a // b. Of an int b, whole parts of coefficients are carried out, divisions of divisions are one, and what is
+    negative is the negative of a positive size rounded up."""
     if isinstance(b, int):
         if isinstance(a, int):
             return a // b
-        if b == 1:
-            return a
-        if all(c % b == 0 for _, c in a.terms):
-            return _normal({m: c // b for m, c in a.terms})
+        if b > 0:
+            whole, rest = _divided(a, b)
+            if _is_negative(rest):
+                return whole - floordiv(-rest + (b - 1), b)
+            return whole + _floordiv_of_part(rest, b)
     elif a == b:
         return 1
     return _call("floordiv", a, b)
 
 
 def mod(a: Dim, b: Dim) -> Dim:
-    """a mod b, with the sign of b."""
+    """a mod b, with the sign of b. Of an int b, coefficients are taken mod b too; n + mod(-n, b) is n rounded up."""
     if isinstance(b, int):
         if isinstance(a, int):
             return a % b
-        if all(c % b == 0 for _, c in a.terms):
-            return 0
+        if b > 0:
+            rest = _divided(a, b)[1]
+            if _is_negative(rest):
+                return rest - b * floordiv(rest, b)
+            rest = _normal({m: c % b for m, c in _terms(rest)})
+            low, high = bounds(rest)
+            return rest - low // b * b if low // b == high // b else _call("mod", rest, b)
     elif a == b:
         return 0
     return _call("mod", a, b)
 
 
+def _is_of(op: str, a: Dim, b: Dim) -> bool:
+    """Whether `a` is the call `op` of `b` and something else."""
+    match a:
+        case Expr(terms=((((DimCall(op=name, args=args), 1),), 1),)):
+            return name == op and b in args
+    return False
+
+
 def dim_min(a: Dim, b: Dim) -> Dim:
-    """The smaller dimension, decided by bounds where they suffice."""
-    if bounds(a)[1] <= bounds(b)[0]:
+    """The smaller dimension, decided by the bounds of their difference where these suffice, or by what one is."""
+    if _is_of("max", a, b) or _is_of("min", b, a):
+        return b
+    if _is_of("max", b, a) or _is_of("min", a, b):
         return a
-    return b if bounds(b)[1] <= bounds(a)[0] or a == b else _call("min", a, b)
+    low, high = bounds(a - b)
+    return a if high <= 0 else b if low >= 0 else _call("min", a, b)
 
 
 def dim_max(a: Dim, b: Dim) -> Dim:
-    """The larger dimension, decided by bounds where they suffice."""
-    if bounds(a)[0] >= bounds(b)[1]:
+    """The larger dimension, decided by the bounds of their difference where these suffice, or by what one is."""
+    if _is_of("min", a, b) or _is_of("max", b, a):
+        return b
+    if _is_of("min", b, a) or _is_of("max", a, b):
         return a
-    return b if bounds(b)[0] >= bounds(a)[1] or a == b else _call("max", a, b)
+    low, high = bounds(a - b)
+    return a if low >= 0 else b if high <= 0 else _call("max", a, b)
 
 
 CALLS: dict[str, Callable[[Dim, Dim], Dim]] = {"floordiv": floordiv, "mod": mod, "min": dim_min, "max": dim_max}
@@ -202,6 +248,22 @@ def symbols(dim: Dim) -> frozenset[Sym]:
         for a, _power in monomial:
             found |= {a} if isinstance(a, Sym) else symbols(a.args[0]) | symbols(a.args[1])
     return frozenset(found)
+
+
+def multiple_of(dim: Dim) -> tuple[Sym, int, int] | None:
+    """(s, a, b) where `dim` is a * s + b with a > 0, so that it tells the size of s; None for what does not."""
+    terms = dict(_terms(dim))
+    offset = terms.pop((), 0)
+    if len(terms) != 1:
+        return None
+    (((atom, power), *others), factor), = terms.items()
+    return (atom, factor, offset) if isinstance(atom, Sym) and power == 1 and not others and factor > 0 else None
+
+
+def unsized(axes: Sequence[Dim]) -> list[str]:
+    """The names of symbols whose size none of the axes tells."""
+    told = {known[0].name for d in axes if (known := multiple_of(d))}
+    return sorted({s.name for d in axes for s in symbols(d)} - told)
 
 
 def bounds(dim: Dim) -> tuple[int, int]:

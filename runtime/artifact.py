@@ -179,9 +179,14 @@ class ArtifactWriter:
         return self._zip.open(info, "w", force_zip64=True)
 
     def _explained(self, error: OSError) -> InfercError:
-        if error.errno in _FULL:
-            return InfercError(f"the disk is full: {self.path} could not be written; free some space and try again")
-        return InfercError(f"cannot write {self.path}: {error.strerror or error}")
+        return unwritten(self.path, error)
+
+
+def unwritten(path: Path, error: OSError) -> InfercError:
+    """Why a file could not be written, in a sentence."""
+    if error.errno in _FULL:
+        return InfercError(f"the disk is full: {path} could not be written; free some space and try again")
+    return InfercError(f"cannot write {path}: {error.strerror or error}")
 
 
 class Artifact:

@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import InfercError
 from .artifact import Artifact
 from .session import Opened
-from .sizes import size_of
+from .sizes import named_sizes, names_in, size_of
 
 # By the name in a signature, the NumPy dtype; bf16 lies as its bits.
 DTYPES: Mapping[str, np.dtype] = {
@@ -154,18 +154,16 @@ class Function:
 
     def _dims(self, arrays: Sequence[np.ndarray]) -> dict[str, int]:
         """The sizes that have names. Raises InfercError for shapes that do not agree with the signature."""
-        dims: dict[str, int] = {}
         bounds: Mapping[str, Sequence[int]] = self.signature.get("dims", {})
         for p, array in zip(self.inputs, arrays):
             if array.ndim != len(p.shape):
                 raise InfercError(f"{p.name} must be {p}, not of shape {p.of(array.shape)}")
-            for wanted, size in zip(p.shape, array.shape):
-                if isinstance(wanted, str) and wanted in bounds and wanted not in dims:
-                    low, high = bounds[wanted]
-                    if not low <= size <= high:
-                        raise InfercError(f"{p.name} must be {p} with {wanted} from {low} to {high}, not {size}")
-                    dims[wanted] = size
+        dims = named_sizes([p.shape for p in self.inputs], [a.shape for a in arrays])
         for p, array in zip(self.inputs, arrays):
+            for name in names_in(p.shape):
+                low, high = bounds[name]
+                if not low <= dims[name] <= high:
+                    raise InfercError(f"{p.name} must be {p} with {name} from {low} to {high}, not {dims[name]}")
             expected = tuple(size_of(d, dims) for d in p.shape)
             if array.shape != expected:
                 known = ", ".join(f"{k} = {v}" for k, v in dims.items())

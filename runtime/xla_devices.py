@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from ..errors import InfercError
 
-NAMES = {"gpu": "cuda"}  # jax's name for a backend → the platform that an artifact is compiled for
+GPUS = ("cuda", "rocm")  # platforms that jax calls a GPU when it is asked for its own
 
 
 def find(platforms: Sequence[str], wanted: str | None, path: object) -> tuple[str, list[Any]]:
@@ -24,7 +24,9 @@ def find(platforms: Sequence[str], wanted: str | None, path: object) -> tuple[st
     """
     if wanted is not None and wanted not in platforms:
         raise InfercError(f"{path} is for {', '.join(platforms)}, not {wanted}: compile it with --platforms {wanted}")
-    default = NAMES.get(jax.default_backend(), jax.default_backend())
+    default = jax.default_backend()
+    if default == "gpu":
+        default = next(p for p in GPUS if _devices(p))
     candidates = [wanted] if wanted else [default, *(p for p in platforms if p != default)]
     for platform in candidates:
         if platform in platforms and (found := _devices(platform)):
@@ -67,11 +69,25 @@ class Group:
         """Where an array lies: split along an axis over the group, or whole on each device."""
         if len(self.devices) == 1:
             return SingleDeviceSharding(self.devices[0])
-        mesh = Mesh(np.array(self.devices), ("tp",))
         spec = [None] * rank
         if axis is None:
-            return NamedSharding(mesh, PartitionSpec())
-        return NamedSharding(mesh, PartitionSpec(*spec[:axis], "tp"))
+            return NamedSharding(self._mesh, PartitionSpec())
+        return NamedSharding(self._mesh, PartitionSpec(*spec[:axis], "tp"))
+
+    @property
+    def _mesh(self) -> Mesh:
+        return Mesh(np.array(self.devices), ("tp",))
+
+    def on_each(self, call: Callable[..., Any], given: Sequence[Any], made: Sequence[Any]) -> Callable[..., Any]:
+        """A function of arrays at places, evaluated by each device on its own parts; `call` itself on one device."""
+        if len(self.devices) == 1:
+            return call
+        inputs, outputs = (tuple(map(_spec, places)) for places in (given, made))
+        return jax.shard_map(call, mesh=self._mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
+
+    def part(self, shape: Sequence[int], axis: int | None) -> list[int]:
+        """The shape of what each device has of an array that is split along an axis."""
+        return [n // len(self.devices) if i == axis else n for i, n in enumerate(shape)]
 
     def check_memory(self, needed: int, path: object) -> None:
         """Raises InfercError, with the numbers, where a device of this process has fewer than `needed` bytes free."""
@@ -84,6 +100,12 @@ class Group:
                     f"{path} needs {needed / 1e9:.2f} GB on {device} and {free / 1e9:.2f} GB are free: take a smaller "
                     "--context or --slots, a smaller weight type, or a mesh with more devices (--mesh tp=N)"
                 )
+
+
+def _spec(place: Any) -> Any:
+    """Which axes of an array are split over a group."""
+    sharding: Any = place.sharding if isinstance(place, Format) else place
+    return sharding.spec
 
 
 def laid_out(place: Any, layout: Mapping[str, Any] | None) -> Any:

@@ -32,9 +32,10 @@ class Weights:
         data = artifact.view(artifact.manifest["weights"]["file"])
         self.arrays = [a for i in self.inputs if i["role"] == "weight" for a in self._upload(i, data)]
 
-    def types(self, role: str) -> list[TensorType]:
-        """The tensors of all inputs of a role."""
-        return [(t["shape"], t["element"]) for i in self.inputs if i["role"] == role for t in i["tensors"]]
+    def types(self, role: str, own: bool = False) -> list[TensorType]:
+        """The tensors of all inputs of a role: whole, or what each device has of them."""
+        return [(self.group.part(t["shape"], axis if own else None), t["element"])
+                for i in self.inputs if i["role"] == role for t, axis in zip(i["tensors"], i["sharding"])]  # fmt: skip
 
     def places(self, role: str) -> list[Any]:
         """Where each of them lies."""
@@ -47,12 +48,8 @@ class Weights:
 
     def _needed(self) -> int:
         """Bytes on each device: its part of the weights and caches."""
-        total = 0
-        for i in self.inputs:
-            for tensor, axis in zip(i["tensors"], i["sharding"]):
-                size = int(np.prod(tensor["shape"], dtype=np.int64)) * xla_call.dtype_of(tensor["element"]).itemsize
-                total += size if axis is None else size // len(self.group.devices)
-        return total
+        types = [*self.types("weight", own=True), *self.types("state", own=True)]
+        return sum(int(np.prod(s, dtype=np.int64)) * xla_call.dtype_of(element).itemsize for s, element in types)
 
     def _placed(self, i: dict[str, Any]) -> list[Any]:
         return [laid_out(self.group.place(axis, len(t["shape"])), t.get("layouts", {}).get(self._platform))
@@ -80,8 +77,8 @@ class Replica:
         self.free = list(range(artifact.manifest["slots"]))
         self._programs: dict[str, Any] = {}
 
-    def types(self, program: dict[str, Any]) -> tuple[list[TensorType], list[TensorType]]:
-        """The tensors that a program takes and gives."""
+    def types(self, program: dict[str, Any], own: bool = False) -> tuple[list[TensorType], list[TensorType]]:
+        """The tensors that a program takes and gives: all of them, or what each device has of them."""
         tokens, rows = program["T"], program["R"]
         if program["kind"] == "greedy":
             greedy = self.artifact.manifest["greedy"]
@@ -90,8 +87,8 @@ class Replica:
         else:
             args = [((tokens,), "i32")] * 3 + [((rows,), "i32")]
             results = [((rows, self.artifact.manifest["vocab_size"]), "f32")]
-        states = self._weights.types("state")
-        return args + self._weights.types("weight") + states, results + states
+        weights, states = (self._weights.types(role, own) for role in ("weight", "state"))
+        return args + weights + states, results + states
 
     def _compile(self, program: dict[str, Any]) -> Any:
         """The program as this platform has it; the one for all platforms where a device refuses its own kernels."""
@@ -113,9 +110,10 @@ class Replica:
         weights, states = self._weights.places("weight"), self._weights.places("state")
         placed = [whole] * (len(inputs) - len(weights) - len(states)) + weights + states
         results = [whole] * (len(outputs) - len(states)) + states
-        call = xla_call.exported(code, inputs, outputs, self.platform).call
+        call = xla_call.exported(code, *self.types(program, own=True), self.platform).call
         donated = tuple(range(len(inputs) - len(states), len(inputs)))
-        function = jax.jit(call, donate_argnums=donated, in_shardings=tuple(placed), out_shardings=tuple(results))
+        function = jax.jit(self.group.on_each(call, placed, results), donate_argnums=donated,
+                           in_shardings=tuple(placed), out_shardings=tuple(results))  # fmt: skip
         lowered = function.lower(*xla_call.structs(inputs, placed))
         return lowered.compile(compiler_options=xla_call.options(self.platform))
 
@@ -141,6 +139,11 @@ class Replica:
         count = len(results) - len(self.state)
         self.state = list(results[count:])
         return list(results[:count])
+
+
+@jax.jit
+def _likeliest(logits: Any) -> Any:
+    return jax.numpy.argmax(logits, axis=-1)
 
 
 def _zeros_of(shape: Sequence[int], dtype: Any, index: tuple[slice, ...]) -> np.ndarray:
@@ -212,6 +215,15 @@ class Engine:
 
         Raises InfercError where the artifact has one slot, a context is full, or sessions are of several replicas.
         """
+        return np.asarray(self._each(items))[[s.slot for s, _ in items]]
+
+    def likeliest(self, items: Sequence[tuple[Session, int]]) -> list[int]:
+        """The likeliest id after each of `decode`'s, found on the device: no logits come to the host."""
+        ids = np.asarray(_likeliest(self._each(items)))
+        return [int(ids[s.slot]) for s, _ in items]
+
+    def _each(self, items: Sequence[tuple[Session, int]]) -> Any:
+        """The logits on the device, [slots, vocab_size]."""
         self._check_batch([(s, [i]) for s, i in items])
         tokens, position = np.zeros((2, self.slots), np.int32)
         sequence = np.full(self.slots, self.slots, np.int32)
@@ -224,7 +236,7 @@ class Engine:
         (logits,) = items[0][0].replica.run(program, (tokens, sequence, position, rows))
         for session, _ in items:
             session.advance(1)
-        return np.asarray(logits)[[s.slot for s, _ in items]]
+        return logits
 
     def mixed(self, items: Sequence[tuple[Session, Sequence[int]]]) -> np.ndarray:
         """Evaluates ids of several sessions of one replica in one call, prompts and single tokens together: the logits

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from inferc.compiler import emit
 from inferc.errors import InfercError
 from inferc.runtime import artifact as artifact_module
 from inferc.runtime.artifact import ALIGNMENT, Artifact, ArtifactWriter, cpu_features, machine
@@ -141,6 +142,16 @@ def test_full_disk(tmp_path, size):
     with pytest.raises(InfercError, match="disk is full") as caught, files_of_at_most(size):
         fake_artifact.write(tmp_path / "a.inferc", LIBRARY)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_full_disk_of_other_forms(tmp_path):
+    with pytest.raises(InfercError, match="disk is full"), emit.Publication(tmp_path / "made", "c") as publication:
+        with files_of_at_most(100):
+            emit.write_weights(publication.folder / "weights.bin", 4096, [(0, np.zeros(1024, np.float32))])
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "made").write_text("")
+    with pytest.raises(InfercError, match="is a file, and c a folder"), emit.Publication(tmp_path / "made", "c"):
+        pass
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

@@ -93,6 +93,9 @@ def test_no_model(path, tmp_path):
     refuses(path, "not a GGUF file")
     path.write_bytes(b"PK\3\4" + bytes(100))
     refuses(path, "not a GGUF file", ".gguf")
+    for name, remedy in (("m.py", "FILE.py:NAME"), ("m.safetensors", "the folder"), ("m.pth", "torch.export.save")):
+        (tmp_path / name).write_bytes(b"0" * 30)
+        refuses(tmp_path / name, "not a GGUF file", remedy)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,30 @@ def test_logits_equal_those_of_transformers(name, tmp_path):
     source = huggingface.load(tmp_path)
     ours = language.reference_logits(source, IDS.tolist())
     assert np.abs(ours - expected).max() <= 1e-4 * expected.std()
+
+
+def test_windows_of_some_layers(tmp_path):
+    """As of Qwen's, whose configuration says from which layer on, or of each."""
+    model = build("Qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1})
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = model(torch.tensor(IDS[None]), use_cache=False).logits[0].numpy()
+    source = huggingface.load(tmp_path)
+    assert source.config.local == (False, *(True,) * (source.config.layers - 1))
+    ours = language.reference_logits(source, IDS.tolist())
+    assert np.abs(ours - expected).max() <= 1e-4 * expected.std()
+    assert huggingface.load(edit(tmp_path, layer_types=None)).config == source.config
+
+
+def test_other_files_beside_the_model(folder, tmp_path):
+    """An adapter is no part of it; a head that is missing is said to be."""
+    shutil.copytree(folder, tmp_path / "model")
+    save_file({"lora_A.weight": np.ones(3, np.float32)}, tmp_path / "model" / "adapter_model.safetensors")
+    assert huggingface.load(tmp_path / "model").weights.keys() == huggingface.load(folder).weights.keys()
+    tensors = {n: t.array() for n, t in safetensors.read_folder(folder).items() if n != "lm_head.weight"}
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(InfercError, match="lm_head.weight is missing.*tie_word_embeddings"):
+        huggingface.load(edit(tmp_path / "model", tie_word_embeddings=False))
 
 
 def test_bf16_files_in_several_parts_are_read_as_they_are(tmp_path):

@@ -25,8 +25,12 @@ def test_symbols_come_from_shapes_or_from_dims():
     (x,) = inputs(x="f32[2*T]")
     g = graph(op("reshape", x, shape=(2, T)))
     assert interpret(g, {"x": np.ones(6, np.float32)}, {"T": 3})[0].shape == (2, 3)
-    with pytest.raises(IRError, match="g: input x: dimension 2\\*T needs a value for T"):
-        interpret(g, {"x": np.ones(6, np.float32)})
+    assert interpret(g, {"x": np.ones(6, np.float32)})[0].shape == (2, 3)  # a multiple tells the symbol
+    with pytest.raises(IRError, match=r"float32\[7\] is no f32\[6\]"):
+        interpret(g, {"x": np.ones(7, np.float32)})
+    (x,) = inputs(x="f32[T*T]")
+    with pytest.raises(IRError, match="g: input x: dimension T\\*T needs a value for T"):
+        interpret(graph(op("neg", x)), {"x": np.ones(9, np.float32)})
     assert interpret(graph(op("iota", type=Type((T,), i32))), {}, {"T": 4})[0].tolist() == [0, 1, 2, 3]
 
 

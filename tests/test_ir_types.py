@@ -79,8 +79,23 @@ def test_known_forms():
     assert t.floordiv(8 * n, 4) == 2 * n and t.mod(8 * n, 4) == 0
     assert t.floordiv(n - 1, 2) + 1 == parse_dim("floordiv(n - 1, 2) + 1", SYMS)
     assert t.dim_min(n, 512) == n and t.dim_max(n, 0) == n and t.dim_min(n, 600) == n
+    assert t.dim_min(n, n + 1) == n and t.dim_max(n, n + 1) == n + 1  # of bounds that overlap
     assert isinstance(t.dim_min(n, 100), Expr)
+    assert t.dim_max(t.dim_min(n, 100), n) == n and t.dim_min(n, t.dim_max(n, 100)) == n
+    assert t.floordiv(n - 10, 5) == t.floordiv(n, 5) - 2 and t.mod(6 * n + 7, 5) == t.mod(n + 2, 5)
+    whole = 4 * t.floordiv(n + 3, 4)  # the next multiple
+    assert n + t.mod(-n, 4) == whole and -4 * t.floordiv(-n, 4) == whole and t.floordiv(whole, 4) * 4 == whole
+    assert t.floordiv(n, 513) == 0 and t.mod(n, 513) == n
+    windows = t.floordiv(t.floordiv(n - 10, 5) + 1 - 3, 2) + 1  # of one convolution after another
+    assert windows == t.floordiv(n - 10, 10)
     assert parse_dim("3*n^2 - 1", SYMS) == 3 * n * n - 1  # as JAX writes it
+
+
+def test_multiples():
+    """What an axis says of a symbol."""
+    a, n = symbol("a", 1, 9), symbol("n", 1, 512)
+    assert t.multiple_of(3 * n - 2) == (SYMS["n"], 3, -2) and t.multiple_of(n) == (SYMS["n"], 1, 0)
+    assert all(t.multiple_of(d) is None for d in (4, -n, n * n, a * n, a + n, t.floordiv(n, 2)))
 
 
 def test_what_cannot_be_read():

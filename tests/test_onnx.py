@@ -87,7 +87,9 @@ def test_sizes_that_vary_become_symbols_and_the_artifact_takes_them(tmp_path: Pa
     onnx.save(made, tmp_path / "encoder.onnx", save_as_external_data=True, location="encoder.data", size_threshold=64)
     evaluator = ReferenceEvaluator(encoder_in_memory := onnx.load(tmp_path / "encoder.onnx"))
     assert encoder_in_memory.graph.initializer
-    with inferc.compile(tmp_path / "encoder.onnx", tmp_path / "encoder.inferc") as function:
+    bounds = {"batch": (1, 8)}
+    with inferc.compile(tmp_path / "encoder.onnx", tmp_path / "encoder.inferc", dynamic=bounds) as function:
+        assert function.signature["dims"] == {"batch": [1, 8], "length": [1, 65536]}
         assert [str(p) for p in function.outputs] == ["f32[batch, 32]", "f32[batch, 4, length, length]"]
         for batch, length in ((1, 1), (3, 7)):
             ids = RNG.integers(0, 50, (batch, length))
@@ -99,6 +101,56 @@ def test_matrices_of_weights_make_linears_and_nothing_of_the_shapes_is_left() ->
     source = onnx_model.Source(encoder(), None, {"batch": (1, 8), "length": (1, 64)})
     ops = [n.op.name for n in source.build().entries["run"].nodes()]
     assert ops.count("linear") == 2 and "concatenate" not in ops and "layer_norm" in ops
+
+
+def test_a_table_of_positions_limits_the_length() -> None:
+    """What is added to as many rows of a table as there are tokens may have as many as the table."""
+    nodes = [
+        node("Shape", ["x"], ["length"], start=1, end=2),
+        node("Slice", ["table", "zero", "length", "one"], ["rows"]), node("Add", ["x", "rows"], ["y"]),
+    ]  # fmt: skip
+    tensors = {"table": RNG.standard_normal((1, 6, 4)).astype(np.float32), "zero": np.array([0]), "one": np.array([1])}
+    made = model(nodes, [value("x", ["batch", "tokens", 4])], [value("y", ["batch", "tokens", 4])], tensors)
+    source = agrees(made, {"x": RNG.standard_normal((2, 5, 4)).astype(np.float32)})
+    assert source.facts()["signature"]["dims"]["tokens"] == [1, 6]
+
+
+def test_windows_limit_the_length() -> None:
+    """What a window leaves is no less than nothing; a size that the graph computes by subtraction could be."""
+    nodes = [
+        node("Shape", ["x"], ["length"], start=2), node("Sub", ["length", "two"], ["less"]),
+        node("Conv", ["x", "w"], ["sums"]), node("Expand", ["sums", "less"], ["y"]),
+    ]  # fmt: skip
+    tensors = {"two": np.array([2]), "w": np.ones((1, 1, 3), np.float32)}
+    made = model(nodes, [value("x", [1, 1, "tokens"])], [value("y", [1, 1, None])], tensors)
+    source = agrees(made, {"x": np.arange(5, dtype=np.float32).reshape(1, 1, 5)})
+    assert source.facts()["signature"]["dims"]["tokens"][0] == 2
+
+
+@pytest.mark.parametrize("mode, coordinates, nearest", [
+    ("linear", "half_pixel", "floor"), ("linear", "pytorch_half_pixel", "floor"), ("cubic", "half_pixel", "floor"),
+    ("linear", "align_corners", "floor"), ("nearest", "asymmetric", "floor"), ("nearest", "half_pixel", "ceil"),
+    ("nearest", "half_pixel", "round_prefer_floor"), ("nearest", "asymmetric", "round_prefer_ceil"),
+])  # fmt: skip
+def test_images_of_sizes_that_vary_are_resized(mode: str, coordinates: str, nearest: str) -> None:
+    """To a size that varies, by a factor, and to a fixed size."""
+    settings = {"mode": mode, "coordinate_transformation_mode": coordinates, "nearest_mode": nearest}
+    nodes = [
+        node("Shape", ["like"], ["whole"]), node("Resize", ["x", "", "", "whole"], ["a"], **settings),
+        node("Resize", ["x", "", "factors"], ["b"], **settings),
+        node("Resize", ["x", "", "", "fixed"], ["c"], **settings),
+    ]  # fmt: skip
+    inputs = [value("x", [1, 2, "h", "w"]), value("like", [1, 2, "p", "q"])]
+    outputs = [value("a", [1, 2, "p", "q"]), value("b", [1, 2, None, None]), value("c", [1, 2, 4, 3])]
+    tensors = {"factors": np.array([1, 1, 2, 1.5], np.float32), "fixed": np.array([1, 2, 4, 3])}
+    made = model(nodes, inputs, outputs, tensors)
+    x = RNG.standard_normal((1, 2, 5, 6)).astype(np.float32)
+    agrees(made, {"x": x, "like": np.zeros((1, 2, 3, 9), np.float32)})
+
+
+def test_bounds_of_sizes_that_are_not_there() -> None:
+    with pytest.raises(InfercError, match="no input has a size 'bach'; these have names: batch, length"):
+        inferc.compile(encoder(), dynamic={"bach": (1, 8)})
 
 
 def test_tensors_of_other_files_are_mapped(tmp_path: Path) -> None:
@@ -186,9 +238,10 @@ def test_values_given_when_compiling_are_no_inputs() -> None:
      "NonZero 'y': the operator NonZero is not supported; the shape of its result depends on the data"),
     (lambda: model([node("Identity", ["x"], ["y"])], [value("x", [4], TensorProto.STRING)],
                    [value("y", [4], TensorProto.STRING)]), "type STRING are not supported"),
-    (lambda: model([node("Resize", ["x", "", "s"], ["y"])], [value("x", [1, 1, "h", 4])],
-                   [value("y", [1, 1, None, 8])], {"s": np.array([1, 1, 2, 2], np.float32)}),
-     "the size h of an axis that is resized must be fixed"),
+    (lambda: model([node("Resize", ["x", "", "s"], ["y"], mode="cubic", exclude_outside=1)],
+                   [value("x", [1, 1, "h", 4])], [value("y", [1, 1, None, 8])],
+                   {"s": np.array([1, 1, 2, 2], np.float32)}),
+     r"the sizes \[1, 1, h, 4\] of axes that are resized so must be fixed"),
     (lambda: model([node("Dropout", ["x", "r", "t"], ["y"])], [value("x", [4])], [value("y", [4])],
                    {"r": np.array(0.5, np.float32), "t": np.array(True)}), "dropout in training mode is random"),
 ], ids=["operator", "strings", "size", "training"])  # fmt: skip

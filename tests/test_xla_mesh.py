@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from inferc.backends.xla import triton
+from inferc.backends.xla.blocks import widen
 from inferc.compiler.driver import compile_model
 from inferc.errors import InfercError
 from inferc.runtime import xla_devices
@@ -26,15 +28,16 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = 2
 
 
-def compiled(folder: Path, mesh: str, **options: Any) -> Path:
+def compiled(folder: Path, mesh: str, model: str = "llama", types: Any = "q4_1", **options: Any) -> Path:
     path = folder / f"{mesh or 'one'}.inferc"
-    model = write_model(folder / "m.gguf", "llama", "q4_1")
-    compile_model(str(model), path, backend="xla", mesh=mesh, kv="f32", chunk=8, context=64, platforms="cpu", **options)
+    source = write_model(folder / "m.gguf", model, types)
+    given = {"backend": "xla", "mesh": mesh, "kv": "f32", "chunk": 8, "context": 64, "platforms": "cpu", **options}
+    compile_model(str(source), path, **given)
     return path
 
 
-def workers(artifact: Path, folder: Path, devices: int, processes: int = 1) -> list[Any]:
-    """What each process wrote, all started at once with so many devices each."""
+def workers(artifact: Path, folder: Path, devices: int, processes: int = 1, variant: str = "cpu") -> list[Any]:
+    """What each process wrote, all started at once with so many devices each; `variant` is whose programs they take."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -45,7 +48,7 @@ def workers(artifact: Path, folder: Path, devices: int, processes: int = 1) -> l
     outputs = [folder / f"{i}.npz" for i in range(processes)]
     running = []
     for i, output in enumerate(outputs):
-        command = [sys.executable, str(ROOT / "tests/xla_worker.py"), str(artifact), str(output)]
+        command = [sys.executable, str(ROOT / "tests/xla_worker.py"), str(artifact), str(output), variant]
         command += [address, str(processes), str(i)] if processes > 1 else []
         running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
     for process in running:
@@ -68,12 +71,38 @@ def check(found: Any, expected: Any, replicas: int) -> None:
         assert np.array_equal(made, expected["made"][0])
 
 
+def test_programs_for_gpus_equal_one_device(single, tmp_path, monkeypatch):
+    """On two devices that share the model, with the kernels' products as any platform computes them."""
+
+    def product(w, t, value, x):
+        return w.dot(x, w.convert(widen(w, t, value), x.element), ((1,), (1,)), element="f32")
+
+    called = []
+    monkeypatch.setattr(triton, "product", lambda *given: called.append(given) or product(*given))
+    monkeypatch.setattr(triton, "is_simple", lambda t: False)
+    path = compiled(tmp_path, "tp=2", platforms="cpu,cuda")
+    (found,) = workers(path, tmp_path, 2, variant="cuda")
+    assert called
+    check(found, single, replicas=1)
+    assert found["collectives"].tolist()[0] == 2 * LAYERS == sum(found["collectives"])
+
+
 def test_tensor_parallel_replicas_equal_one_device(single, tmp_path):
     """Eight devices: four replicas of two. Each layer sums twice, after attention and after feed-forward."""
     (found,) = workers(compiled(tmp_path, "tp=2,dp=4"), tmp_path, 8)
     check(found, single, replicas=4)
     counts = dict(zip(COLLECTIVES, found["collectives"].tolist()))
     assert counts == {**dict.fromkeys(COLLECTIVES, 0), "all-reduce": 2 * LAYERS}
+
+
+@pytest.mark.parametrize("model, types", [("qwen2", "q5_0"), ("qwen3", "f16"), ("gemma3", "q8_0")])
+def test_architectures_that_devices_share(model, types, tmp_path):
+    """With biases, norms of heads, and windows."""
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    alone.mkdir(), shared.mkdir()
+    (expected,) = workers(compiled(alone, "", model, types), alone, 1)
+    (found,) = workers(compiled(shared, "tp=2", model, types), shared, 2)
+    check(found, expected, replicas=1)
 
 
 @pytest.mark.parametrize("mesh, devices, replicas", [("tp=2", 1, 1), ("tp=2,dp=2", 2, 1)])

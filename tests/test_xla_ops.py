@@ -108,6 +108,19 @@ def weight_cases(platform: str = "", dtypes: Sequence[str] = (*BLOCK_SIZES, *COD
     return found
 
 
+def expert_cases(platform: str, dtypes: Sequence[str], counts: Sequence[int] = (1, 3, 12)) -> dict[str, Case]:
+    """Products with two of four experts, for few tokens and more."""
+    found = {}
+    for dtype in dtypes:
+        raw = random_weight(RNG, (4 * 6, 256), dtype, 0.1)
+        for tokens in counts:
+            values = inputs(x=f"f32[{tokens}, 256]", w=f"weight {dtype}[4, 6, 256]", ids=f"i32[{tokens}, 2]")
+            arrays = {"x": RNG.normal(size=(tokens, 256)).astype(np.float32), "w": raw.reshape(4, 6, -1),
+                      "ids": RNG.integers(0, 4, (tokens, 2)).astype(np.int32)}  # fmt: skip
+            found[f"experts {dtype} {tokens}"] = case(graph(op("expert_linear", *values)), arrays, platform=platform)
+    return found
+
+
 def control_cases() -> dict[str, Case]:
     (x, n), (row,) = inputs(x="f32[3]", n="i32[]"), inputs(row="f32[3]")
     one = op("constant", type=typed("i32[]"), value=np.int32(1).tobytes())

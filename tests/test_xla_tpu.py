@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from inferc.backends.xla import tpu
+from inferc.backends.xla import tpu, tpu_numbers
 from inferc.compiler.driver import compile_model, plan_model
 from inferc.ir.types import BLOCK_SIZES, CODE_SIZES
 from inferc.runtime import xla_call
 from inferc.runtime.artifact import Artifact
 from inferc.runtime.xla_engine import Engine
 
-from .test_xla_ops import cache_cases, weight_cases
+from .test_xla_ops import cache_cases, expert_cases, weight_cases
 from .tiny_models import write_model
 from .xla_run import Case, by_xla, near
 
@@ -42,6 +43,32 @@ def check(cases: dict[str, Case], tolerance: float) -> None:
                          ids=["few", "rest"])  # fmt: skip
 def test_products_and_embeddings(dtypes, anywhere):
     check(weight_cases("tpu", dtypes), 1e-4)
+
+
+def test_experts(anywhere):
+    """Each token's experts' products, with the weights as they lie."""
+    check(expert_cases("tpu", ("q4_0", "mxfp4", "f16")), 1e-4)
+
+
+@pytest.mark.parametrize("book", [*tpu_numbers.ORDERED, *tpu_numbers.MAGNITUDES])
+def test_codes_are_rounded_polynomials(book):
+    """With room for the rounding of f32 in any order of steps, such as fused ones."""
+    coefficients = tpu_numbers.ORDERED.get(book) or tpu_numbers.MAGNITUDES[book]
+    codes = np.array(book[: len(book) // (1 if book in tpu_numbers.ORDERED else 2)])
+    exact = np.polynomial.polynomial.polyval(np.arange(len(codes), dtype=np.float64), coefficients)
+    if any(c % 1 for c in coefficients):
+        assert np.all(np.abs(exact - codes - 0.5) < 0.45)
+    else:
+        assert np.array_equal(exact, codes)
+
+
+def test_no_unsigned_integer_becomes_a_float():
+    """It takes a TPU six operations, and a signed word one."""
+    for name, c in weight_cases("tpu", ("q4_0", "q5_1", "q4_k", "q6_k", "mxfp4", "iq4_nl"), (1,)).items():
+        for line in c.text.splitlines():
+            if found := re.search(r"convert .*tensor<([\dx]*)ui8>\) -> tensor<[\dx]*f32>", line):
+                count = np.prod([int(n) for n in found[1].split("x") if n])
+                assert count <= 6 * 256 / 8, (name, line)  # a group's scale may be
 
 
 @pytest.mark.parametrize("dtype", ["f16", *(pytest.param(d, marks=pytest.mark.slow) for d in ("f32", "q8_0"))])

@@ -87,15 +87,16 @@ def artifact(folder: Path, **options: object) -> Path:
 
 
 def test_steps_of_several_tokens_have_a_variant_for_cuda(tmp_path):
-    """With kernels where XLA has none as good, and not where devices share weights or a platform is another."""
-    found = Artifact(artifact(tmp_path))
-    for p in found.manifest["programs"]:
-        assert triton.TARGET.encode() not in found.read(p["file"])
-        assert (triton.TARGET.encode() in found.read(p["variants"]["cuda"])) == (p["T"] > 8)
-    model = tmp_path / "m.gguf"
-    for options in ({"platforms": "cpu"}, {"platforms": "cuda", "mesh": "tp=2", "slots": 1}):
-        plan = plan_model(model, backend="xla", chunk=16, context=32, **options)
-        assert not plan.lowered.variants
+    """With kernels where XLA has none as good, also where devices share the model, and not for another platform."""
+    for mesh in ("", "tp=2"):
+        found = Artifact(artifact(tmp_path, mesh=mesh))
+        for p in found.manifest["programs"]:
+            assert triton.TARGET.encode() not in found.read(p["file"])
+            assert (triton.TARGET.encode() in found.read(p["variants"]["cuda"])) == (p["T"] > 8)
+    common, gpus = (plan_model(tmp_path / "m.gguf", backend="xla", chunk=16, context=32, platforms=p)
+                    for p in ("cpu", "cuda,rocm"))  # fmt: skip
+    assert not common.lowered.variants
+    assert gpus.lowered.variants and all(v["cuda"] == v["rocm"] for v in gpus.lowered.variants.values())
 
 
 def test_a_device_that_refuses_kernels_takes_the_common_program(tmp_path, monkeypatch):

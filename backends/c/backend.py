@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,9 +119,10 @@ class Backend:
         """Raises InfercError where no C compiler is found, or the target has no such form, before any work is done."""
         toolchain.check(self.targets[0], form)
 
-    def lower(self, module: Module, *, name: str, prefix: str, context: int, chunk: int,
-              vocabulary: int = 0) -> Lowered:  # fmt: skip
-        """The module after the passes as C text; arguments as of `program.build`, which says what it raises."""
+    def lower(self, module: Module, *, name: str, prefix: str, context: int, chunk: int, vocabulary: int,
+              share: Callable[[int], Module]) -> Lowered:  # fmt: skip
+        """The module after the passes as C text; arguments as of `program.build`, which says what it raises. Nothing is
+        shared here."""
         built = program.build(module, self.targets, prefix=prefix, context=context, chunk=chunk, name=name,
                               vocabulary=vocabulary)  # fmt: skip
         return Lowered(built, module, name, context, chunk, vocabulary)

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ...ir.graph import Graph, IRError
-from ...ir.types import Dim, Expr, Sym, Type, bounds, symbols
+from ...ir.types import Dim, Expr, Sym, Type, bounds, multiple_of, symbols
 from .text import c_string, comment_text, dim_c, folded, runtime_text
 
 ENTRY, TYPED = "run", "call"  # the entry, and what its typed function is called
 MOST = (1 << 31) - 1
+AXIS = "an axis that is {} alone or a multiple of it"
 
 Named = Sequence[tuple[str, Type]]
 
@@ -65,18 +66,23 @@ def _table(what: str, arrays: Named) -> Iterable[str]:
 
 
 def _measured(inputs: Named, place: dict[str, str]) -> Iterable[str]:
-    """Sizes with a name come from the first axis that is one; every other axis must agree."""
+    """Sizes with a name come from the first axis that is one, or a multiple of one; every other axis must agree."""
     found: dict[str, str] = {}
     checks = []
-    for i, (_, type) in enumerate(inputs):
-        for d, size in enumerate(type.shape):
-            axis = f"in[{i}].dims[{d}]"
-            if isinstance(size, Expr) and str(size) in place and str(size) not in found:
-                found[str(size)] = f"  {place[str(size)]} = {axis};"
-            elif isinstance(size, Expr):
-                checks.append(f"  if ({axis} != {_in_c(size, place)}) return false;")
+    axes = [(f"in[{i}].dims[{d}]", size) for i, (_, type) in enumerate(inputs) for d, size in enumerate(type.shape)
+            if isinstance(size, Expr)]  # fmt: skip
+    for axis, size in sorted(axes, key=lambda item: str(item[1]) not in place):  # a name alone before multiples
+        known = multiple_of(size)
+        if known and (name := known[0].name) in place and name not in found:
+            _, factor, offset = known
+            start = f"({axis} - {offset})".replace("- -", "+ ") if offset else axis
+            if factor != 1:
+                checks.append(f"  if ({start} % {factor}) return false;")
+            found[name] = f"  {place[name]} = {start}{f' / {factor}' if factor != 1 else ''};"
+        else:
+            checks.append(f"  if ({axis} != {_in_c(size, place)}) return false;")
     if missing := [name for name in place if name not in found]:
-        raise IRError(f"no argument has an axis of exactly {', '.join(missing)}: {ENTRY} cannot know its size")
+        raise IRError(f"no argument has {AXIS.format(', '.join(missing))}: {ENTRY} cannot know its size")
     yield from found.values()
     yield from checks
     if not found:
@@ -93,5 +99,5 @@ def _shaped(outputs: Named, place: dict[str, str]) -> Iterable[str]:
 
 def _in_c(size: Dim, place: dict[str, str]) -> str:
     if isinstance(size, Expr) and (unknown := [s.name for s in symbols(size) if s.name not in place]):
-        raise IRError(f"no argument has an axis of exactly {', '.join(unknown)}: {ENTRY} cannot know its size")
+        raise IRError(f"no argument has {AXIS.format(', '.join(unknown))}: {ENTRY} cannot know its size")
     return dim_c(size, place)

@@ -34,6 +34,7 @@ FETCHING = 4  # tiles that are enough to fetch the next block's weights meanwhil
 CHUNK = 256  # rows of a chunk at most
 PASS = 12  # rows whose work takes as long as reading a chunk's weights once more
 LEAST = 24  # rows of a chunk, where there are several
+OWN = 48  # rows that are worth reading all weights for, rather than have other threads compute part of their outputs
 SERIAL = 1 << 19  # multiplications, and 16 for each weight, that are not worth a second worker
 
 # By target, rows of a tile for each number of panels from 1: what the registers hold.
@@ -205,9 +206,15 @@ static void product_part(const void *args, int32_t begin, int32_t end, int32_t w
   }}
 }}
 
-/* Rows of a chunk: with few chunks weights are read few times, with many all threads end at the same time. */
+/* Rows of a chunk. With enough rows each thread has chunks of its own: then what it reads of them it mostly wrote itself
+ * in the product before, which matters most where cores share no cache. Otherwise several threads have outputs of the
+ * same rows: with few chunks weights are read few times, with many all threads end at the same time. */
 static int32_t product_chunk(const product *p, int32_t threads, int32_t groups) {{
   const int32_t fewest = (p->rows + p->chunk - 1) / p->chunk;
+  if (p->rows / threads >= {OWN}) {{
+    const int32_t chunks = (fewest + threads - 1) / threads * threads;
+    return (p->rows + chunks - 1) / chunks;
+  }}
   int32_t best = p->chunk;
   int64_t least = INT64_MAX;
   for (int32_t n = fewest; n == fewest || (n <= fewest + threads && p->rows / n >= {LEAST}); n++) {{

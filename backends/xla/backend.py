@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,13 +16,13 @@ from ...ir.graph import Module
 from ...ir.target import Target
 from ...ir.types import Type
 from . import embedding, greedy, mesh, program, target, tpu, triton
-from .parts import split
+from .parts import device_rows, split
 from .portable import VERSION, serialize
 from .program import Input, Program, Spec
 from .text import filled
 
-CUDA, TPU = "cuda", "tpu"
-PLATFORMS = ("cpu", CUDA, "rocm", TPU)
+TPU = "tpu"
+PLATFORMS = ("cpu", *triton.PLATFORMS, TPU)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,11 @@ class Lowered:
     def stored(self, name: str, offset: int, type: Type, array: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:
         """(offset, array) of each tensor of a weight in the weights file."""
         weight = next(i for i in self.program.weights if i.name == name)
-        return zip(weight.offsets, split(type, array))
+        parts = split(type, array)
+        if weight.axis == 0 and len(weight.joined) > 1:
+            rows = device_rows(weight.joined, self.program.devices)
+            parts = [p[rows] for p in parts]
+        return zip(weight.offsets, parts)
 
     def facts(self) -> dict[str, Any]:
         """The manifest's part: what the runtime needs to know of the programs before it loads one."""
@@ -73,8 +77,8 @@ class Lowered:
         return f"StableHLO {VERSION}"
 
     def _input(self, i: Input) -> dict[str, Any]:
-        """With how its tensors are split over devices, and how they lie in a TPU's memory where programs rely on it."""
-        found = i.as_data() | {"sharding": self.shape.of(i)}
+        """With how its tensors lie in a TPU's memory where programs rely on it."""
+        found = i.as_data()
         own = TPU in self.platforms and self.variants and i.role == "weight"
         layouts = tpu.layouts(i.type, [p.shape for p in i.parts]) if own else None
         for tensor, layout in zip(found["tensors"], layouts or ()):
@@ -94,14 +98,13 @@ class Lowered:
 
     @cached_property
     def variants(self) -> Mapping[Spec, Mapping[str, str]]:
-        """By platform the text of the programs of language models that differ for it: for NVIDIA GPUs those of few
-        tokens, whose kernels of their own read packed weights, but on devices that share a weight, as XLA cannot part
-        a kernel; for TPUs all."""
+        """By platform the text of the programs of language models that differ for it: for GPUs those of few tokens,
+        whose kernels of their own read packed weights; for TPUs all."""
         steps = [s for s in self.program.specs if s.kind != "run"]
-        few = [s for s in steps if s.dims["T"] <= triton.MOST and self.shape.tp == 1]
+        few = [s for s in steps if s.dims["T"] <= triton.MOST]
         found: dict[Spec, dict[str, str]] = {}
-        for platform, specs in ((CUDA, few), (TPU, steps)):
-            for spec in specs if platform in self.platforms else ():
+        for platform in self.platforms:
+            for spec in few if platform in triton.PLATFORMS else steps if platform == TPU else ():
                 text = self.program.text(spec, platform)
                 if text != self.texts[spec]:
                     found.setdefault(spec, {})[platform] = text
@@ -157,8 +160,7 @@ class Backend:
             raise InfercError(f"products cannot be computed in {compute!r}: choose one of {', '.join(target.COMPUTE)}")
         if slots < 1:
             raise InfercError(f"there must be 1 slot or more, not {slots}")
-        chosen = mesh.Mesh.parse(shape)
-        return cls(target.target(compute, kv, quantised, joined=chosen.tp == 1), names, slots, chosen)
+        return cls(target.target(compute, kv, quantised), names, slots, mesh.Mesh.parse(shape))
 
     def check(self) -> None:
         """Raises InfercError where jax is missing or of a version that this backend does not know."""
@@ -172,10 +174,14 @@ class Backend:
         if not (0, 10) <= (major, minor) < (0, 13):
             raise InfercError(f"the XLA backend knows jax 0.10 to 0.12 and this is jax {found}: install one of those")
 
-    def lower(self, module: Module, *, name: str, prefix: str, context: int, chunk: int,
-              vocabulary: int = 0) -> Lowered:  # fmt: skip
+    def lower(self, module: Module, *, name: str, prefix: str, context: int, chunk: int, vocabulary: int,
+              share: Callable[[int], Module]) -> Lowered:  # fmt: skip
         """The module after the passes; `vocabulary` does not matter here. Raises IRError for what cannot be expressed,
-        InfercError for a mesh that does not divide the heads."""
-        built = program.build(module, self.ir, name=name, context=context, chunk=chunk, slots=self.slots)
-        self.shape.check(built)
+        InfercError for a mesh that does not divide the heads, and for one of a function."""
+        if self.shape != mesh.Mesh() and "step" not in module.entries:
+            raise InfercError(f"{name} is a function, which has no mesh: leave --mesh out")
+        devices = self.shape.tp
+        own = share(devices) if devices > 1 else module
+        built = program.build(module, self.ir, name=name, context=context, chunk=chunk, slots=self.slots, own=own,
+                              devices=devices)  # fmt: skip
         return Lowered(built, self.platforms, self.shape)

@@ -13,8 +13,15 @@ from .context import Value
 from .parts import part_names
 from .text import Shape, Tensor, Writer
 
+Numbers = Callable[[Writer, Format, Tensor], Tensor]  # what the integers of a format's values are, without a scale
 
-def widen(w: Writer, t: Type, value: Value) -> Tensor:
+
+def numbers(w: Writer, fmt: Format, q: Tensor) -> Tensor:
+    """Integers ui8 as f32: less the format's zero, or its codes'."""
+    return chosen(w, fmt.codes, q) if fmt.codes else _minus_zero(w, fmt, q)
+
+
+def widen(w: Writer, t: Type, value: Value, numbers: Numbers = numbers) -> Tensor:
     """A value of any weight or activation dtype as f32, of its whole shape."""
     if not t.dtype.is_block:
         return w.convert(value[0], "f32")
@@ -23,18 +30,18 @@ def widen(w: Writer, t: Type, value: Value) -> Tensor:
         groups = (*d.shape, t.dtype.block)
         scaled = w.mul(w.reshape(w.convert(q, "f32"), groups), w.broadcast(d, groups, range(d.rank)))
         return w.reshape(scaled, q.shape)
-    grouped = unpack(w, t, value)
+    grouped = unpack(w, t, value, numbers)
     return w.reshape(grouped, (*grouped.shape[:-3], t.sizes[-1]))
 
 
-def unpack(w: Writer, t: Type, value: Value) -> Tensor:
+def unpack(w: Writer, t: Type, value: Value, numbers: Numbers = numbers) -> Tensor:
     """A weight in blocks as f32 [..., blocks, groups, values of a group]: scale * (q - zero) + offset."""
     fmt = quant.FORMATS[quant.computed(t.dtype).name]
     parts = dict(zip(part_names(fmt), value))
     lead = value[0].shape[: len(t.sizes)]  # [..., blocks]
     shape = (*lead, fmt.groups, fmt.group)
     q = w.reshape(_planes(w, fmt, parts, "q", (*lead, fmt.block)), shape)
-    signed = _codes(w, fmt.codes, q) if fmt.codes else _minus_zero(w, fmt, q)
+    signed = numbers(w, fmt, q)
     scale, offset = _scales(w, fmt, parts, lead)
     result = w.mul(signed, _spread(w, scale, shape))
     return result if offset is None else w.add(result, _spread(w, offset, shape))
@@ -52,7 +59,7 @@ def _minus_zero(w: Writer, fmt: Format, q: Tensor) -> Tensor:
     return w.sub(x, w.splat(fmt.zero, x)) if fmt.zero else x
 
 
-def _codes(w: Writer, codes: Sequence[int], q: Tensor) -> Tensor:
+def chosen(w: Writer, codes: Sequence[int], q: Tensor) -> Tensor:
     """codes[q] as choices by the bits of q, the lowest first: no memory is read for it."""
     level: list[float | Tensor] = [float(c) for c in codes]
     bit = 1
@@ -182,7 +189,7 @@ def runs_of(fmt: Format) -> tuple[int, tuple[int, ...]]:
 def run_values(w: Writer, fmt: Format, parts: dict[str, Tensor], start: int, size: int, run: tuple[int, ...]) -> Tensor:
     """The values start … start + size of every block, f32 [N, blocks, *run], as `unpack` computes them."""
     q = _run_of(w, fmt, parts, start, size, run)
-    signed = _codes(w, fmt.codes, q) if fmt.codes else _minus_zero(w, fmt, q)
+    signed = numbers(w, fmt, q)
     scale = w.convert(parts["d"], "f32") if "d" in parts else None
     if scale is not None and fmt.unit != 1:
         scale = w.mul(scale, w.splat(fmt.unit, scale))
@@ -230,7 +237,7 @@ def multiplied(w: Writer, t: Type, value: Value, x: Tensor) -> tuple[Tensor, tup
 
     for start in range(0, fmt.block, size):
         q, piece = _run_of(w, fmt, parts, start, size, run), given(start)
-        signed = _codes(w, fmt.codes, q) if fmt.codes else _minus_zero(w, fmt, q)
+        signed = numbers(w, fmt, q)
         product = w.mul(over(signed), piece)
         if fmt.scale_bits:
             scale, least = _scale_of(w, fmt, parts, start // fmt.group)

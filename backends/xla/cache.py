@@ -207,8 +207,8 @@ def _of_own_slot(a: Attention, alone: bool) -> Tensor:
         raw = w.total(w.mul(*over(w.reshape(a.q, (*head, *inner)), keys, across)), across)
     scores = a.scores(raw)
     p, total = _weights(a, scores, a.visible(w.iota((a.span,), 0), scores.shape, 0, 3), (3,))
-    if platform in ("cuda", "tpu"):
-        mixed = _mixed_by_product(a, p, widen(w, v_type, v) if platform == "cuda" else _rows(w, v_type, v), alone)
+    if platform:
+        mixed = _mixed_by_product(a, p, _rows(w, v_type, v) if platform == "tpu" else widen(w, v_type, v), alone)
     else:
         mixed = w.total(w.mul(*over(p, _rows(w, v_type, v), (3,))), (3,))
     mixed = w.reshape(mixed, (*head, v_type.sizes[-1]))

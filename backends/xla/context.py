@@ -31,6 +31,8 @@ class Context:
     """The lowering of one module: `dims` are the values of symbols. A function may leave some open (`is_open`): their
     sizes are expressions, and the text has holes for them. `compute` is the dtype that products multiply in;
     `platform` is one that the program is for alone, so that it may use that one's kernels, or "" where it is for all.
+    `devices` evaluate the program together, each on its parts of the model: they share the columns of the matrices
+    `summed`, as layers call them.
     """
 
     dims: Mapping[str, int]
@@ -38,6 +40,8 @@ class Context:
     compute: DType = f32
     platform: str = ""
     is_open: bool = False
+    devices: int = 1
+    summed: frozenset[str] = frozenset()
     functions: dict[Graph, str] = field(default_factory=dict)  # names of the functions written, callees first
     texts: list[str] = field(default_factory=list)
 

@@ -23,8 +23,10 @@ model: host.c pjrt.h model.h
 def write(program: Program, weights: Path, folder: Path) -> None:
     """Writes host.c, pjrt.h, model.h, Makefile, programs/ and weights into a folder.
 
-    Raises InfercError for a program that is no language model of one slot.
+    Raises InfercError for a program that is no language model of one slot, or that devices share.
     """
+    if program.devices > 1:
+        raise InfercError("--emit pjrt is for one device: compile without --mesh")
     steps = [s for s in program.specs if s.kind == "step" and s.dims["R"] == 1]
     loops = [s for s in program.specs if s.kind == "greedy"]
     if not loops:

@@ -3,7 +3,7 @@
 For few tokens a product is a multiplication and one reduction, in which weights are unpacked where they are read: one
 kernel, and of memory exactly the packed bytes. For many tokens the weight is widened first and multiplied by the
 device's matrix product: XLA then writes the wide weight to memory, which many tokens share. In between, programs for
-NVIDIA GPUs alone have kernels of their own (`triton.py`); those for TPUs alone have one form for any number of tokens
+GPUs alone have kernels of their own (`triton.py`); those for TPUs alone have one form for any number of tokens
 (`tpu.py`).
 """
 
@@ -31,7 +31,7 @@ def product(step: Step, x: Value, x_type: Type, weight: Value, weight_type: Type
     if weight_type.dtype.name in (compute, "f32"):
         return w.dot(w.convert(wide, compute), w.convert(weight[0], compute), ((1,), (1,)), element="f32")
     many = not isinstance(tokens, int) or tokens > FEW
-    own = step.context.platform == "cuda" and isinstance(tokens, int) and triton.fits(weight_type, tokens)
+    own = step.context.platform in triton.PLATFORMS and isinstance(tokens, int) and triton.fits(weight_type, tokens)
     if own and (many or not triton.is_simple(weight_type)):
         return triton.product(w, weight_type, weight, w.convert(wide, compute))
     if many:
@@ -47,9 +47,12 @@ def product(step: Step, x: Value, x_type: Type, weight: Value, weight_type: Type
 
 
 def _linear_at(step: Step, weight: int, *bias: int) -> Tensor:
-    """The product of operand 0 with an operand, and a bias added."""
+    """The product of operand 0 with an operand, summed where devices have parts of it, and a bias added."""
     w = step.writer
     y = product(step, step.operands[0], step.operand_type(0), step.operands[weight], step.operand_type(weight))
+    of = step.node.inputs[weight].node
+    if step.context.devices > 1 and of.op.name == "input" and of.attr("name") in step.context.summed:
+        y = w.sum_of_devices(y, step.context.devices)
     return w.add(y, w.broadcast(step.operands[bias[0]][0], y.shape, (1,))) if bias else y
 
 
@@ -74,6 +77,9 @@ def _expert_linear(step: Step) -> Tensor:
     experts, n, k = weight_type.sizes
     tokens, used = ids.shape
     wide = widen(w, x_type, step.operands[0])
+    if tokens <= FEW and step.context.platform == "tpu":
+        compute = element_of(step.context.compute)
+        return tpu.of_experts(w, weight_type, step.operands[1], w.convert(wide, compute), ids)
     if tokens <= FEW:
         chosen = tuple(take(w, part, ids) for part in step.operands[1])
         values = widen(w, Type((tokens, used, n, k), weight_type.dtype), chosen)

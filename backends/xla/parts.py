@@ -73,6 +73,13 @@ def split(t: Type, array: np.ndarray) -> list[np.ndarray]:
     return found
 
 
+def device_rows(joined: Sequence[int], devices: int) -> np.ndarray:
+    """The rows of matrices with so many each, stood one upon another, in the order in which devices share them: all of
+    the first device's, then the second's."""
+    rows = np.split(np.arange(sum(joined)), np.cumsum(joined)[:-1])
+    return np.concatenate([part for device in zip(*(np.split(r, devices) for r in rows)) for part in device])
+
+
 def join(t: Type, arrays: Sequence[np.ndarray]) -> np.ndarray:
     """The inverse of `split` for a row-major type. Raises IRError for a type that is recoded."""
     if not t.dtype.is_block:

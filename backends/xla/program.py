@@ -1,7 +1,8 @@
 """The programs of a module: specialisations of its entry for numbers of tokens, wanted rows and keys read.
 
 A language model's step has a program for each bucket of tokens, from which the runtime takes the least that fits. All
-take the same weights and states; a state goes in and comes out, and is donated.
+take the same weights and states; a state goes in and comes out, and is donated. Where devices share a model, a program
+is what each of them evaluates on its own parts.
 """
 
 from __future__ import annotations
@@ -43,47 +44,62 @@ class Spec:
 
 @dataclass(frozen=True)
 class Input:
-    """An input of the entry: the tensors that hold it, and where those of a weight lie in the weights file."""
+    """An input of the entry: the tensors that hold it whole, where those of a weight lie in the weights file, the axis
+    along which devices share them, None where each has all, and of what is joined of several the rows of each."""
 
     name: str
     role: str
     type: Type
     parts: tuple[Part, ...]
     offsets: tuple[int, ...] = ()
+    axis: int | None = None
+    joined: tuple[int, ...] = ()
 
     def as_data(self) -> dict[str, Any]:
         tensors: list[dict[str, Any]] = [{"shape": list(p.shape), "element": p.element} for p in self.parts]
         for tensor, offset in zip(tensors, self.offsets):
             tensor["offset"] = offset
-        return {"name": self.name, "role": self.role, "tensors": tensors}
+        sharding = [self.axis] * len(tensors)
+        return {"name": self.name, "role": self.role, "tensors": tensors, "sharding": sharding}
 
 
 @dataclass(frozen=True)
 class Program:
-    """A module with the specialisations that an artifact holds."""
+    """A module with the specialisations that an artifact holds: `graph` is what each of `devices` that share the model
+    evaluates, `whole` what one would."""
 
     name: str
     graph: Graph
+    whole: Graph
+    devices: int
     target: Target
     context: int
     slots: int
     specs: tuple[Spec, ...]
+    joined: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of weights that are joined, the rows of each
 
     @cached_property
     def inputs(self) -> tuple[Input, ...]:
         """The weights and states, in the order in which every program takes them after the arguments."""
         found, at = [], 0
-        for node in self.graph.inputs:
+        for node, own in zip(self.whole.inputs, self.graph.inputs):
             role = node.attr("role")
             if role == "arg":
                 continue
-            t = Context({"S": self.slots}).type(node.types[0])
+            t, of_one = (Context({"S": self.slots}).type(n.types[0]) for n in (node, own))
             parts, offsets = part_types(t), []
             for part in parts if role == "weight" else ():
                 offsets.append(at)
                 at += -(-part.bytes // ALIGNMENT) * ALIGNMENT
-            found.append(Input(node.attr("name"), role, t, parts, tuple(offsets)))
+            axis = next((i for i, sizes in enumerate(zip(t.sizes, of_one.sizes)) if len(set(sizes)) > 1), None)
+            name = node.attr("name")
+            found.append(Input(name, role, t, parts, tuple(offsets), axis, self.joined.get(name, ())))
         return tuple(found)
+
+    @cached_property
+    def summed(self) -> frozenset[str]:
+        """The matrices, as a layer calls them, whose columns devices share: what they give is to be summed."""
+        return frozenset(i.name.split(".", 2)[-1] for i in self.weights if i.axis == 1)
 
     @property
     def weights(self) -> list[Input]:
@@ -117,7 +133,8 @@ class Program:
     def text(self, spec: Spec, platform: str = "") -> str:
         """The StableHLO of one specialisation, for one platform alone or for all. Raises IRError for what cannot be
         expressed."""
-        context = Context(spec.dims, spec.facts, self.target.compute, platform, bool(spec.names))
+        context = Context(spec.dims, spec.facts, self.target.compute, platform, bool(spec.names), self.devices,
+                          self.summed)  # fmt: skip
         if spec.kind == "greedy":
             return greedy.write(context, self.graph, f"{self.name} {spec.name}")
         return lower(context, self.graph, f"{self.name} {spec.name}", self.attributes(context))
@@ -152,16 +169,31 @@ class Program:
         }
 
 
-def build(module: Module, target: Target, *, name: str, context: int, chunk: int, slots: int = 1) -> Program:
-    """The programs of a module after the passes. Raises IRError for an entry that is neither step nor run."""
+def build(module: Module, target: Target, *, name: str, context: int, chunk: int, slots: int = 1,
+          own: Module | None = None, devices: int = 1) -> Program:  # fmt: skip
+    """The programs of a module after the passes; `own` is that of each of several devices. Raises IRError for an entry
+    that is neither step nor run, and modules that take different weights."""
     if "step" in module.entries:
+        whole, graph = (_ordered(m.entries["step"]) for m in (module, own or module))
+        if [n.attr("name") for n in whole.inputs] != [n.attr("name") for n in graph.inputs]:
+            raise IRError("a device's part of the model takes other weights than the whole")
         specs = step_specs(context, chunk, slots)
-        return Program(name, _ordered(module.entries["step"]), target, context, slots, tuple(specs))
+        return Program(name, graph, whole, devices, target, context, slots, tuple(specs), _joined(module))
     if "run" not in module.entries:
         raise IRError("a module for XLA needs an entry `step` or `run`")
     graph = _ordered(module.entries["run"])
     free = {s for n in graph.inputs for d in n.types[0].shape for s in symbols(d)}
-    return Program(name, graph, target, 0, 1, (Spec("run", "run", {}, names=tuple(sorted(free))),))
+    return Program(name, graph, graph, 1, target, 0, 1, (Spec("run", "run", {}, names=tuple(sorted(free))),))
+
+
+def _joined(module: Module) -> dict[str, tuple[int, ...]]:
+    """The rows of each of the weights that a prepared one is joined of."""
+    prepare = module.prepare
+    outputs = zip(prepare.output_names, prepare.outputs) if prepare else ()
+    return {
+        name: tuple(v.type.sizes[0] for v in value.node.inputs)
+        for name, value in outputs if value.node.op.name in ("concat_rows", "concatenate")
+    }  # fmt: skip
 
 
 def _ordered(graph: Graph) -> Graph:

@@ -10,17 +10,16 @@ from .lower import LOWERINGS
 COMPUTE = ("f32", "bf16", "f16")
 
 
-def target(compute: str = "f32", cache: str = "", quantised: bool = False, joined: bool = True) -> Target:
+def target(compute: str = "f32", cache: str = "", quantised: bool = False) -> Target:
     """`compute` is the dtype that products multiply in, `cache` that of the caches (by default f16, or bf16 where
-    products are), `quantised` whether activations become int8 as on CPUs, `joined` whether products of one operand
-    become one, as they may where no device has a part of their rows. Raises KeyError for an unknown dtype."""
+    products are), `quantised` whether activations become int8 as on CPUs. Raises KeyError for an unknown dtype."""
     default = bf16 if compute == "bf16" else f16
     return Target(
         name="xla",
         backend="xla",
         activations=ACTIVATIONS if quantised else {},
         ops=frozenset(LOWERINGS) - set(DOUBLE) | {f"{op} f64" for op in DOUBLE},
-        fusions=frozenset({"concat_rows"} if joined else ()),
+        fusions=frozenset({"concat_rows"}),
         cache=DTYPES[cache] if cache else default,
         compute=DTYPES[compute],
     )

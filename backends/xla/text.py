@@ -333,6 +333,16 @@ class Writer:
         text = f"stablehlo.dot_general {a}, {b}, {axes}, precision = [{precision}, {precision}] : {types}"
         return self.assign(text, shape, element)
 
+    def sum_of_devices(self, x: Tensor, count: int) -> Tensor:
+        """The sum of what each of the devices 0 … count has, on all of them."""
+        result = self.fresh(x.shape, x.element)
+        channel = "channel_handle = #stablehlo.channel_handle<handle = 1, type = 1>, use_global_device_ids"
+        groups = f"replica_groups = dense<[{list(range(count))}]> : tensor<1x{count}xi64>"
+        self.line(f'{result} = "stablehlo.all_reduce"({x}) <{{{groups}, {channel}}}> ({{')
+        self._body([((), x.element)] * 2, lambda a, b: (self.add(a, b),))
+        self.line(f"}}) : ({x.type}) -> {result.type}")
+        return result
+
     # --- Addresses ---
 
     def dynamic_slice(self, x: Tensor, starts: Sequence[Tensor], sizes: Sequence[Size]) -> Tensor:

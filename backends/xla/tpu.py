@@ -16,22 +16,25 @@ from ...ir.types import Type
 from .blocks import unpack, widen
 from .context import Value
 from .text import Tensor, Writer
+from .tpu_numbers import numbers
 
 ROWS = 8  # the least that a product has
 TILES = ((8, 128), (4, 1))  # of bytes: lines and columns, four lines to a word
 
 
 def layouts(t: Type, shapes: Sequence[Sequence[int]]) -> list[dict[str, Any]] | None:
-    """For each tensor of a matrix in blocks, [rows, blocks] or [rows, blocks, bytes], its axes, the slowest first, and
-    its tiles where they are not what XLA takes; None for other weights, which lie as XLA chooses."""
-    if not t.dtype.is_block or len(t.sizes) != 2:
+    """For each tensor of a matrix in blocks, [rows, blocks] or [rows, blocks, bytes], or of one for each expert, its
+    axes, the slowest first, and its tiles where they are not what XLA takes; None for other weights, which lie as XLA
+    chooses."""
+    if not t.dtype.is_block or len(t.sizes) not in (2, 3):
         return None
+    experts = len(t.sizes) - 2
     found: list[dict[str, Any]] = []
     for shape in shapes:
-        if len(shape) == 2:
-            found.append({"order": [1, 0]})
-        else:
-            found.append({"order": [1, 2, 0] if shape[2] >= TILES[0][0] else [2, 1, 0], "tiles": TILES})
+        of_bytes = len(shape) == len(t.sizes) + 1
+        order = [1, 0] if not of_bytes else [1, 2, 0] if shape[-1] >= TILES[0][0] else [2, 1, 0]
+        layout = {"order": [*range(experts), *(experts + i for i in order)]}
+        found.append(layout | ({"tiles": TILES} if of_bytes else {}))
     return found
 
 
@@ -42,12 +45,33 @@ def product(w: Writer, t: Type, weight: Value, x: Tensor) -> Tensor:
     if not t.dtype.is_block:
         rows = weight[0]
     elif quant.FORMATS[quant.computed(t.dtype).name].bits < 8:
-        rows = widen(w, t, weight)
+        rows = widen(w, t, weight, numbers)
     else:  # without planes the reshape of `widen` would part unpacking from the product
-        rows = unpack(w, t, weight)
+        rows = unpack(w, t, weight, numbers)
         x = w.reshape(x, (x.shape[0], *rows.shape[1:]))
     axes = tuple(range(1, x.rank))
     return w.part(w.dot(x, w.convert(rows, x.element), (axes, axes), element="f32"), 0, 0, tokens)
+
+
+def of_experts(w: Writer, t: Type, weight: Value, x: Tensor, ids: Tensor) -> Tensor:
+    """x [T, K], in the dtype to multiply in, times the rows of the experts ids i32 [T, used] of a weight [E, N, K]:
+    f32 [T, used, N]. Each pair is a product of its own: an expert is read as it lies, and nothing is gathered."""
+    (tokens, used), (_, n, k) = ids.shape, t.sizes
+    zero, one, count, each = (w.constant(i, "i32") for i in (0, 1, tokens * used, used))
+    flat = w.reshape(ids, (tokens * used,))
+
+    def body(i: Tensor, total: Tensor) -> tuple[Tensor, ...]:
+        expert = at(w, flat, i)
+        parts = []
+        for part in weight:
+            piece = w.dynamic_slice(part, [expert, *[zero] * (part.rank - 1)], (1, *part.shape[1:]))
+            parts.append(w.reshape(piece, part.shape[1:]))
+        row = w.dynamic_slice(x, [w.div(i, each), zero], (1, k))
+        y = product(w, Type((n, k), t.dtype), tuple(parts), row)
+        return w.add(i, one), w.dynamic_update_slice(total, y, (i, zero))
+
+    start = (zero, w.constant(0, "f32", (tokens * used, n)))
+    return w.reshape(w.loop(start, lambda i, _: w.compare(i, count, "LT"), body)[1], (tokens, used, n))
 
 
 def padded(w: Writer, x: Tensor, axis: int) -> Tensor:
@@ -70,7 +94,7 @@ def rows_of(w: Writer, t: Type, table: Value, ids: Tensor) -> Tensor:
         for part, layout in zip(table, layouts_of):
             piece = w.dynamic_slice(part, [row, *[zero] * (part.rank - 1)], (1, *part.shape[1:]))
             parts.append(lying(w, piece, layout["order"]))  # else the table would take the layout that its row has next
-        return w.add(i, one), w.dynamic_update_slice(rows, widen(w, row_type, tuple(parts)), (i, zero))
+        return w.add(i, one), w.dynamic_update_slice(rows, widen(w, row_type, tuple(parts), numbers), (i, zero))
 
     start = (zero, w.constant(0, "f32", (ids.shape[0], t.sizes[1])))
     return w.loop(start, lambda i, _: w.compare(i, count, "LT"), body)[1]

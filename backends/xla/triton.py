@@ -1,4 +1,4 @@
-"""Products of packed weights for up to 64 tokens on NVIDIA GPUs: kernels in Triton's IR, compiled with a program.
+"""Products of packed weights for up to 64 tokens on GPUs: kernels in Triton's IR, compiled with a program.
 
 XLA's own form for more than 8 tokens writes the widened weight to memory, and for formats with small scales, code books
 or several planes it writes pieces of it for fewer tokens too. Here each program of a kernel takes ROWS rows of
@@ -18,6 +18,7 @@ from .context import Value
 from .parts import part_names, part_types
 from .text import Shape, Tensor, Writer, literal
 
+PLATFORMS = ("cuda", "rocm")  # whose XLA compiles them
 MOST = 64  # tokens of a product
 ROWS = 64  # of a program: what a warp group's matrix instruction takes
 WIDTH, LEAST = 64, 16  # values of a row that are widened together, at most, and what a matrix instruction needs

@@ -30,6 +30,7 @@ FRONT_ENDS: tuple[FrontEnd, ...] = (
 )
 
 
+BOUNDED = (".onnx", ".pt2")  # files of models whose sizes have names
 PACKAGES = ("onnx", "torch")  # extras of these names bring them
 
 # What is opened in memory, by how the module of its type, or of one that that derives from, begins; the last is for
@@ -46,10 +47,13 @@ def open_object(source: object, examples: tuple[Any, ...], weights: Any, dynamic
     return made
 
 
-def open_source(path: Path) -> Source:
-    """Opens a model with the first front end that reads such a path. Raises InfercError as that front end does."""
+def open_source(path: Path, **options: Any) -> Source:
+    """Opens a model with the first front end that reads such a path; ONNX and torch take `bounds` of sizes by name.
+
+    Raises InfercError as that front end does.
+    """
     front_end = next(f for f in FRONT_ENDS if f.reads(path))
-    source: Source = _module(front_end.module).load(path)
+    source: Source = _module(front_end.module).load(path, **options)
     return source
 
 

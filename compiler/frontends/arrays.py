@@ -7,6 +7,7 @@ the array's dtype. Nothing is computed: each operation makes nodes.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,16 +23,20 @@ from ...ir.ops.decompose import length
 from ...ir.types import (
     DTYPES,
     Dim,
+    DimCall,
     DType,
+    Expr,
     Type,
     bf16,
     dim_max,
     dim_min,
+    evaluate,
     f32,
     f64,
     floordiv,
     i64,
     numpy_dtype,
+    symbols,
 )
 
 CONSTANT_BYTES = 1024  # a larger constant becomes a weight
@@ -430,16 +435,41 @@ class Array:
 # --- of several arrays ---
 
 
+class Limited(IRError):
+    """Shapes broadcast only where a size, of the symbol `name`, is within `bounds`, narrower ones than it has."""
+
+    def __init__(self, name: str, bounds: tuple[int, int]) -> None:
+        super().__init__(f"the size {name} must be from {bounds[0]} to {bounds[1]} here")
+        self.name, self.bounds = name, bounds
+
+
 def common_shape(*shapes: Sequence[Dim]) -> tuple[Dim, ...]:
-    """What shapes broadcast to. Raises IRError where they do not."""
+    """What shapes broadcast to. Raises IRError where they do not, `Limited` where some sizes of a symbol would."""
     rank = max(map(len, shapes))
     result: list[Dim] = []
     for column in zip(*((1,) * (rank - len(s)) + tuple(s) for s in shapes)):
         sizes = {d for d in column if d != 1}
         if len(sizes) > 1:
+            if len(sizes) == 2:
+                _limit(*sizes)
             raise IRError(f"the shapes {', '.join(str(list(s)) for s in shapes)} do not broadcast together")
         result.append(sizes.pop() if sizes else 1)
     return tuple(result)
+
+
+def _limit(*sizes: Dim) -> None:
+    """Raises `Limited` where one of two sizes is the other one, cut to a number, and narrower bounds of its symbol
+    would leave it uncut: min(64, n) and n, as of a table with 64 rows, or max(0, n - 3) and n - 3."""
+    for cut, size in (sizes, reversed(sizes)):
+        match cut, tuple(symbols(size)):
+            case Expr(terms=((((DimCall(op=("min" | "max") as op, args=args), 1),), 1),)), (s,) if size in args:
+                is_cut = [evaluate(cut, {s.name: v}) != evaluate(size, {s.name: v}) for v in (s.lo, s.hi)]
+                if symbols(cut) == {s} and is_cut == [op == "max", op == "min"]:  # it is from, or up to, some value
+                    values = range(s.lo, s.hi + 1)
+                    changed = bisect_left(values, 1, key=lambda v: is_cut[0] != (evaluate(cut, {s.name: v})
+                                                                                != evaluate(size, {s.name: v})))
+                    low, high = (values[changed], s.hi) if op == "max" else (s.lo, values[changed] - 1)
+                    raise Limited(s.name, (low, high))
 
 
 def together(*arrays: Array) -> tuple[Array, ...]:

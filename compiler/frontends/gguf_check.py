@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from pathlib import PurePath
 from typing import Any, NoReturn
 
 import numpy as np
@@ -27,6 +28,13 @@ SCALAR_BYTES = {kind: np.dtype(name).itemsize for kind, name in NUMPY.items()}
 SMALLEST_ENTRY = 8 + 4 + 1  # a key-value pair: the key's length, the value's type, one byte
 SMALLEST_TENSOR = 8 + 4 + 8 + 4 + 8
 DOWNLOAD = "download or convert the file again"
+# What to give in the place of files that look like models of another kind.
+INSTEAD = {
+    ".py": "name a function in it, as FILE.py:NAME",
+    **dict.fromkeys((".safetensors", ".bin", ".json"), "give the folder that it lies in, with config.json"),
+    **dict.fromkeys((".pt", ".pth", ".ckpt"), "save the model with torch.export.save, as .pt2"),
+    **dict.fromkeys((".tflite", ".pb", ".h5", ".keras"), "convert it to ONNX"),
+}  # fmt: skip
 
 
 def unsigned(data: np.ndarray | memoryview, at: int, size: int) -> int:
@@ -106,7 +114,8 @@ def check(path: Any, data: np.ndarray) -> dict[str, Entry]:
     """
     cursor = Cursor(path, data)
     if len(data) < 24 or data[:4].tobytes() != b"GGUF":
-        cursor.fail("this is not a GGUF file", "give the path of a .gguf model")
+        remedy = INSTEAD.get(PurePath(path).suffix, "give the path of a .gguf model")
+        cursor.fail("this is not a GGUF file", remedy)
     cursor.at = 4
     version = cursor.u32("the version")
     if version not in VERSIONS:

@@ -126,9 +126,12 @@ def _metadata(path: Path, config: Mapping[str, Any], family: Family) -> Mapping[
     if "head_dim" in config and config["head_dim"]:
         values["attention.value_length"] = config["head_dim"]
     kinds = config.get("layer_types")
+    if kinds is None and config.get("use_sliding_window"):  # Qwen's, before layers had types
+        first = config.get("max_window_layers", 0)
+        kinds = ["sliding_attention" if i >= first else "" for i in range(config["num_hidden_layers"])]
     if config.get("use_sliding_window") is False or (kinds and "sliding_attention" not in kinds):
         values.pop("attention.sliding_window", None)
-    elif kinds and len(set(kinds)) > 1:
+    elif kinds:
         values["attention.sliding_window_pattern"] = [kind == "sliding_attention" for kind in kinds]
     elif pattern := config.get("sliding_window_pattern"):
         values["attention.sliding_window_pattern"] = pattern
@@ -185,8 +188,12 @@ def _weights(path: Path, config: Mapping[str, Any], family: Family, sizes: Confi
     names = gguf.get_tensor_name_map(architecture, sizes.layers)
     scheme = grouped_int.scheme(path, config.get("quantization_config"))
     weights: dict[str, Weight] = {}
+    tied = config.get("tie_word_embeddings", family.norm_offset == 1)
+    if not tied and not any(name.startswith("lm_head.") for name in tensors):
+        raise InfercError(f"{path}: the tensor lm_head.weight is missing; where the embedding is the head, config.json "
+                          'has "tie_word_embeddings": true')  # fmt: skip
     for module, parts in _modules(tensors).items():
-        if module == "lm_head" and config.get("tie_word_embeddings", family.norm_offset == 1):
+        if module == "lm_head" and tied:
             continue
         if parts.keys() == {"inv_freq"}:  # a constant that old checkpoints store
             continue

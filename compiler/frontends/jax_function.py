@@ -24,7 +24,8 @@ import numpy as np
 
 from ...errors import InfercError
 from ...ir.graph import Graph, IRError, Module, Weight
-from ...ir.types import DTYPES, Sym, Type, parse_dim, symbol, symbols
+from ...ir.types import DTYPES, Sym, Type, parse_dim, symbol, symbols, unsized
+from ..primitives_random import is_key
 from ..signature import described
 from ..source import Kind, weight_facts
 from ..tracing import Input, trace, user_line
@@ -116,13 +117,11 @@ class Function:
         used = {s.name for t in spelled for d in t.shape for s in symbols(d)}
         if unused := [n for n in self.dynamic if n not in used]:
             spelled = _leading_axis(unused, leaves, spelled, symbols_known)
-        plain = {s.name for t in spelled for d in t.shape for s in symbols(d) if str(d) == s.name}
-        for t, (name, _) in zip(spelled, leaves):
-            if missing := sorted({s.name for d in t.shape for s in symbols(d)} - plain):
-                raise InfercError(
-                    f"{self.name}: no argument has an axis of exactly {', '.join(missing)}, which the shape {t} of "
-                    f"{name} needs: give one of the arguments such an axis"
-                )
+        if missing := unsized([d for t in spelled for d in t.shape]):
+            raise InfercError(
+                f"{self.name}: no argument has an axis that is {missing[0]} alone or a multiple of it: give "
+                "one of the arguments such an axis"
+            )
         taken: set[str] = set()
         inputs = [Input(_free(name, taken), "arg", Type((*t.shape, 2), t.dtype) if of_pairs else t)
                   for (name, _), t, (_, of_pairs) in zip(leaves, spelled, found)]  # fmt: skip
@@ -286,12 +285,13 @@ def _free(name: str, taken: set[str]) -> str:
 def _weight_leaves(tree: Any) -> tuple[list[tuple[str, Type, Any]], Callable[[Sequence[Any]], Any]]:
     """(name, type, array) of the arrays in a pytree, and what puts values in their place.
 
-    Leaves that are no arrays, such as the functions in a module of Equinox, stay.
+    Leaves that are no arrays, such as the functions in a module of Equinox, stay, and so do random keys, which are in
+    the state of Flax's dropout.
     """
     paths, structure = jax.tree_util.tree_flatten_with_path(tree)
     found, places, complex_places = [], [], set[int]()
     for i, (path, leaf) in enumerate(paths):
-        if not isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
+        if not isinstance(leaf, (np.ndarray, np.generic, jax.Array)) or is_key(leaf.dtype):
             continue
         name = jax.tree_util.keystr(path, simple=True, separator=".").replace("..", ".").strip(".") or "weights"
         array = np.asarray(leaf)

@@ -79,6 +79,42 @@ def without_head(source: Source) -> Source:
     return replace(source, weights=weights, output="embeddings")
 
 
+def share(source: Source, devices: int) -> Source:
+    """What each of several devices has of a model whose heads and inner width of feed-forward they share: its weights
+    have the types of a device's parts, and still load whole.
+
+    Raises InfercError where a number, the blocks of a row, or an order of a linear's inputs cannot be shared.
+    """
+    architecture, config = ARCHITECTURES[source.architecture], source.config
+
+    def parted(count: int, what: str) -> int:
+        if count % devices:
+            raise InfercError(f"{source.path}: {devices} devices cannot share {count} {what} evenly: choose a --mesh "
+                              "whose tp divides them")  # fmt: skip
+        return count // devices
+
+    config = replace(
+        config, heads=parted(config.heads, "heads"), kv_heads=parted(config.kv_heads, "heads of the caches"),
+        feed_forward=parted(config.feed_forward, "inner values of feed-forward"),
+    )  # fmt: skip
+    known = {**architecture.tensors, **architecture.layer_tensors, **ORDERS}
+    weights = {}
+    for name, weight in source.weights.items():
+        whole, dtype = weight.type.sizes, weight.type.dtype
+        shape = tuple(getattr(config, size) for size in known[_in_layer(name)].shape)
+        if shape != whole and dtype.is_integer:
+            raise InfercError(f"{source.path}: {name} takes inputs from all devices: leave tp out of --mesh")
+        if shape[-1] != whole[-1] and dtype.is_block:
+            parted(whole[-1] // dtype.block, f"blocks of a row of {name}")
+        weights[name] = replace(weight, type=Type(shape, dtype))
+    return replace(source, config=config, weights=weights)
+
+
+def _in_layer(name: str) -> str:
+    """A tensor's name without its layer."""
+    return name.split(".", 2)[-1] if name.startswith("blk.") else name
+
+
 def tensor_shapes(metadata: Metadata, architecture: Architecture, config: Config,
                   names: Set[str]) -> dict[str, tuple[int, ...]]:  # fmt: skip
     """The shapes that the architecture gives to the tensors `names` of a file, by GGUF's names.

@@ -20,7 +20,7 @@ from ...ir.graph import Graph, IRError, Node, Origin, Weight, make_input
 from ...ir.interpret import run as run_graph
 from ...ir.interpret import to_array
 from ...ir.types import DTYPES, Dim, DType, Expr, Type, array_shape, i64, symbol
-from .arrays import CONSTANT_BYTES, Array, Body, as_bits, concatenate, dtype_of, numpy_of
+from .arrays import CONSTANT_BYTES, Array, Body, Limited, as_bits, concatenate, dtype_of, numpy_of
 from .refused import onnx_advice
 
 LARGEST_DIM = 1 << 16  # what a dimension without a given bound may be
@@ -81,7 +81,7 @@ class Call:
     node: NodeProto
     frame: Frame
     operands: list[Tensor | None]
-    schema: onnx.defs.OpSchema
+    schema: onnx.defs.OpSchema | None  # None of operators that are not ONNX's own
 
     @property
     def body(self) -> Body:
@@ -143,7 +143,7 @@ class Call:
                         break
                     a = self.frame.attributes[a.ref_attr_name]
                 return _python(helper.get_attribute_value(a))
-        described = self.schema.attributes.get(name)
+        described = self.schema.attributes.get(name) if self.schema else None
         if described is not None and described.default_value.type:
             return _python(helper.get_attribute_value(described.default_value))
         return default
@@ -262,6 +262,8 @@ class Importer:
             if function is not None:
                 return self.inline(function, node, operands, frame)
             return self._apply_operator(node, domain, operands, frame)
+        except Limited:
+            raise
         except IRError as error:
             raise InfercError(f"{self.name}: {node.op_type} {name!r}: {error}") from error
         finally:
@@ -270,20 +272,19 @@ class Importer:
     def _apply_operator(self, node: NodeProto, domain: str, operands: list[Tensor | None],
                         frame: Frame) -> list[Tensor | None]:  # fmt: skip
         version = frame.opsets.get(domain, 1)
-        try:
-            schema = onnx.defs.get_schema(node.op_type, version, domain)
-        except onnx.defs.SchemaError:
-            raise InfercError(
-                f"{self.name}: {domain or 'ai.onnx'} has no operator {node.op_type} in opset {version} "
-                f"(node {node.name!r}); export the model with standard operators"
-            ) from None
+        rule = self.operators.get((domain, node.op_type))
+        schema = None
+        if onnx.defs.has(node.op_type, domain) or rule is None:
+            try:
+                schema = onnx.defs.get_schema(node.op_type, version, domain)
+            except onnx.defs.SchemaError:
+                raise InfercError(f"{self.name}: {unknown_operator(domain, node, version)}") from None
         call = Call(self, node, frame, operands, schema)
         fold = self.foldable.get(node.op_type)
         if fold and not domain and all(o is None or o.known is not None for o in operands):
             folded = fold(call, *(None if o is None else o.known for o in operands))
             if folded is not None and np.size(folded) <= FOLDED:
                 return [Tensor(known=np.asarray(folded))]
-        rule = self.operators.get((domain, node.op_type))
         if rule is None:
             return self.as_function(call)
         made = rule(call)
@@ -373,9 +374,10 @@ class Importer:
 
 
 def symbols_for(
-    inputs: Sequence[onnx.ValueInfoProto], bounds: Mapping[str, tuple[int, int]]
+    inputs: Sequence[onnx.ValueInfoProto], bounds: Mapping[str, tuple[int, int]], limits: Mapping[str, tuple[int, int]]
 ) -> Iterator[tuple[str, Type]]:
-    """Name and type of each input; its symbolic dimensions are symbols within `bounds`, by their names."""
+    """Name and type of each input; its symbolic dimensions are symbols within `bounds`, by their names, and
+    `limits`, by those of the symbols."""
     for value in inputs:
         kind = value.type.WhichOneof("value")
         if kind != "tensor_type":
@@ -393,8 +395,20 @@ def symbols_for(
             name = "".join(c if c.isalnum() else "_" for c in text)
             name = name if name[0].isalpha() else f"d{name}"
             low, high = bounds.get(text, bounds.get(name, (1, LARGEST_DIM)))
+            least, most = limits.get(name, (low, high))
+            low, high = max(low, least), min(high, most)
             shape.append(low if low == high else symbol(name, low, high))
         yield value.name, Type(tuple(shape), dtype)
+
+
+def unknown_operator(domain: str, node: NodeProto, version: int) -> str:
+    """What is wrong with an operator that neither ONNX nor a table here has, and what to do."""
+    name = node.name or next((o for o in node.output if o), "")
+    if domain:
+        return (f"the operator {domain}.{node.op_type} (node {name!r}) is not supported; use the model as it was "
+                "before an optimizer or quantiser, or export it with standard operators")  # fmt: skip
+    return (f"ai.onnx has no operator {node.op_type} in opset {version} (node {name!r}); export the model with "
+            "standard operators")  # fmt: skip
 
 
 def shape_of(tensor: Tensor) -> tuple[Dim, ...]:

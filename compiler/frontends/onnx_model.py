@@ -14,9 +14,10 @@ from onnx import ModelProto, TensorProto, external_data_helper
 
 from ...errors import InfercError
 from ...ir.graph import Graph, Module, make_input
+from ...ir.types import symbols
 from ..signature import described
 from ..source import weight_facts
-from .arrays import Array
+from .arrays import Array, Limited
 from .onnx_fold import FOLDABLE
 from .onnx_import import Frame, Importer, Tensor, dtype_named, symbols_for
 from .onnx_operators import OPERATORS
@@ -36,6 +37,7 @@ class Source:
     static: Mapping[str, np.ndarray] = field(default_factory=dict)
     kind: Literal["function"] = "function"
     trained: int = 0
+    _limits: dict[str, tuple[int, int]] = field(default_factory=dict)  # that the model's operators set, by name
     _built: tuple[Module, Importer] | None = None
 
     @property
@@ -48,8 +50,13 @@ class Source:
 
     def build(self, context: int = 0, chunk: int = 0) -> Module:
         """Entry "run": the model's inputs by name -> its outputs. Raises InfercError for what cannot be imported."""
-        if self._built is None:
-            self._built = self._import()
+        while self._built is None:
+            try:
+                self._built = self._import()
+            except Limited as limited:  # by a table of positions, perhaps: again, with the sizes that it has
+                if limited.bounds == self._limits.get(limited.name):
+                    raise InfercError(f"{self.path or self.name}: {limited}") from limited
+                self._limits[limited.name] = limited.bounds
         return self._built[0]
 
     @property
@@ -71,9 +78,14 @@ class Source:
             raise InfercError(f"{where}: sparse initializers are not supported; store them as dense tensors")
         inputs = [i for i in graph.input if i.name not in frame.values]
         try:
-            types = dict(symbols_for(inputs, self.bounds))
+            types = dict(symbols_for(inputs, self.bounds, self._limits))
         except InfercError as error:
             raise InfercError(f"{where}: {error}") from error
+        sizes = {s.name for t in types.values() for d in t.shape for s in symbols(d)}
+        texts = {d.dim_param for i in inputs for d in i.type.tensor_type.shape.dim}
+        if unknown := sorted(self.bounds.keys() - sizes - texts):
+            raise InfercError(f"{where}: no input has a size {unknown[0]!r:.40}; these have names: "
+                              f"{', '.join(sorted(sizes)) or 'none'}")  # fmt: skip
         nodes = {name: make_input(name, "arg", t) for name, t in types.items()}
         frame.values.update({name: Tensor(array=Array(n[0], importer.body)) for name, n in nodes.items()})
         importer.run(graph.node, frame)

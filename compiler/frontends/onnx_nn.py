@@ -265,7 +265,7 @@ def attention(c: Call) -> Sequence[Any]:
         return c.importer.as_function(c)
     flat = q.rank == 3
     if flat:
-        q, k, v = (_heads(x, c.attr(f"{n}_num_heads")) for x, n in ((q, "q"), (k, "kv"), (v, "kv")))
+        q, k, v = (heads_of(x, c.attr(f"{n}_num_heads")) for x, n in ((q, "q"), (k, "kv"), (v, "kv")))
     if c.has(4):
         k, v = concatenate([c.x(4), k], 2), concatenate([c.x(5), v], 2)
     if mask is not None and mask.shape[-1] != k.shape[2] or causal and q.shape[2] != k.shape[2]:
@@ -274,15 +274,15 @@ def attention(c: Call) -> Sequence[Any]:
     scale = scale if scale is not None else 1 / math.sqrt(q.shape[3])  # type: ignore[arg-type]
     masks = [] if mask is None else [mask.reshape(*(1,) * (4 - mask.rank), *mask.shape)]
     y = c.body.apply("attention", q, k, v, *masks, scale=float(scale), causal=causal, softcap=float(c.attr("softcap")))
-    return [_flat(y) if flat else y, k, v]
+    return [joined_heads(y) if flat else y, k, v]
 
 
-def _heads(x: Array, count: int) -> Array:
+def heads_of(x: Array, count: int) -> Array:
     batch, length, width = x.shape
     return x.reshape(batch, length, count, width // count).transpose(0, 2, 1, 3)
 
 
-def _flat(y: Array) -> Array:
+def joined_heads(y: Array) -> Array:
     batch, heads, length, width = y.shape
     return y.transpose(0, 2, 1, 3).reshape(batch, length, heads * width)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .onnx_classical import CLASSICAL, GRAMS
+from .onnx_contrib import CONTRIB
 from .onnx_control import CONTROL
 from .onnx_elementwise import ELEMENTWISE
 from .onnx_import import Rule
@@ -20,4 +21,4 @@ OPERATORS: Mapping[tuple[str, str], Rule] = {
     ("", name): rule
     for table in (ELEMENTWISE, SHAPES, REDUCTIONS, NN, RECURRENT, SAMPLING, SIGNAL, QUANT, CONTROL, GRAMS)
     for name, rule in table.items()
-} | {("ai.onnx.ml", name): rule for name, rule in CLASSICAL.items()}
+} | {("ai.onnx.ml", name): rule for name, rule in CLASSICAL.items()} | CONTRIB

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from itertools import product
 from math import prod
 
 import numpy as np
 
-from ...ir.types import Dim, f32, i64
+from ...ir.types import Dim, f32, floordiv, i64
 from .arrays import Array, concatenate, where
 from .onnx_import import Call, Rule
 from .products import dot
+from .resampled import at_places, cubic_weight, onnx_origin
 
 # --- Resize: separable, so one axis after the other; each output is a weighted sum of a few neighbours ---
 
@@ -80,24 +82,21 @@ def taps(origin: np.ndarray, scale: float, size: int, kind: str, nearest: str = 
 def resize(c: Call) -> Array:
     x = c.x(0)
     scales = c.numbers(2).reshape(-1) if c.has(2) else np.zeros(0)
-    sizes = c.numbers(3).reshape(-1) if c.has(3) else np.zeros(0)
+    sizes: Sequence[Dim] = c.dims(3) if c.has(3) else []
     if c.version < 11:
         scales = c.numbers(1).reshape(-1)
     axes = [a % x.rank for a in c.attr("axes", range(x.rank))]
     roi = c.numbers(1).reshape(-1) if c.has(1) and c.version >= 11 else np.zeros(0)
-    whole: list[int] = []
-    for a in axes:
-        size = x.shape[a]
-        if not isinstance(size, int):
-            raise c.error(f"the size {size} of an axis that is resized must be fixed; give it when exporting")
-        whole.append(size)
+    if not all(isinstance(d, int) for d in (*(x.shape[a] for a in axes), *sizes)):
+        return _resize_varying(c, x, axes, scales, sizes)
+    whole: list[int] = [x.shape[a] for a in axes]  # type: ignore[misc]
     if len(sizes):
-        exact = [s / w for s, w in zip(sizes, whole)]
+        exact = [s / w for s, w in zip(sizes, whole)]  # type: ignore[operator]
         policy = c.attr("keep_aspect_ratio_policy", "stretch")
         if policy != "stretch":
             one = min(exact) if policy == "not_larger" else max(exact)
-            exact, sizes = [one] * len(axes), np.array([math.floor(one * w + 0.5) for w in whole])
-        outs, counts = [float(s) for s in sizes], [int(s) for s in sizes]
+            exact, sizes = [one] * len(axes), [math.floor(one * w + 0.5) for w in whole]
+        outs, counts = [float(s) for s in sizes], [int(s) for s in sizes]  # type: ignore[arg-type]
     else:
         exact = [float(s) for s in scales]
         outs = [s * w for s, w in zip(exact, whole)]
@@ -121,6 +120,27 @@ def resize(c: Call) -> Array:
     if outside is not None:
         y = where(outside, y.like(c.attr("extrapolation_value")), y)
     return y.astype(narrow)
+
+
+def _resize_varying(c: Call, x: Array, axes: Sequence[int], scales: np.ndarray, sizes: Sequence[Dim]) -> Array:
+    """Resize where the size of an axis, or of its result, is known at run time only."""
+    mode, kind = c.attr("coordinate_transformation_mode", "asymmetric"), c.attr("mode")
+    widened = c.attr("antialias", 0) or c.attr("exclude_outside", 0) or mode == "tf_crop_and_resize"
+    if widened or c.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise c.error(f"the sizes {[x.shape[a] for a in axes]} of axes that are resized so must be fixed; give them "
+                      "when exporting")  # fmt: skip
+    y = x if kind == "nearest" else x.astype(f32)
+    for n, axis in enumerate(axes):
+        size, scale = x.shape[axis], float(scales[n]) if not sizes else None
+        if scale is None:
+            out = sizes[n]
+        else:
+            ratio = Fraction(scale).limit_denominator(1 << 10)
+            out = floordiv(size * ratio.numerator, ratio.denominator)
+        if out != size:
+            origin = onnx_origin(y, axis, out, scale, mode)
+            y = at_places(y, axis, origin, kind, c.attr("nearest_mode", "floor"), c.attr("cubic_coeff_a", -0.75))
+    return y.astype(x.dtype)
 
 
 def combined(x: Array, axis: int, places: np.ndarray, weights: np.ndarray) -> Array:
@@ -147,21 +167,21 @@ def combined(x: Array, axis: int, places: np.ndarray, weights: np.ndarray) -> Ar
 
 def sampled(x: Array, places: Sequence[Array], padding: str, align: bool) -> Array:
     """x[N, C, …] at whole positions, one array [N, …out] for each spatial axis -> [N, C, …out]."""
-    sizes: list[int] = list(x.shape[2:])  # type: ignore[arg-type]
     valid: Array | None = None
     index: Array | None = None
-    for place, size in zip(places, sizes):
+    for place, size in zip(places, x.shape[2:]):
+        last = x.body.dim(size - 1, place.dtype)
         if padding == "zeros":
-            inside = (place >= 0) & (place <= size - 1)
+            inside = (place >= 0) & (place <= last)
             valid = inside if valid is None else valid & inside
         elif padding == "reflection":
             place = reflected(place, size, align)
-        place = place.maximum(0).minimum(size - 1).astype(i64)
-        index = place if index is None else index * size + place
+        place = place.maximum(0).minimum(last).astype(i64)
+        index = place if index is None else index * x.body.dim(size) + place
     assert index is not None
     batch, channels = x.shape[:2]
     out = index.shape[1:]
-    flat = x.reshape(batch, channels, prod(sizes))
+    flat = x.reshape(batch, channels, prod(x.shape[2:]))
     taken = x.body.apply(
         "gather", flat, index.reshape(batch, -1, 1), offset_dims=(2,), collapsed_slice_dims=(2,), start_index_map=(2,),
         operand_batching_dims=(0,), start_indices_batching_dims=(0,), slice_sizes=(1, channels, 1),
@@ -170,12 +190,11 @@ def sampled(x: Array, places: Sequence[Array], padding: str, align: bool) -> Arr
     return y if valid is None else where(valid.unsqueeze(1), y, y.like(0.0))
 
 
-def reflected(x: Array, size: int, align: bool) -> Array:
+def reflected(x: Array, size: Dim, align: bool) -> Array:
     """Positions turned back at the borders as often as it takes; whole ones stay whole."""
-    low, high = (0.0, size - 1.0) if align else (-0.5, size - 0.5)
-    span = high - low
-    if span == 0:
+    if align and size == 1:
         return x * 0.0
+    low, span = (0.0, x.body.dim(size - 1, x.dtype)) if align else (-0.5, x.body.dim(size, x.dtype))
     t = (x - low).abs()
     turns = (t / span).floor()
     rest = t - turns * span
@@ -189,17 +208,18 @@ def grid_sample(c: Call) -> Array:
     return sample_grid(x, grid, mode, padding, align).astype(c.x(0).dtype)
 
 
-def sample_grid(x: Array, grid: Array, mode: str, padding: str, align: bool) -> Array:
-    """x[N, C, …in] at grid[N, …out, n] in [-1, 1], whose last axis counts from the innermost axis of x."""
+def sample_grid(x: Array, grid: Array, mode: str, padding: str, align: bool, each: bool = False) -> Array:
+    """x[N, C, …in] at grid[N, …out, n] in [-1, 1], whose last axis counts from the innermost axis of x. Places outside
+    are moved, or with `each` their neighbours only."""
     n = x.rank - 2
     places = []
     for axis, size in enumerate(x.shape[2:]):
         g = grid.at(-1, n - 1 - axis)
-        assert isinstance(size, int)
-        p = (g + 1) / 2 * (size - 1) if align else ((g + 1) * size - 1) / 2
-        if padding == "border":
-            p = p.maximum(0.0).minimum(size - 1.0)
-        elif padding == "reflection":
+        whole, last = x.body.dim(size, g.dtype), x.body.dim(size - 1, g.dtype)
+        p = (g + 1) / 2 * last if align else ((g + 1) * whole - 1) / 2
+        if padding == "border" and not each:
+            p = p.maximum(0.0).minimum(last)
+        elif padding == "reflection" and not each:
             p = reflected(p, size, align)
         places.append(p)
     if mode == "nearest":
@@ -210,7 +230,7 @@ def sample_grid(x: Array, grid: Array, mode: str, padding: str, align: bool) -> 
     for offsets in product(reach, repeat=n):
         weight: Array | None = None
         for p, f, o in zip(places, floors, offsets):
-            w = _linear_weight(p - f, o) if len(reach) == 2 else _cubic_weight(p - f - float(o))
+            w = _linear_weight(p - f, o) if len(reach) == 2 else cubic_weight(p - f - float(o))
             weight = w if weight is None else weight * w
         assert weight is not None
         part = sampled(x, [f + float(o) for f, o in zip(floors, offsets)], padding, align) * weight.unsqueeze(1)
@@ -221,13 +241,6 @@ def sample_grid(x: Array, grid: Array, mode: str, padding: str, align: bool) -> 
 
 def _linear_weight(ratio: Array, offset: int) -> Array:
     return ratio if offset else 1 - ratio
-
-
-def _cubic_weight(distance: Array, a: float = -0.75) -> Array:
-    t = distance.abs()
-    near = ((a + 2) * t - (a + 3)) * t * t + 1
-    far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
-    return where(t <= 1, near, far)
 
 
 def deform_conv(c: Call) -> Array:
@@ -306,10 +319,9 @@ def roi_align(c: Call) -> Array:
     inside = None
     fixed = []
     for p, size in ((py, x.shape[2]), (px, x.shape[3])):
-        assert isinstance(size, int)
-        seen = (p >= -1.0) & (p <= float(size))
+        seen = (p >= -1.0) & (p <= x.body.dim(size, p.dtype))
         inside = seen if inside is None else inside & seen
-        fixed.append(p.maximum(0.0).minimum(size - 1.0))
+        fixed.append(p.maximum(0.0).minimum(x.body.dim(size - 1, p.dtype)))
     assert inside is not None
     floors = [p.floor() for p in fixed]
     corners = []

@@ -49,12 +49,15 @@ def widened(tensor: Tensor) -> np.ndarray:
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of the safetensors files of a checkpoint: those its index names, else all.
+    """Every tensor of the safetensors files of a checkpoint: those its index names, else `model.safetensors`, beside
+    which adapters and other forms of the model may lie, else all.
 
     Raises InfercError for a folder without such files, a damaged file, or a name in two files.
     """
     index = folder / "model.safetensors.index.json"
-    files = _indexed(folder, index) if index.exists() else sorted(folder.glob("*.safetensors"))
+    whole = folder / "model.safetensors"
+    files = [whole] if whole.exists() else sorted(folder.glob("*.safetensors"))
+    files = _indexed(folder, index) if index.exists() else files
     if not files:
         raise InfercError(f"{folder}: there is no .safetensors file; save the model with save_pretrained")
     tensors: dict[str, Tensor] = {}

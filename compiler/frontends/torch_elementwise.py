@@ -33,7 +33,7 @@ def common(c: Call, *names: str) -> DType:
 
 def _result_type(a: Any, b: Any) -> Any:
     plain = [torch.empty((), dtype=x) if isinstance(x, torch.dtype) else x for x in (a, b)]
-    a, b = (1 if isinstance(x, torch.SymInt) else x for x in plain)
+    a, b = (1 if isinstance(x, torch.SymInt) else 1.0 if isinstance(x, torch.SymFloat) else x for x in plain)
     return torch.result_type(a, b)
 
 

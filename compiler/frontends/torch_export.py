@@ -16,7 +16,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from ...errors import InfercError
 from ...ir.graph import Graph, IRError, Module
-from ...ir.types import Sym, symbols
+from ...ir.types import Dim, symbol, unsized
 from ..signature import described
 from ..source import Kind, weight_facts
 from .arrays import Array
@@ -103,11 +103,8 @@ class Program:
             else:
                 taken.append(FIXED)
                 values[node] = example
-        shapes = [n.types[0].shape for n in importer.arguments]
-        plain = {str(d) for shape in shapes for d in shape}
-        for s in (s for shape in shapes for d in shape for s in symbols(d)):
-            if s.name not in plain:
-                raise InfercError(f"{where}: no input has an axis of exactly {s.name}; give one such an axis")
+        if missing := unsized([d for n in importer.arguments for d in n.types[0].shape]):
+            raise InfercError(f"{where}: no input has an axis that is {missing[0]} alone or a multiple of it; give one")
         try:
             results = importer.run(list(program.graph.nodes), values)
         except IRError as error:
@@ -132,20 +129,22 @@ class Program:
         seed = [n.attr("name") for n in arguments[sum(t is not FIXED for t in taken) :]]
         return module, own | _arrangement(self.program, taken, given, seed)
 
-    def _symbols(self, program: ExportedProgram) -> dict[str, Sym]:
-        """torch's symbols with their bounds."""
-        known = {}
-        specs = {s.arg.name for s in program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT}
-        examples = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in specs]
-        sizes = [d for e in examples for d in getattr(e, "shape", [e]) if isinstance(d, torch.SymInt)]
-        free = {s for d in sizes for s in d.node.expr.free_symbols}
+    def _symbols(self, program: ExportedProgram) -> dict[str, Dim]:
+        """torch's symbols of the inputs' sizes, with their bounds."""
+        known: dict[str, Dim] = {}
+        sizes = {str(d) for node in program.graph.nodes if node.op == "placeholder"
+                 for size in getattr(node.meta["val"], "shape", ()) if isinstance(size, torch.SymInt)
+                 for d in size.node.expr.free_symbols}  # fmt: skip
+        if unknown := sorted(self.bounds.keys() - sizes):
+            raise InfercError(f"{self.path or self.name}: no input has a size {unknown[0]!r:.40}; these have names: "
+                              f"{', '.join(sorted(sizes)) or 'none'}")  # fmt: skip
         for s, r in program.range_constraints.items():
-            if s not in free:
-                continue  # a number that depends on the data
+            if str(s) not in sizes:
+                continue
             low = int(r.lower) if r.lower.is_Integer else 0
             high = int(r.upper) if r.upper.is_Integer else LARGEST_DIM
             low, high = self.bounds.get(str(s), (low, high))
-            known[str(s)] = Sym(str(s), max(low, 1), min(high, LARGEST_DIM))
+            known[str(s)] = symbol(str(s), max(low, 1), min(high, LARGEST_DIM))
         return known
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,16 +9,16 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import sympy  # type: ignore[import-untyped]
 import torch
 from torch.fx import Node
 
 from ...errors import InfercError
 from ...ir.graph import IRError, Origin, Weight, make_input
 from ...ir.graph import Node as IRNode
-from ...ir.types import DTYPES, Dim, DType, Expr, Sym, Type, bf16, dim_max, dim_min, floordiv, mod, symbol
+from ...ir.types import DTYPES, Dim, DType, Expr, Type, bf16, f64
 from .arrays import Array, Body, stack
 from .refused import TORCH, torch_advice
+from .torch_sizes import COMPUTE, OF_PYTHON, dim_of, number_of, size_in
 
 OF_TORCH: Mapping[torch.dtype, DType] = {
     torch.float32: DTYPES["f32"], torch.float16: DTYPES["f16"], torch.bfloat16: DTYPES["bf16"],
@@ -45,50 +44,6 @@ def array_of(tensor: torch.Tensor) -> np.ndarray:
     return plain.view(torch.uint16).numpy() if plain.dtype == torch.bfloat16 else plain.numpy()
 
 
-def dim_of(size: Any, known: Mapping[str, Sym]) -> Dim:
-    """A size, which may be an expression over torch's symbols. Raises IRError for an operation that sizes have not."""
-    if isinstance(size, (int, np.integer)):
-        return int(size)
-    return _expression(size.node.expr, known)
-
-
-def _expression(e: sympy.Expr, known: Mapping[str, Sym]) -> Dim:
-    if e.is_Integer:
-        return int(e)
-    if e.is_Symbol:
-        if str(e) not in known:
-            raise IRError(f"{e} is a number that depends on the data; {COMPUTE}")
-        s = known[str(e)]
-        return symbol(s.name, s.lo, s.hi)
-    args = [_expression(a, known) for a in e.args] if not e.is_Pow else []
-    total: Dim
-    match type(e).__name__:
-        case "Add":
-            total = 0
-            for a in args:
-                total = total + a
-            return total
-        case "Mul":
-            total = 1
-            for a in args:
-                total = total * a
-            return total
-        case "Pow" if e.args[1].is_Integer and int(e.args[1]) > 0:
-            base, total = _expression(e.args[0], known), 1
-            for _ in range(int(e.args[1])):
-                total = total * base
-            return total
-        case "FloorDiv" | "CleanDiv":
-            return floordiv(*args)
-        case "Mod" | "PythonMod":
-            return mod(*args)
-        case "Max":
-            return dim_max(*args)
-        case "Min":
-            return dim_min(*args)
-    raise IRError(f"the size {e} is none that can be computed; give the dimension a fixed size")
-
-
 @dataclass(frozen=True)
 class Complex:
     """Real and imaginary parts of an array, of one type."""
@@ -103,16 +58,6 @@ class Complex:
     @property
     def rank(self) -> int:
         return self.re.rank
-
-
-COMPUTE = "compute with tensors, without item() and tolist()"
-# What Python computes with numbers, on scalars.
-OF_NUMBERS: Mapping[str, Callable[..., Array]] = {
-    **{name: getattr(operator, name) for name in "add sub mul truediv neg lt le gt ge".split()},
-    **{name: (lambda a, b, n=name: a.compare(n, b)) for name in ("eq", "ne")}, "not": operator.invert,
-    "floordiv": Array.floordiv, "max": Array.maximum, "min": Array.minimum, "float": lambda a: a,
-    "mod": lambda a, b: a - a.floordiv(b) * b, "and_": operator.and_, "or_": operator.or_,
-}  # fmt: skip
 
 
 def _late(call: Call) -> list[str]:
@@ -190,7 +135,7 @@ class Importer:
 
     name: str
     table: Mapping[str, Rule]
-    known: Mapping[str, Sym]
+    known: dict[str, Dim]  # sizes by torch's names; those of results join them
     complex_table: Mapping[str, Rule] = field(default_factory=dict)  # where an operand or a result is complex
     higher: Mapping[str, Rule] = field(default_factory=dict)  # operations that take graphs
     body: Body = field(default_factory=Body)
@@ -283,7 +228,7 @@ class Importer:
         if name == "getitem":
             return values[node.args[0]][node.args[1]]  # type: ignore[index]
         if isinstance(made, (torch.SymInt, torch.SymFloat, torch.SymBool, int)) and not isinstance(made, bool):
-            return self._number(node, made, values)
+            return self._number(node, values, made)
         if isinstance(target, torch._ops.HigherOrderOperator):
             rule = self.higher.get(target.name())
             arguments = {"operands": [self._argument(a, values) for a in node.args]}
@@ -307,50 +252,61 @@ class Importer:
         call = Call(self, node, arguments)
         path = list((node.meta.get("nn_module_stack") or {"": (node.name,)}).values())[-1][0] or node.name
         self.body.origin = Origin(str(path).removeprefix("L['self'].").strip("."), frozenset([node.name]))
-        self._fixed_shapes(call)
+        names = _late(call)
+        if names and (problem := self._depends(call)):
+            raise problem
         try:
             result = rule(call)
         except (IRError, TypeError, ValueError, AttributeError) as error:
-            if names := _late(call):
+            if problem := self._depends(call):
+                raise problem from error
+            if names:
                 raise call.error(f"{names[0]} must be a number that does not depend on the data; {COMPUTE}") from error
             if isinstance(error, IRError):
                 raise call.error(str(error)) from error
             raise
         return self._checked(call, result)
 
-    def _number(self, node: Node, made: Any, values: Mapping[Node, Any]) -> Any:
-        """A size, or a scalar for a number that depends on the data, such as that of `item()`."""
-        try:
-            if not isinstance(made, (torch.SymFloat, torch.SymBool)):
-                return self.dim(made)
-        except IRError as error:
-            problem: IRError | str = error
-        else:
-            problem = "is none that can be computed; give the dimensions fixed sizes"
-        target = node.target
+    def _number(self, node: Node, values: Mapping[Node, Any], made: Any) -> Dim | Array | None:
+        """A number that torch computes from sizes: an integer, which may be an element of a tensor that was made of
+        sizes, as a size; others, and those that depend on the data, such as most of `item()`, as a scalar. None where
+        only assertions read it and it is not known."""
         operands = [self._argument(a, values) for a in node.args]
-        if not any(isinstance(a, Array) for a in operands):
-            raise InfercError(f"{self.located(node)}: {problem}")
-        if "_local_scalar_dense" in str(target):
-            return operands[0].reshape(())
-        name = str(getattr(target, "__name__", target)).removeprefix("sym_")
-        if name not in OF_NUMBERS:
-            raise InfercError(f"{self.located(node)}: {name} of a number that depends on the data; {COMPUTE}")
+        is_item = "_local_scalar_dense" in str(node.target)
+        try:
+            if not isinstance(made, (torch.SymInt, int)):
+                return number_of(made.node.expr, self.known, self.body)
+            if is_item and str(made) not in self.known:
+                self.known[str(made)] = size_in(operands[0].value)
+            return self.dim(made)
+        except IRError as error:
+            if is_item:
+                return operands[0].reshape(())  # type: ignore[no-any-return]
+            name = str(getattr(node.target, "__name__", node.target)).removeprefix("sym_")
+            if name in OF_PYTHON and None not in operands and any(isinstance(a, Array) for a in operands):
+                return self._scalar(name, operands)
+            if _only_asserted(node):
+                return None
+            raise InfercError(f"{self.located(node)}: {error}") from error
+
+    def _scalar(self, name: str, operands: Sequence[Any]) -> Array:
+        """What Python computes with numbers, in i64 or f64."""
         arrays = [a if isinstance(a, Array) else self.body.constant(a) if isinstance(a, (bool, int, float)) else
                   self.body.dim(a) for a in operands]  # fmt: skip
-        wide = DTYPES["f64"] if any(a.dtype.is_float for a in arrays) or name in ("truediv", "float") else DTYPES["i64"]
-        return OF_NUMBERS[name](*(a if a.dtype == DTYPES["bool"] else a.astype(wide) for a in arrays))
+        wide = f64 if any(a.dtype.is_float for a in arrays) or name in ("truediv", "float") else DTYPES["i64"]
+        return OF_PYTHON[name](*(a if a.dtype == DTYPES["bool"] else a.astype(wide) for a in arrays))
 
-    def _fixed_shapes(self, call: Call) -> None:
-        """Raises InfercError for results whose shapes depend on the data."""
+    def _depends(self, call: Call) -> InfercError | None:
+        """The error of results whose shapes depend on the data."""
         try:
             for result in call.results:
                 if isinstance(result, torch.Tensor):
                     tuple(map(self.dim, result.shape))
-        except IRError as error:
+        except IRError:
             name = call.node.target._schema.name.removeprefix("aten::") if hasattr(call.node.target, "_schema") else ""
             advice = TORCH.get(name, "use torch.where or a mask, give it a fixed size, or do this to the results")
-            raise call.error(f"the shape of its result depends on the data; {advice}") from error
+            return call.error(f"the shape of its result depends on the data; {advice}")
+        return None
 
     def _checked(self, call: Call, result: Any) -> Any:
         """The results in the types that torch says. Raises IRError where shapes differ."""
@@ -363,6 +319,9 @@ class Importer:
             if not isinstance(r, (Array, Complex)) or not isinstance(e, torch.Tensor):
                 made.append(r)
                 continue
+            for size, ours in zip(e.shape, r.shape):
+                if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
+                    self.known.setdefault(str(size), ours)  # a size that torch does not know
             wanted = Type(tuple(map(self.dim, e.shape)), dtype_of(PARTS.get(e.dtype, e.dtype), call.where))
             parts = [p.astype(wanted.dtype) for p in ((r.re, r.im) if isinstance(r, Complex) else (r,))]
             if parts[0].shape != wanted.shape or (e.dtype in PARTS) != isinstance(r, Complex):
@@ -389,6 +348,12 @@ class Importer:
         if isinstance(value, (tuple, list)):
             return [self._argument(v, values) for v in value]
         return self.dim(value) if isinstance(value, torch.SymInt) else value
+
+
+def _only_asserted(node: Node) -> bool:
+    """Whether nothing but assertions reads a number."""
+    return all("assert" in str(u.target) or isinstance(u.meta.get("val"), (torch.SymInt, torch.SymBool, bool))
+               and _only_asserted(u) for u in node.users)  # fmt: skip
 
 
 def _has_complex(values: Any) -> bool:

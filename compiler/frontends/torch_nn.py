@@ -8,12 +8,13 @@ from math import prod
 
 import numpy as np
 
-from ...ir.types import Dim, boolean, f32, f64, i64
+from ...ir.types import Dim, boolean, f32, f64, floordiv, i64
 from .arrays import Array, concatenate, where
 from .onnx_elementwise import wide
 from .onnx_nn import blocks_added, convolution, greatest_place, windows
 from .onnx_sampling import combined, sample_grid, taps
 from .products import dot, is_weight, linear, matmul
+from .resampled import adaptive_mean, at_places, torch_origin
 from .torch_elementwise import norm_of
 from .torch_import import Call, Rule
 
@@ -50,6 +51,21 @@ def baddbmm(c: Call) -> Array:
     y = matmul(c.batch1, c.batch2)
     y = y if c.get("alpha", 1) == 1 else y * c.alpha
     return y + (c.self if c.get("beta", 1) == 1 else c.self * c.beta)
+
+
+def grouped_mm(c: Call) -> Array:
+    """Rows [m, k], of which those of a group lie together, each with the matrix of its group [g, k, n]; `offs` are the
+    ends of groups. Every row is multiplied with all matrices, as one product, and its own result is taken."""
+    x, w = (c.input, c.weight) if "input" in c.arguments else (c.self, c.mat2)
+    if x.rank != 2 or w.rank != 3 or c.get("bias") is not None:
+        raise c.error("grouped products are of rows [m, k] and matrices [g, k, n] without a bias only")
+    rows, ends = c.body.arange(x.shape[0]), c.offs.astype(i64)
+    group = (ends.unsqueeze(0) <= rows.unsqueeze(1)).astype(i64).sum(1).minimum(ends.shape[0] - 1)  # type: ignore[operator]
+    every = dot(x, w, ((1,), (1,)))
+    own = c.body.apply("gather", every, group.unsqueeze(1), offset_dims=(1,), collapsed_slice_dims=(1,),
+                       start_index_map=(1,), operand_batching_dims=(0,), start_indices_batching_dims=(0,),
+                       slice_sizes=(1, 1, w.shape[2]), mode="clip")  # fmt: skip
+    return where((rows < ends.at(0, ends.shape[0] - 1)).unsqueeze(1), own, 0.0)  # type: ignore[operator]
 
 
 def product(second: str) -> Rule:
@@ -284,10 +300,12 @@ def adaptive_average(n: int) -> Rule:
             size, out = x.shape[axis], c.shape[axis]
             if out == 1:
                 x = x.mean(axis, keepdims=True)
-            elif not isinstance(size, int) or not isinstance(out, int):
-                raise c.error("adaptive pooling to more than one needs fixed sizes; export with fixed ones")
+            elif not isinstance(out, int):
+                raise c.error("adaptive pooling needs a fixed size of its result; export with one")
+            elif not isinstance(size, int) and size % out != 0:
+                x = adaptive_mean(x, axis, out)
             elif size % out == 0:
-                x = x.reshape(*x.shape[:axis], out, size // out, *x.shape[axis + 1 :]).mean(axis + 1)
+                x = x.reshape(*x.shape[:axis], out, floordiv(size, out), *x.shape[axis + 1 :]).mean(axis + 1)
             else:
                 low = [i * size // out for i in range(out)]
                 high = [-(-(i + 1) * size // out) for i in range(out)]
@@ -303,6 +321,9 @@ def adaptive_max(n: int) -> Rule:
 
     def rule(c: Call) -> tuple[Array, ...]:
         x, lead = c.self, c.self.rank - n
+        if all(out == 1 for out in c.shape[lead:]):
+            flat = x.reshape(*x.shape[:lead], -1)
+            return flat.max(-1).reshape(*c.shape), flat.unary("argmax", axis=lead, dtype=i64).reshape(*c.shape)
         inside, places = np.ones((), bool), np.zeros((), np.int64)
         for i in range(n):
             size, out = x.shape[lead + 2 * i], c.shape[lead + i]
@@ -347,7 +368,11 @@ def upsample(kind: str, n: int) -> Rule:
             axis = x.rank - n + i
             size, out = x.shape[axis], c.shape[axis]
             if not isinstance(size, int) or not isinstance(out, int):
-                raise c.error("upsampling needs fixed sizes; export with fixed ones")
+                if antialias:
+                    raise c.error("antialiasing needs fixed sizes; export with fixed ones")
+                exactly = "exact" in str(c.node.target)
+                y = at_places(y, axis, torch_origin(y, axis, out, factors[i], kind, align, exactly), kind)
+                continue
             scale = factors[i] if factors[i] else out / size
             places = np.arange(out, dtype=np.float64)
             if align:
@@ -370,7 +395,8 @@ def upsample(kind: str, n: int) -> Rule:
 def grid_sampler(c: Call) -> Array:
     mode = ("linear", "nearest", "cubic")[c.interpolation_mode]
     padding = ("zeros", "border", "reflection")[c.padding_mode]
-    y = sample_grid(c.input.astype(f32), c.grid.astype(f32), mode, padding, bool(c.align_corners))
+    y = sample_grid(c.input.astype(f32), c.grid.astype(f32), mode, padding, bool(c.align_corners),
+                    each=mode == "cubic")  # fmt: skip
     return y.astype(c.input.dtype)
 
 
@@ -395,6 +421,7 @@ def cdist(c: Call) -> Array:
 NN: Mapping[str, Rule] = {
     "linear": linear_, "addmm": addmm, "addmv": addmv, "baddbmm": baddbmm, "mm": product("mat2"),
     "bmm": product("mat2"), "matmul": product("other"), "mv": product("vec"), "dot": product("tensor"),
+    "_grouped_mm": grouped_mm, "transformers::grouped_mm_fallback": grouped_mm,
     "convolution": convolution_, "layer_norm": layer_norm, "native_layer_norm": layer_norm, "rms_norm": rms_norm,
     "batch_norm": batch_norm,
     "_native_batch_norm_legit_no_training": batch_norm, "native_batch_norm": batch_norm,

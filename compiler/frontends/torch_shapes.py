@@ -115,8 +115,10 @@ def select_scatter(c: Call) -> Array:
 
 
 def index(c: Call) -> Array:
-    """x[i, j, …] with arrays of integers, some axes left out."""
+    """x[i, j, …] with arrays of integers, some axes left out. Masks make shapes that depend on data."""
     x, given = c.self, list(c.indices)
+    if any(i is not None and i.dtype == boolean for i in given):
+        raise c.error("indexing by a mask makes a shape that depends on the data; use torch.where")
     axes = [a for a, i in enumerate(given) if i is not None]
     arrays = [given[a].astype(i64) for a in axes]
     if len(axes) == 1:

@@ -16,10 +16,13 @@ from . import blocks
 from .architecture import Architecture, Config, Metadata, Tensor, read_config
 
 
-def configure(metadata: Metadata, name: str, rope_factors: np.ndarray | None, vocabulary: int) -> Config:
-    config = read_config(metadata, name, rope_factors, vocabulary, rope_style="interleaved")
+def configure(metadata: Metadata, name: str, rope_factors: np.ndarray | None, vocabulary: int,
+              rope_style: str = "interleaved", everywhere: bool = True) -> Config:  # fmt: skip
+    """`everywhere`: whether a window is that of all layers where the file does not say of which."""
+    config = read_config(metadata, name, rope_factors, vocabulary, rope_style=rope_style)
     window = metadata.integer(f"{name}.attention.sliding_window", 0, 0, 1 << 31)
-    return replace(config, window=window, local=(True,) * config.layers)
+    local = metadata.flags(f"{name}.attention.sliding_window_pattern", config.layers) or (everywhere,) * config.layers
+    return replace(config, window=window if any(local) else 0, local=local)
 
 
 @partial(jax.jit, static_argnames=("config", "window"))

@@ -1,4 +1,5 @@
-"""The dtypes that the target computes in: of a function's matrices, activations before products, and caches.
+"""The dtypes that the target computes in: of a function's matrices, floats that products multiply with, activations
+before products, and caches.
 
 The one lossy pass.
 """
@@ -11,10 +12,12 @@ from ...ir.graph import Graph, IRError, Module, Node, Value, make, make_input, r
 from ...ir.ops import OPS, STATE_USES
 from ...ir.rewrite import cse
 from ...ir.target import Target
-from ...ir.types import Type, f32
+from ...ir.types import Type, bf16, f16, f32
 from . import rounding
 from .hoist import hoist
+from .operands import weight_operands
 
+FLOATS = (f32, f16, bf16)
 QUANTISED = {"linear", "expert_linear"}  # the ops that take a quantised activation, and then a weight
 
 
@@ -58,8 +61,17 @@ def _cache(state: Node, target: Target) -> Node:
         raise IRError(f"cache {state.attr('name')}: {error}") from error
 
 
+def _is_weight(x: Value) -> bool:
+    return x.node.op.name == "input" and x.node.attr("role") == "weight"
+
+
 def _converted(node: Node, operands: tuple[Value, ...], target: Target) -> tuple[Value, ...]:
-    """The operands of a product in the dtypes that the target computes it in."""
+    """The operands of a product in the dtypes that the target computes it in. Weights of floats are stored in the dtype
+    that products multiply in, where that is a narrow one, so that no device converts them."""
+    for i in weight_operands(node) if target.compute != f32 else ():
+        if operands[i].dtype in FLOATS and operands[i].dtype != target.compute and _is_weight(operands[i]):
+            matrix = make(OPS["convert"], operands[i], origin=node.origin, dtype=target.compute)[0]
+            operands = (*operands[:i], matrix, *operands[i + 1 :])
     if node.op.name not in QUANTISED or operands[0].dtype != f32:
         return operands
     activation = target.activation(operands[1].dtype)
