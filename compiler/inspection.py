@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ..ir.text import print_module
 from ..runtime.artifact import Artifact
+from ..runtime.function import COMPLEX
 from . import hub
 from .cache import is_artifact
 
@@ -85,7 +86,9 @@ def _signature(signature: dict[str, Any]) -> Table:
     table = Table("array", "dtype", "shape")
     for kind in ("inputs", "outputs"):
         for p in signature[kind]:
-            table.add_row(f"{kind[:-1]} {p['name']}", p["dtype"], ", ".join(map(str, p["shape"])) or "one number")
+            pairs = p.get("complex", False)
+            dtype, shape = (COMPLEX[p["dtype"]], p["shape"][:-1]) if pairs else (p["dtype"], p["shape"])
+            table.add_row(f"{kind[:-1]} {p['name']}", dtype, ", ".join(map(str, shape)) or "one number")
     for name, (least, most) in signature.get("dims", {}).items():
         table.add_row(f"size {name}", "", f"{least} to {most}")
     return table

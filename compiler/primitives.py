@@ -313,7 +313,7 @@ def _until_none(params: Params) -> Any:
 
 def _while(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
     if params["cond_jaxpr"].out_avals[0].shape:
-        return body.inline(_until_none(params), operands)
+        return body.inline(_until_none(params), operands, keys=True)
     in_cond, in_body = params["cond_nconsts"], params["body_nconsts"]
     for_cond, for_body, carry = operands[:in_cond], operands[in_cond : in_cond + in_body], operands[in_cond + in_body :]
     jaxprs = params["cond_jaxpr"], params["body_jaxpr"]

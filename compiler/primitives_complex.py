@@ -1,18 +1,22 @@
-"""Complex numbers inside of functions: two arrays of real numbers. Functions neither take nor return them."""
+"""Complex numbers inside of functions: two arrays of real numbers. Functions take and give pairs in a last axis."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import jaxpr_as_fun
 
 from ..ir.graph import IRError, Value
 from ..ir.types import Type, boolean
+from .primitives_linalg import LINALG
 
 if TYPE_CHECKING:
     from .tracing import Body
@@ -93,9 +97,8 @@ def _power(do: _Algebra, x: Complex, params: Params) -> Complex:
         result = _product(do, result, x)
     if count > 0:
         return result
-    one = do.body.constant(np.float32(1))
-    zero = do.body.constant(np.float32(0))
-    return _quotient(do, Complex(do.spread(one), do.spread(zero)), result)
+    one, zero = (do.spread(do.body.constant(np.array(n, x.re.dtype.numpy))) for n in (1, 0))
+    return _quotient(do, Complex(one, zero), result)
 
 
 def _equal(do: _Algebra, a: Complex, b: Complex, direction: str) -> Value:
@@ -123,7 +126,8 @@ FORMULAS: Mapping[str, Callable[[_Algebra, list[Any], Params], Any_]] = {
 BY_PARTS = frozenset(
     "add add_any sub neg broadcast_in_dim reshape squeeze transpose rev slice split pad concatenate dynamic_slice "
     "dynamic_update_slice gather scatter scatter-add scatter_add select_n reduce_sum cumsum copy copy_p "
-    "optimization_barrier stop_gradient reduce_window_sum".split()
+    "optimization_barrier stop_gradient reduce_window_sum tile stack unstack device_put name scatter-sub "
+    "scatter_sub".split()
 )
 OTHERS = frozenset({"convert_element_type", "dot_general", "conv_general_dilated", "fft"})
 
@@ -186,13 +190,39 @@ def _product_of(z: Any, axes: tuple[int, ...], **_: Any) -> Any:
     return line[0] if line.shape[0] else jnp.ones(line.shape[1:], z.dtype)
 
 
+def _asinh(z: Any) -> Any:
+    """Of the half plane where nothing cancels: asinh is odd."""
+    sign = jnp.where(lax.real(z) < 0, -1, 1)
+    z = z * sign
+    return sign * jnp.log(z + _root(z * z + 1))
+
+
+def _atanh(z: Any) -> Any:
+    return (_log1p(z) - _log1p(-z)) / 2
+
+
+def _asin(z: Any) -> Any:
+    return -_turned(_asinh(_turned(z)))
+
+
+def _ordered(*operands: Any, dimension: int, num_keys: int, **_: Any) -> Any:
+    """Complex keys by their real parts, then by their imaginary ones."""
+    keys = sum(1 + jnp.iscomplexobj(x) for x in operands[:num_keys])
+    return _joined(operands, lax.sort(_split(operands), dimension=dimension, num_keys=keys))
+
+
 BY_JAX: Mapping[str, Callable[..., Any]] = {
+    **{name: LINALG[name] for name in ("lu", "triangular_solve", "cholesky", "custom_linear_solve")},
+    "asinh": lambda z, **_: _asinh(z), "atanh": lambda z, **_: _atanh(z), "asin": lambda z, **_: _asin(z),
+    "acos": lambda z, **_: np.pi / 2 - _asin(z), "atan": lambda z, **_: -_turned(_atanh(_turned(z))),
+    "acosh": lambda z, **_: jnp.log(z + _root(z + 1) * _root(z - 1)), "sort": _ordered,
+    "cumprod": lambda z, axis, reverse: lax.associative_scan(jnp.multiply, z, reverse=reverse, axis=axis),
     "sqrt": lambda z, **_: _root(z), "rsqrt": lambda z, **_: 1 / _root(z), "pow": lambda a, b, **_: _pow(a, b),
     "tanh": lambda z, **_: _tanh(z),
     "tan": lambda z, **_: -_turned(_tanh(_turned(z))), "sinh": lambda z, **_: _sinh(z),
     "cosh": lambda z, **_: _cosh(z), "sin": lambda z, **_: -_turned(_sinh(_turned(z))),
     "cos": lambda z, **_: _cosh(_turned(z)), "expm1": lambda z, **_: _expm1(z), "log1p": lambda z, **_: _log1p(z),
-    "exp2": lambda z, **_: jnp.exp(z * np.float32(np.log(2))), "logistic": lambda z, **_: 1 / (1 + jnp.exp(-z)),
+    "exp2": lambda z, **_: jnp.exp(z * float(np.log(2))), "logistic": lambda z, **_: 1 / (1 + jnp.exp(-z)),
     "sign": lambda z, **_: jnp.where(z == 0, z, z / jnp.where(z == 0, 1, jnp.abs(z))), "reduce_prod": _product_of,
     "is_finite": lambda z, **_: lax.is_finite(lax.real(z)) & lax.is_finite(lax.imag(z)),
 }  # fmt: skip
@@ -213,6 +243,8 @@ def apply(body: Body, name: str, params: Params, operands: Sequence[Any_], types
         return [_bilinear(body, name, params, operands, types)]
     if name == "fft":
         return [_transform(body, params, operands[0])]
+    if name in CONTROL:
+        return _control(body, name, params, list(operands))
     if name in BY_JAX:
         return list(body.inline(lambda *z: BY_JAX[name](*z, **params), list(operands)))  # type: ignore[arg-type]
     if name not in FORMULAS:
@@ -223,11 +255,88 @@ def apply(body: Body, name: str, params: Params, operands: Sequence[Any_], types
 
 def _converted(body: Body, x: Any_, type: Type) -> Any_:
     if not isinstance(x, Complex):
-        x = Complex(x, body.make("broadcast", body.constant(np.zeros((), np.float32)), shape=x.shape, dims=())[0])
-    if type.dtype == boolean:
-        raise IRError("a complex number is no condition: compare its parts")
+        x = _real(body, x)
+    if type.dtype == boolean:  # whether it is not 0
+        zero = _real(body, x.re).im
+        return body.make("or", *(body.make("compare", p, zero, direction="ne")[0] for p in _parts(x)))[0]
     re, im = (p if p.dtype == type.dtype else body.make("convert", p, dtype=type.dtype)[0] for p in _parts(x))
     return Complex(re, im)
+
+
+# ---- Control flow ---------------------------------------------------------------------------------------------------
+
+
+def _split(values: Sequence[Any]) -> list[Any]:
+    """Arrays of JAX with the parts of complex ones in their place."""
+    return [p for x in values for p in ((lax.real(x), lax.imag(x)) if jnp.iscomplexobj(x) else (x,))]
+
+
+def _joined(avals: Sequence[Any], parts: Iterable[Any]) -> list[Any]:
+    """What `_split` was given, of these types."""
+    given = iter(parts)
+    return [lax.complex(next(given), next(given)) if is_complex(a.dtype) else next(given) for a in avals]
+
+
+def _scan(params: Params, avals: Sequence[Any], parts: Sequence[Sequence[Any]]) -> list[Any]:
+    run, consts, carry = jaxpr_as_fun(params["jaxpr"]), params["num_consts"], params["num_carry"]
+    ends = consts + carry
+    row_avals = params["jaxpr"].in_avals[ends:]
+
+    def step(state: Any, row: Any) -> Any:
+        made = run(*_joined(avals[:consts], chain(*parts[:consts])), *_joined(avals[consts:ends], state),
+                   *_joined(row_avals, row))  # fmt: skip
+        return _split(made[:carry]), _split(made[carry:])
+
+    first, rows = list(chain(*parts[consts:ends])), list(chain(*parts[ends:]))
+    length = None if rows else params["length"]
+    last, stacked = lax.scan(step, first, rows, length=length, reverse=params["reverse"])
+    return [*last, *stacked]
+
+
+def _while(params: Params, avals: Sequence[Any], parts: Sequence[Sequence[Any]]) -> list[Any]:
+    test, turn = (jaxpr_as_fun(params[key]) for key in ("cond_jaxpr", "body_jaxpr"))
+    a, b = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+    def going(state: Any) -> Any:
+        return test(*_joined(avals[:a], chain(*parts[:a])), *_joined(avals[b:], state))[0]
+
+    def body(state: Any) -> Any:
+        on, made = going(state), _split(turn(*_joined(avals[a:b], chain(*parts[a:b])), *_joined(avals[b:], state)))
+        # Under vmap each element of the batch goes on by itself.
+        return [jnp.where(on.reshape(*on.shape, *[1] * (n.ndim - on.ndim)), n, o) if on.ndim else n
+                for n, o in zip(made, state)]  # fmt: skip
+
+    return list(lax.while_loop(lambda state: jnp.any(going(state)), body, list(chain(*parts[b:]))))
+
+
+def _cond(params: Params, avals: Sequence[Any], parts: Sequence[Sequence[Any]]) -> list[Any]:
+    branches = [lambda *given, run=jaxpr_as_fun(b): _split(run(*_joined(avals[1:], given))) for b in params["branches"]]
+    return list(lax.switch(parts[0][0], branches, *chain(*parts[1:])))
+
+
+CONTROL: Mapping[str, Callable[..., list[Any]]] = {"scan": _scan, "while": _while, "cond": _cond}
+
+
+def _control(body: Body, name: str, params: Params, operands: list[Any_]) -> list[Any_]:
+    """Control flow that carries complex numbers, as one that carries their parts."""
+    avals = list(body.avals)
+    closed = params["branches"][0] if name == "cond" else params["body_jaxpr" if name == "while" else "jaxpr"]
+    shaped = [[a] if not is_complex(a.dtype) else [jax.ShapeDtypeStruct(a.shape, np.empty(0, a.dtype).real.dtype)] * 2
+              for a in avals]  # fmt: skip
+
+    def run(*flat: Any) -> list[Any]:
+        given = iter(flat)
+        return CONTROL[name](params, avals, [[next(given) for _ in s] for s in shaped])
+
+    traced = jax.make_jaxpr(run)(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for s in shaped for a in s))
+    values = [p for x in operands for p in (_parts(x) if isinstance(x, Complex) else (x,))]
+    made = iter(body.evaluate(traced, values, body.origin))
+    return [Complex(next(made), next(made)) if is_complex(a.dtype) else next(made) for a in closed.out_avals]
+
+
+def _real(body: Body, x: Value) -> Complex:
+    """A real array as complex numbers."""
+    zero = body.constant(np.zeros((), x.dtype.numpy or "bfloat16"))
+    return Complex(x, body.make("broadcast", zero, shape=x.shape, dims=())[0])
 
 
 def _bilinear(body: Body, name: str, params: Params, operands: Sequence[Any_], types: list[Type]) -> Complex:
@@ -249,7 +358,7 @@ def _transform(body: Body, params: Params, x: Any_) -> Any_:
     if not all(isinstance(n, int) and n > 0 for n in lengths):
         raise IRError(f"fft over axes of {lengths}: give them fixed sizes")
     if not isinstance(x, Complex):
-        x = Complex(x, body.make("broadcast", body.constant(np.zeros((), np.float32)), shape=x.shape, dims=())[0])
+        x = _real(body, x)
     rank = x.re.type.rank
     real_in, real_out = kind in ("RFFT", "2"), kind in ("IRFFT", "3")
     inverse = real_out or kind in ("IFFT", "1")
@@ -301,7 +410,7 @@ def _without_ends(body: Body, im: Value, n: int) -> Value:
     shape = im.shape
     count = shape[-1]
     assert isinstance(count, int)
-    keep = np.ones(count, np.float32)
+    keep = np.ones(count, im.dtype.numpy)
     keep[0] = 0
     if n % 2 == 0:
         keep[-1] = 0

@@ -44,7 +44,8 @@ def cholesky(x: Array, **_: Any) -> Array:
 
     def column(j: Array, factor: Array) -> Array:
         own = lax.dynamic_index_in_dim(factor, j, -2, keepdims=False)
-        rest = lax.dynamic_index_in_dim(x, j, -1, keepdims=False) - jnp.einsum("...ik,...k->...i", factor, own)
+        known = jnp.einsum("...ik,...k->...i", factor, jnp.conj(own))
+        rest = lax.dynamic_index_in_dim(x, j, -1, keepdims=False) - known
         head = jnp.sqrt(lax.dynamic_index_in_dim(rest, j, -1))
         made = jnp.where(row < j, 0, rest / head)
         return jnp.where(row == j, made[..., None], factor)
@@ -59,6 +60,7 @@ def triangular_solve(a: Array, b: Array, *, left_side: bool, lower: bool, transp
         turned = triangular_solve(a, jnp.swapaxes(b, -1, -2), left_side=True, lower=lower, conjugate_a=conjugate_a,
                                   transpose_a=not transpose_a, unit_diagonal=unit_diagonal)  # fmt: skip
         return jnp.swapaxes(turned, -1, -2)
+    a = jnp.conj(a) if conjugate_a else a
     if transpose_a:
         a, lower = jnp.swapaxes(a, -1, -2), not lower
     n = a.shape[-1]
@@ -107,6 +109,19 @@ def lu(x: Array, **_: Any) -> tuple[Array, Array, Array]:
 # --- Orthogonal matrices ---
 
 
+def _reflection(x: Array, k: Array) -> tuple[Array, Array, Array]:
+    """v, beta and tau of I - tau v v', which makes x[k:] beta and zeros; v[k] is 1, before it are zeros."""
+    row = jnp.arange(x.shape[0])
+    head = lax.dynamic_index_in_dim(x, k, keepdims=False)
+    below = jnp.sum(jnp.where(row > k, x * x, 0))
+    size = jnp.sqrt(head * head + below)
+    still = below == 0  # nothing to reflect
+    beta = jnp.where(still, head, jnp.where(head < 0, size, -size))
+    tau = jnp.where(still, 0, (beta - head) / jnp.where(still, 1, beta))
+    v = jnp.where(row > k, x / jnp.where(still, 1, head - beta), jnp.where(row == k, 1, 0))
+    return v, beta, tau
+
+
 def geqrf(x: Array) -> tuple[Array, Array]:
     """[..., m, n] → R above reflections whose first element is 1, and their factors [..., min(m, n)], as LAPACK's."""
     if x.ndim > 2:
@@ -117,13 +132,7 @@ def geqrf(x: Array) -> tuple[Array, Array]:
     def step(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         a, taus = state
         here = lax.dynamic_index_in_dim(a, k, 1, keepdims=False)
-        head = lax.dynamic_index_in_dim(here, k, keepdims=False)
-        below = jnp.sum(jnp.where(row > k, here * here, 0))
-        size = jnp.sqrt(head * head + below)
-        still = below == 0  # nothing to reflect
-        beta = jnp.where(still, head, jnp.where(head < 0, size, -size))
-        tau = jnp.where(still, 0, (beta - head) / jnp.where(still, 1, beta))
-        v = jnp.where(row > k, here / jnp.where(still, 1, head - beta), jnp.where(row == k, 1, 0))
+        v, beta, tau = _reflection(here, k)
         turned = a - tau * v[:, None] * jnp.where(column > k, v @ a, 0)
         made = jnp.where(row < k, here, jnp.where(row == k, beta, v))
         a = jnp.where(column == k, made[:, None], turned)
@@ -131,6 +140,37 @@ def geqrf(x: Array) -> tuple[Array, Array]:
 
     first = x, jnp.zeros(min(m, n), x.dtype)
     return lax.fori_loop(0, min(m, n), step, first) if m and n else first
+
+
+def hessenberg(x: Array, **_: Any) -> tuple[Array, Array]:
+    """[..., n, n] → H above reflections of both sides whose first element is 1, and their factors, as LAPACK's."""
+    if x.ndim > 2:
+        return jax.vmap(hessenberg)(x)  # type: ignore[return-value]
+    n = x.shape[0]
+    place = jnp.arange(n)
+
+    def step(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        a, taus = state
+        here = lax.dynamic_index_in_dim(a, k, 1, keepdims=False)
+        v, beta, tau = _reflection(here, k + 1)
+        made = jnp.where(place <= k, here, jnp.where(place == k + 1, beta, v))
+        left = a - tau * v[:, None] * jnp.where(place > k, v @ a, 0)
+        both = left - tau * (left @ v)[:, None] * v
+        return jnp.where(place == k, made[:, None], both), jnp.where(jnp.arange(n - 1) == k, tau, taus)
+
+    return lax.fori_loop(0, n - 1, step, (x, jnp.zeros(n - 1, x.dtype)))
+
+
+def tridiagonal(x: Array, *, lower: bool) -> tuple[Array, ...]:
+    """Of symmetric matrices, of which one triangle is read: `hessenberg` in it, diagonals, factors."""
+    if x.ndim > 2:
+        return jax.vmap(lambda a: tridiagonal(a, lower=lower))(x)  # type: ignore[return-value]
+    if not lower:  # the lower triangle of what is turned half round
+        a, d, e, taus = tridiagonal(x[::-1, ::-1], lower=True)
+        return a[::-1, ::-1], d[::-1], e[::-1], taus[::-1]
+    half = jnp.tril(x, -1)
+    a, taus = hessenberg(half + half.T + jnp.diag(jnp.diagonal(x)))
+    return jnp.tril(a) + jnp.triu(x, 1), jnp.diagonal(a), jnp.diagonal(a, -1), taus
 
 
 def householder_product(a: Array, taus: Array, **_: Any) -> Array:
@@ -319,5 +359,6 @@ def custom_linear_solve(*operands: Array, const_lengths: Any, jaxprs: Any) -> An
 LINALG: dict[str, Callable[..., Any]] = {
     "cholesky": cholesky, "triangular_solve": triangular_solve, "lu": lu, "qr": qr,
     "householder_product": householder_product, "eigh": eigh, "svd": svd, "tridiagonal_solve": tridiagonal_solve,
-    "custom_linear_solve": custom_linear_solve, "lu_pivots_to_permutation": lu_pivots_to_permutation,
+    "hessenberg": hessenberg, "tridiagonal": tridiagonal, "custom_linear_solve": custom_linear_solve,
+    "lu_pivots_to_permutation": lu_pivots_to_permutation,
 }  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .primitives import PRIMITIVES
 from .primitives_complex import BY_JAX as COMPLEX_BY_JAX
-from .primitives_complex import BY_PARTS, FORMULAS, OTHERS
+from .primitives_complex import BY_PARTS, CONTROL, FORMULAS, OTHERS
 from .primitives_random import MOVES_KEYS
 from .primitives_refused import GROUPS
 from .primitives_special import BY_JAX
@@ -23,7 +23,7 @@ def listed() -> str:
         ("An op, or a few", own),
         ("By other JAX operations", set(BY_JAX)),
         ("Looked into", set(INLINED)),
-        ("Of complex numbers, inside a function", {*FORMULAS, *BY_PARTS, *OTHERS, *COMPLEX_BY_JAX}),
+        ("Of complex numbers too", {*FORMULAS, *BY_PARTS, *OTHERS, *COMPLEX_BY_JAX, *CONTROL}),
         ("Of typed random keys", {*MOVES_KEYS, "select_n", "dynamic_slice", "scan", "while", "cond"}),
     ]
     lines = ["| compiled | primitives |", "|---|---|"]

@@ -68,6 +68,50 @@ def _on_keys(name: str, *settings: str) -> Lowering:
     return lower
 
 
+def _gamma_of(key: Any, alpha: Any, log_space: bool) -> Any:
+    """One number by Marsaglia and Tsang ("A simple method for generating gamma variables", 2000), whose keys are split
+    as JAX splits them."""
+    raised = jnp.where(alpha >= 1, alpha, alpha + 1)
+    d = raised - 1 / 3
+    c = (1 / 3) / jnp.sqrt(d)
+    key, last = jax.random.split(key)
+
+    def refused(state: Any) -> Any:
+        _, square, cube, u = state
+        slow = jnp.log(u) >= square / 2 + d * (1 - cube + jnp.log(cube))
+        return (u >= 1 - 0.0331 * square * square) & slow
+
+    def draw(state: Any) -> Any:
+        key, for_x, for_u = jax.random.split(state[0], 3)
+
+        def again(state: Any) -> Any:
+            following, own = jax.random.split(state[0])
+            x = jax.random.normal(own, (), alpha.dtype)
+            return following, x, 1 + x * c
+
+        _, x, v = jax.lax.while_loop(lambda state: state[2] <= 0, again, (for_x, zero, -one))
+        return key, x * x, v * v * v, jax.random.uniform(for_u, (), alpha.dtype)
+
+    zero, one = jnp.zeros((), alpha.dtype), jnp.ones((), alpha.dtype)
+    _, _, cube, _ = jax.lax.while_loop(refused, draw, (key, zero, one, 2 * one))
+    if log_space:
+        rest = -jax.random.exponential(last, (), alpha.dtype)
+        return jnp.log(d) + jnp.log(cube) + jnp.where((alpha >= 1) | (rest == 0), 0, rest / alpha)
+    boost = (1 - jax.random.uniform(last, (), alpha.dtype)) ** (1 / alpha)
+    return d * cube * jnp.where(alpha >= 1, 1, boost)
+
+
+def _gamma(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
+    """Each key is split for the elements of `alpha` that it stands before."""
+    def draw(keys: Any, alpha: Any) -> Any:
+        count = prod(alpha.shape[keys.ndim :])
+        own = jax.vmap(lambda key: jax.random.split(key, count))(keys.reshape(-1)).reshape(-1)
+        each = jax.vmap(lambda key, a: _gamma_of(key, a, params["log_space"]))
+        return each(own, alpha.reshape(-1)).reshape(alpha.shape)
+
+    return body.inline(draw, operands, keys=True)
+
+
 def _seed(body: Body, params: Params, operands: list[Value], types: list[Type]) -> Sequence[Value]:
     made, rank = params["impl"].seed, body.avals[0].ndim
     return body.inline(lambda seeds: _each_key(made, rank)(seeds), operands)
@@ -92,6 +136,7 @@ RANDOM_PRIMITIVES: dict[str, Lowering] = {
     "random_split": _on_keys("split", "shape"),
     "random_fold_in": _on_keys("fold_in"),
     "random_seed": _seed,
+    "random_gamma": _gamma,
     "random_wrap": _same,
     "random_unwrap": _same,
 }

@@ -9,19 +9,18 @@ _REFS = "references are state: return the new value, or carry it through lax.sca
 _DEVICES = "it is for several devices: compile the function of one device"
 _GRADIENT = "it comes from differentiating: compile the function that was differentiated"
 _LINEAR_ALGEBRA = "compute the decomposition before compiling, or with lax.fori_loop"
-_SPECIAL = "compute it before compiling, or by a series"
 
 # Groups of primitives and the way out of each.
 GROUPS: tuple[tuple[str, str], ...] = (
     (_EFFECT, "debug_callback debug_print io_callback pure_callback inspect_sharding infeed outfeed create_token "
               "after_all"),
+    ("it raises errors, which is a side effect: leave the check out, or return what it tests as a result", "check"),
     (_REFS, "get swap addupdate new_ref ref_new freeze ref_get ref_set ref_addupdate empty2"),
     (_DEVICES, "all_gather all_to_all axis_index pmax pmin ppermute psum ragged_all_to_all all_gather_reduced "
                "reduce_scatter shard_map psum_invariant pvary pbroadcast psend precv custom_partitioning"),
     (_GRADIENT, "select_and_gather_add select_and_scatter select_and_scatter_add igamma_grad_a custom_lin linear_call "
                 "random_gamma_grad"),
-    (_LINEAR_ALGEBRA, "eig schur hessenberg tridiagonal"),
-    (_SPECIAL, "random_gamma"),
+    (_LINEAR_ALGEBRA, "eig schur"),
     ("it is code that only one platform has: use the plain JAX operations", "ffi_call call_exported cudnn_fusion "
      "dot_product_attention_fwd dot_product_attention_fp8_fwd scaled_matmul scaled_dot philox2x32 philox4x32 "
      "threefry4x32"),

@@ -130,7 +130,7 @@ class _Trace:
         if is_complex(aval.dtype):
             return Type(self.shape(aval.shape), DTYPES["f32" if aval.dtype == np.complex64 else "f64"])
         if str(aval.dtype) not in NAMED_DTYPES:
-            raise IRError(f"the dtype {aval.dtype} is not supported")
+            raise IRError(f"the dtype {aval.dtype} is not supported; use floats of 16 bits or integers of 8, or more")
         return Type(self.shape(aval.shape), NAMED_DTYPES[str(aval.dtype)])
 
 
@@ -155,6 +155,7 @@ class Body:
         self.captured: dict[str, Node] = {}
         self.dequantized: dict[Value, Value] = {}
         self.origin = Origin()
+        self.line = ""  # of the user's source, with its whole path
         self.avals: list[Any] = []  # what JAX says of the operands of the equation at hand
 
     def evaluate(self, closed: Any, operands: Sequence[Value], outer: Origin) -> list[Value]:
@@ -168,13 +169,16 @@ class Body:
                 return environment[atom]
             return self.constant(atom.val if is_key(atom.aval.dtype) else np.asarray(atom.val, atom.aval.dtype))
 
+        line = self.line
         for eqn in jaxpr.eqns:
+            self.line = _location(eqn, full=True) or line
             scope = (
                 re.sub(r"\w+\(|\)", "", str(eqn.source_info.name_stack)).replace("/", ".").strip(".")
             )  # no vmap(...)
             sources = frozenset(filter(None, [_location(eqn)])) or outer.sources
             self.origin = Origin(".".join(filter(None, (outer.path, scope))), sources)
             environment |= zip(eqn.outvars, self.apply(eqn, [read(v) for v in eqn.invars]), strict=True)
+        self.line = line
         return [read(v) for v in jaxpr.outvars]
 
     def apply(self, eqn: Any, operands: list[Value]) -> Sequence[Value]:
@@ -193,12 +197,11 @@ class Body:
         elif name in INLINED:
             inner = next(params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call") if key in params)
             return self.evaluate(inner, operands, origin)
-        elif name in PRIMITIVES or self.has_complex(eqn, operands):
-            where = _location(eqn, full=True) or ", ".join(origin.sources)
-            types = [self.trace.type(v.aval) for v in eqn.outvars]
+        elif name in PRIMITIVES or (name not in REFUSED and self.has_complex(eqn, operands)):
             plain = [self.as_traced(v, var.aval) for v, var in zip(operands, eqn.invars)]
             self.avals = [v.aval for v in eqn.invars]
             try:
+                types = [self.trace.type(v.aval) for v in eqn.outvars]
                 if self.has_complex(eqn, operands):
                     results = primitives_complex.apply(self, name, params, plain, types)
                 elif name not in CONTROL and not name.startswith("random_") and any(
@@ -208,11 +211,10 @@ class Body:
                 else:
                     results = self.primitive(name, params, plain, types)
             except IRError as error:
-                raise InfercError(f"{name} (used at {where}): {error}") from error
+                raise InfercError(f"{name} (used at {self.line}): {error}") from error
         else:
-            where = _location(eqn, full=True) or ", ".join(origin.sources)
             why = REFUSED.get(name, "write that line with other operations")
-            raise InfercError(f"the JAX operation {name!r} is not supported (used at {where}); {why}")
+            raise InfercError(f"the JAX operation {name!r} is not supported (used at {self.line}); {why}")
         for var, value in zip(eqn.outvars, results, strict=True):
             said = self.trace.type(var.aval)
             for part in (value.re, value.im) if isinstance(value, Complex) else (value,):
@@ -236,9 +238,11 @@ class Body:
             return self.primitive(name, params, starts_with_zero(self, operands), types)
         return self.primitive(name, with_data(name, params, aval), operands, types)
 
-    def inline(self, function: Callable[..., Any], operands: Sequence[Value]) -> Sequence[Value]:
-        """The results of a JAX function of the operands of the equation at hand, traced here."""
-        avals = (data_of(a) if is_key(a.dtype) else jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self.avals)
+    def inline(self, function: Callable[..., Any], operands: Sequence[Value], keys: bool = False) -> Sequence[Value]:
+        """The results of a JAX function of the operands of the equation at hand, traced here. Random keys are given as
+        `keys`, else as their data."""
+        avals = (data_of(a) if is_key(a.dtype) and not keys else jax.ShapeDtypeStruct(a.shape, a.dtype)
+                 for a in self.avals)  # fmt: skip
         closed = jax.make_jaxpr(lambda *arrays: jax.tree.leaves(function(*arrays)))(*avals)
         return self.evaluate(closed, operands, self.origin)
 
@@ -323,11 +327,12 @@ def _location(eqn: Any, full: bool = False) -> str:
 
 
 def user_line(traceback: Any) -> str:
-    """The innermost line outside of JAX and this package in an exception's traceback, as file:line; "" for none."""
+    """The innermost line outside of libraries and this package in an exception's traceback, as file:line; "" for none.
+    Where all is of libraries, the innermost outside of JAX."""
     frames = [] if traceback is None else [(f.f_code.co_filename, n) for f, n in walk_tb(traceback)]
     package = str(Path(__file__).parent.parent)
     own = [f"{file}:{line}" for file, line in frames if not file.startswith((*LIBRARY, package, "<"))]
-    return own[-1] if own else ""
+    return ([line for line in own if "site-packages" not in line] or own or [""])[-1]
 
 
 def _is_users(closed: Any) -> bool:

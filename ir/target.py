@@ -16,7 +16,8 @@ class Target:
     """The choices that differ between backends; `backend` says which one reads the result.
 
     `activations` maps a weight dtype's name to the dtype its activations are quantised to; weights that it leaves out
-    take f32. `ops` names the ops that have a kernel, if any are named; others are decomposed where they can be.
+    take f32. `ops` names the ops that have a kernel, if any are named ("atan2 f64" one that has it for a dtype alone);
+    others are decomposed where they can be.
     `weight_layout` packs linear weights ("" leaves them row-major). `fusions` names the fusion rules allowed.
     `page` is the number of positions by which a cache grows, 0 where it is allocated whole. `rounded` names the
     format that the matrices of a function are rounded to, "" for none. `tuning` is for the backend

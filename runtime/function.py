@@ -27,18 +27,29 @@ DTYPES: Mapping[str, np.dtype] = {
 REMEMBERED = 64  # sets of shapes of which is known what they lead to
 # What is converted without asking, as JAX does: 64 bits to 32, where the values fit.
 NARROWED = {"i32": "int64", "u32": "uint64", "f32": "float64"}
+COMPLEX = {"f32": "c64", "f64": "c128"}  # numbers of two parts, by the dtype of a part
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """An array that goes in or comes out: its shape has numbers, names, and expressions of names."""
+    """An array that goes in or comes out: its shape has numbers, names, and expressions of names.
+
+    Complex numbers lie as pairs of real ones: `dtype` is that of each, and `shape` ends with 2.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    complex: bool = False
 
     def __str__(self) -> str:
+        if self.complex:
+            return f"{COMPLEX[self.dtype]}[{', '.join(map(str, self.shape[:-1]))}]"
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+    def of(self, shape: Sequence[int]) -> str:
+        """A shape of such an array, as callers have it."""
+        return str(list(shape[:-1] if self.complex else shape))
 
 
 class Engine(Protocol):
@@ -69,9 +80,10 @@ class Function:
             raise InfercError(f"{path} is a {manifest['kind']} model, not a function: open it with inferc.load")
         self.signature: dict[str, Any] = manifest["signature"]
         self.inputs, self.outputs = (
-            tuple(Parameter(p["name"], p["dtype"], tuple(p["shape"])) for p in self.signature[key])
+            tuple(Parameter(p["name"], p["dtype"], tuple(p["shape"]), p.get("complex", False))
+                  for p in self.signature[key])
             for key in ("inputs", "outputs")
-        )
+        )  # fmt: skip
         self._arguments: dict[str, Any] = self.signature.get("arguments") or {
             p.name: i for i, p in enumerate(self.inputs)
         }
@@ -126,7 +138,7 @@ class Function:
             if self._closed:
                 raise InfercError(f"{self.artifact.path} is closed")
             results = self._engine.run(arrays, shapes)
-        return [_widened(r) if p.dtype == "bf16" else r for p, r in zip(self.outputs, results)]
+        return [_given(p, r) for p, r in zip(self.outputs, results)]
 
     def _bound(self, arguments: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
         """Values by the name of their parameter."""
@@ -145,7 +157,7 @@ class Function:
         bounds: Mapping[str, Sequence[int]] = self.signature.get("dims", {})
         for p, array in zip(self.inputs, arrays):
             if array.ndim != len(p.shape):
-                raise InfercError(f"{p.name} must be {p}, not of shape {list(array.shape)}")
+                raise InfercError(f"{p.name} must be {p}, not of shape {p.of(array.shape)}")
         dims = named_sizes([p.shape for p in self.inputs], [a.shape for a in arrays])
         for p, array in zip(self.inputs, arrays):
             for name in names_in(p.shape):
@@ -156,7 +168,7 @@ class Function:
             if array.shape != expected:
                 known = ", ".join(f"{k} = {v}" for k, v in dims.items())
                 raise InfercError(
-                    f"{p.name} must be {p}{f' with {known}' if known else ''}, not of shape {list(array.shape)}"
+                    f"{p.name} must be {p}{f' with {known}' if known else ''}, not of shape {p.of(array.shape)}"
                 )
         return dims
 
@@ -167,6 +179,8 @@ class Function:
 def _array(p: Parameter, value: Any) -> np.ndarray:
     """The value as a contiguous array of the parameter's dtype."""
     wanted = DTYPES[p.dtype]
+    if p.complex:
+        value = _pairs(p, value)
     if isinstance(value, (bool, int, float)):
         value = np.asarray(value, np.float32 if p.dtype == "bf16" else wanted)
     try:
@@ -185,6 +199,32 @@ def _array(p: Parameter, value: Any) -> np.ndarray:
     if array.dtype != wanted:
         raise InfercError(f"{p.name} must be {wanted.name}, not {array.dtype}: convert it with astype")
     return array if array.flags.c_contiguous else np.array(array, order="C")
+
+
+def _pairs(p: Parameter, value: Any) -> np.ndarray:
+    """Complex numbers as pairs in a last axis; real ones have imaginary parts of 0."""
+    array, dtype = np.asarray(value), np.dtype(f"c{2 * DTYPES[p.dtype].itemsize}")
+    if array.dtype.kind not in "cfiu":
+        raise InfercError(f"{p.name} must be {dtype}, not {array.dtype}: convert it with astype")
+    return apart(np.asarray(array, dtype))
+
+
+def apart(x: np.ndarray) -> np.ndarray:
+    """Complex numbers as pairs of real ones in a last axis."""
+    return np.array(x, order="C", copy=None)[..., None].view(f"f{x.itemsize // 2}")
+
+
+def together(pairs: np.ndarray) -> np.ndarray:
+    """Complex numbers of pairs in a last axis."""
+    whole: np.ndarray = pairs.view(f"c{2 * pairs.itemsize}")[..., 0]
+    return whole
+
+
+def _given(p: Parameter, result: np.ndarray) -> np.ndarray:
+    """A result as callers have it."""
+    if p.complex:
+        return together(result)
+    return _widened(result) if p.dtype == "bf16" else result
 
 
 def _rounded(x: np.ndarray) -> np.ndarray:

@@ -134,6 +134,8 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "svd": (lambda x: (jnp.linalg.svd(x, compute_uv=False), _of_svd(x), _of_svd(x.T), jnp.linalg.pinv(x)), X),
     "svd of deficient": (lambda x: (_of_svd(x), jnp.abs(jnp.linalg.svd(x, full_matrices=True)[0].T @ x)), np.stack([
         X[0], X[0] * 2, X[1] * 0, X[1]])),
+    "hessenberg": (lambda s: lax.linalg.hessenberg(s), SQUARE),
+    "tridiagonal": (lambda s: lax.linalg.tridiagonal(s, lower=False), SQUARE),
     "tridiagonal_solve": (lambda x: lax.linalg.tridiagonal_solve(x[0], x[1] + 4, x[2], x.T), abs(X)),
     "custom_linear_solve": (lambda s, x: (jnp.linalg.solve(s, x.T), jnp.linalg.inv(s), jnp.linalg.det(s),
                                           jnp.linalg.slogdet(s), jax.scipy.linalg.expm(s / 9)),
@@ -161,6 +163,8 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "random_wrap": (lambda n: jax.random.uniform(jax.random.wrap_key_data(n.astype(jnp.uint32)), (4,)), i(2)),
     "random_unwrap": (lambda n: jax.vmap(lambda k: jax.random.normal(k, (2,)))(
         jax.random.split(jax.random.key(n[0]), 3)), i(1)),
+    "random_gamma": (lambda x: (jax.random.gamma(jax.random.key(2), abs(x) * 3), jax.random.dirichlet(
+        jax.random.key(3), abs(x) / 9)), X),
     "threefry2x32": (lambda n: jax.random.randint(jax.random.key(n[0]), (3, 4), 0, 9), i(1)),
     "random sampling": (lambda x: (jax.random.categorical(jax.random.key(3), x), jax.random.permutation(
         jax.random.key(1), x)), X),

@@ -12,9 +12,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
+from jax.experimental import checkify
 from typer.testing import CliRunner
 
 import inferc
@@ -178,6 +180,90 @@ def test_halves_and_wide_numbers() -> None:
             compiled(values, np.array([1, 2, 1 << 40]))
 
 
+def waves(weights: Any, x: Any, turn: Any) -> Any:
+    decayed, _ = jax.lax.scan(lambda c, row: (c * weights["pole"] + row, None), x[0], x)
+    return {"turned": x * turn, "size": jnp.abs(x), "decayed": decayed}
+
+
+def test_complex_numbers_go_in_and_out() -> None:
+    rng = np.random.default_rng(0)
+    weights = {"pole": np.array(0.5 + 0.5j, np.complex64)}
+    x = (rng.standard_normal((3, 8)) + 1j * rng.standard_normal((3, 8))).astype(np.complex64)
+    with inferc.compile(waves, "complex64[n, 8]", 1j, weights=weights) as compiled:
+        assert [str(p) for p in (*compiled.inputs, compiled.outputs[0])] == ["c64[n, 8]", "c64[]", "c64[8]"]
+        for given in (x, x.astype(np.complex128), x.real):
+            got, expected = compiled(given, 2j), waves(weights, jnp.asarray(given, jnp.complex64), 2j)
+            for name in expected:
+                assert got[name].dtype == expected[name].dtype, name
+                np.testing.assert_allclose(got[name], expected[name], 1e-5, 1e-5)
+        with pytest.raises(inferc.InfercError, match=r"x must be c64\[n, 8\] with n = 3, not of shape \[3, 4\]"):
+            compiled(x[:, :4], 2j)
+        with pytest.raises(inferc.InfercError, match="x must be complex64, not bool"):
+            compiled(x == 0, 2j)
+
+
+def of_every_kind(x: Any) -> list[Any]:
+    if x.dtype == bool:
+        return [x, ~x, x & x[::-1], x.sum(0), jnp.any(x, 0), jnp.where(x, 1, 2), x.astype(jnp.int8)]
+    found = [x, x + x, x * x[::-1], x.sum(0), x @ x.T, x[1:, ::2], jnp.concatenate([x, x]), x == x[::-1], jnp.pad(x, 1),
+             x.reshape(-1)[jnp.array([3, 0, -1])], jax.lax.scan(lambda c, y: (c + y, c), x[0], x), jnp.sort(x, 0)]
+    if not jnp.iscomplexobj(x):
+        found += [jnp.argmax(x, 1), x.max(0), jnp.maximum(x, x[::-1]), jnp.cumsum(x, 1), -x, x.astype(jnp.float32)]
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        return [*found, x << 1, x >> 1, x // 3, x % 7, ~x, x ^ x[::-1], x.astype(bool)]
+    found += [jnp.exp(x), jnp.sin(x), jnp.tanh(x), x / 2, x**2, x.mean()]
+    if x.dtype.itemsize >= 8:  # complex numbers, and f64
+        inverse = jnp.arcsin, jnp.arccos, jnp.arctan, jnp.arcsinh, jnp.arctanh, jnp.log1p
+        found += [f(x / 4) for f in inverse]
+        found += [jnp.cumprod(x, 1), jnp.tan(x), jnp.exp2(x), jnp.fft.fft(x), jnp.sinh(9 * x),
+                  jnp.linalg.inv(x[:, :3] + 4 * jnp.eye(3, dtype=x.dtype))]  # fmt: skip
+    return [*found, jnp.cbrt(x), jnp.arctan2(x, x[::-1])] if x.dtype == jnp.float64 else found
+
+
+KINDS = ("bool int8 uint8 int16 uint16 int32 uint32 float16 bfloat16 float32 complex64",
+         "int64 uint64 float64 complex128")  # fmt: skip
+NEAR = {"bfloat16": 2e-2, "float16": 4e-3, "float64": 1e-12, "complex128": 1e-12}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["c", "xla"])
+@pytest.mark.parametrize("names", KINDS, ids=["32", "64"])
+def test_dtypes_go_in_and_out(names: str, backend: str) -> None:
+    rng = np.random.default_rng(0)
+
+    def made(name: str) -> Any:
+        if name[0] in "iu":
+            return rng.integers(0, 100, (3, 4)).astype(name)
+        x = rng.standard_normal((3, 4)) + (1j * rng.standard_normal((3, 4)) if name[0] == "c" else 0)
+        return x > 0 if name == "bool" else x.astype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+    def run(arrays: Any) -> Any:
+        return {name: of_every_kind(x) for name, x in arrays.items()}
+
+    with jax.enable_x64(names == KINDS[1]):
+        given = {name: made(name) for name in names.split()}
+        expected = jax.jit(run)(given)
+        with inferc.compile(run, given, backend=backend) as compiled:
+            got = compiled(given)
+    for name in given:
+        for n, (ours, theirs) in enumerate(zip(*map(jax.tree.leaves, (got[name], expected[name])), strict=True)):
+            wanted = np.asarray(theirs, np.float32) if theirs.dtype == jnp.bfloat16 else np.asarray(theirs)
+            assert ours.dtype == wanted.dtype, (name, n)
+            near = NEAR.get(name, 1e-5)
+            np.testing.assert_allclose(ours, wanted, near, near, err_msg=f"{name} {n}")
+
+
+@pytest.mark.slow
+def test_loops_inside_of_loops_for_xla() -> None:
+    """Graphs that are called alike, one inside the other."""
+    def sample(key: Any, shape: Any) -> Any:
+        return jax.random.gamma(jax.random.wrap_key_data(key), shape)
+
+    key, shape = np.array([1, 2], np.uint32), np.linspace(0.1, 5, 12, dtype=np.float32)
+    with inferc.compile(sample, key, shape, backend="xla") as compiled:
+        np.testing.assert_allclose(compiled(key, shape), sample(key, shape), 1e-6)
+
+
 def test_random_keys_among_weights_stay() -> None:
     """The state of a Flax module that has dropout holds its keys and counts."""
     graph, state = nnx.split(nnx.Dropout(0.5, deterministic=True, rngs=nnx.Rngs(0)))
@@ -226,7 +312,14 @@ BAD: list[tuple[Any, tuple[Any, ...], str]] = [
     (lambda x: jax.scipy.linalg.schur(x), ("f32[3, 3]",), r"'schur' is not supported.*test_jax_function.py:\d+"),
     (lambda x: x.reshape(2, -1), ("f32[n]",), r"must be fixed here \(at .*test_jax_function.py:\d+\).*in the example"),
     (lambda x: x + jnp.zeros(3), ("f32[4]",), "cannot be traced.*test_jax_function.py.*incompatible shapes|broadcast"),
-    (lambda x: jnp.fft.fft(x), ("f32[4]",), "returns complex numbers: return their real and imaginary parts"),
+    (lambda x: jnp.linalg.eig(x), ("f32[3, 3]",), r"'eig' is not supported.*compute the decomposition before"),
+    (lambda x: jnp.split(x, 3), ("f32[n]",), r"must be fixed here \(at .*test_jax_function.py:\d+\).*mod\(n, 3\)"),
+    (lambda x: [x for _ in range(x.shape[0])], ("f32[n]",), "dynamic must be fixed here .*test_jax_function.py"),
+    (lambda x: jax.lax.psum(x, "rows"), ("f32[4]",), "test_jax_function.py.*unbound axis name: rows.*call psum under"),
+    (lambda x: np.linalg.inv(x), ("f32[3, 3]",), r"given to NumPy.*test_jax_function.py:\d+"),
+    (lambda x: x.astype(jnp.int4), ("f32[3]",), r"at .*test_jax_function.py:\d+\): the dtype int4 is not supported"),
+    (lambda x: jnp.fft.fft(x).real, ("f32[n]",), r"fft \(used at .*test_jax_function.py:\d+\).*give them fixed sizes"),
+    (lambda x: checkify.check(jnp.all(x > 0), "negative"), ("f32[3]",), "'check' is not supported.*raises errors"),
     (lambda x: x, ("f32(3)",), "is no example: write a dtype and a shape"),
     (lambda x: x, ("f99[3]",), "is no example"),
     (lambda x: x, (object(),), "a object is no example of an array"),

@@ -38,10 +38,12 @@ SPELLINGS = {"scatter_add", "scatter_sub", "scatter_mul", "scatter_min", "scatte
 
 
 HEAVY = {"eigh", "eigh of several", "svd", "svd of deficient", "custom_linear_solve", "qr", "householder_product",
-         "regularized_incomplete_beta", "igamma", "igammac", "zeta", "polygamma"}  # fmt: skip
+         "regularized_incomplete_beta", "igamma", "igammac", "zeta", "polygamma", "random_gamma", "hessenberg",
+         "tridiagonal"}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "random_gamma" else n
+                                  for n in FUNCTIONS])  # fmt: skip
 def test_primitive(name):
     function, *operands = FUNCTIONS[name]
     check(function, *operands)

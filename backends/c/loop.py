@@ -34,6 +34,7 @@ from .loop_model import (
     index_of,
     window_starts,
 )
+from .scalar import DOUBLE
 
 Rule = Callable[[Node], Loop]
 
@@ -287,7 +288,7 @@ SAME_NAME = (
 ).split()
 
 LOOPS: Mapping[str, Rule] = {
-    **{op: same_name for op in SAME_NAME},
+    **{op: same_name for op in (*SAME_NAME, *DOUBLE)},
     "compare": renamed(lambda node: node.attr("direction")),
     "round": renamed(lambda node: f"round_{node.attr('mode')}"),
     "dequantize": renamed(lambda node: "convert"),

@@ -18,6 +18,9 @@ from .text import C_TYPES, literals
 HALVES = ("f16", "bf16")
 VALUE_TYPES = C_TYPES | {"f16": "float", "bf16": "float", "bool": "bool"}  # of expressions; C_TYPES is of memory
 
+# Functions that the C library has for f64; of other dtypes they are decomposed.
+DOUBLE = "exp2 sinh cosh tan atan atan2 asin acos asinh acosh atanh cbrt erfc".split()
+
 # op → C for each kind of operand; {t} is the dtype's name. Functions are those of scalar.h, elementary.h and math.h.
 SCALARS: dict[str, dict[str, str]] = {
     "add": {"float": "{0} + {1}", "int": "add_{t}({0}, {1})"},
@@ -39,6 +42,7 @@ SCALARS: dict[str, dict[str, str]] = {
     **{name: {"f32": f"m_{name}({{0}})"} for name in ("silu", "gelu_tanh", "gelu")},
     **{name: {"f32": f"m_{name}({{0}})", "f64": f"{name}({{0}})"} for name in (  # f64: to the C library's last bit
         "exp", "expm1", "log", "log1p", "tanh", "erf", "sin", "cos")},
+    **{name: {"f64": f"{name}({{0}})"} for name in DOUBLE if name != "atan2"}, "atan2": {"f64": "atan2({0}, {1})"},
     "logistic": {"f32": "m_logistic({0})", "f64": "1.0 / (1.0 + exp(-{0}))"},
     "pow": {"f32": "m_pow({0}, {1})", "f64": "pow({0}, {1})"},
     "softcap": {"f32": "{1} * m_tanh({0} / {1})"},

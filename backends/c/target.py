@@ -12,6 +12,7 @@ from ...errors import InfercError
 from ...ir.target import ACTIVATIONS, Target
 from ...ir.types import f16
 from .lower import LOWERINGS
+from .scalar import DOUBLE
 from .tuning import DEFAULTS, Tuning
 
 # What `zig cc -target` builds for, by machine.
@@ -67,6 +68,7 @@ class CTarget:
         return SYSTEMS[self.system].format(machine) if self.system in SYSTEMS else TRIPLES[machine]
 
 
+OPS = frozenset(LOWERINGS) - set(DOUBLE) | {f"{op} f64" for op in DOUBLE}  # those with a kernel
 FUSIONS = frozenset({
     "linear_group", "linear_add", "gated_linear", "gated_linear_quantize", "rms_norm_quantize", "rope_cache_write",
     "patch_linear", "fused",
@@ -77,7 +79,7 @@ def _target(name: str, flags: str = "", features: str = "", header: str = "", ma
     """A target whose flags and features are given as words, and its header where that is not named like it. Without
     flags it is one for every machine."""
     ir = Target(
-        name=name, backend="c", activations=ACTIVATIONS, ops=frozenset(LOWERINGS), weight_layout="panel16",
+        name=name, backend="c", activations=ACTIVATIONS, ops=OPS, weight_layout="panel16",
         fusions=FUSIONS, cache=f16, page=256, tuning=DEFAULTS[name],
     )  # fmt: skip
     baseline = BASELINE.get(machine if flags else HOST, ())

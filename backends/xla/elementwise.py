@@ -18,6 +18,7 @@ SAME = {
     "and": "and", "or": "or", "xor": "xor", "shift_left": "shift_left",
     "shift_right_logical": "shift_right_logical", "shift_right_arithmetic": "shift_right_arithmetic",
 }  # fmt: skip
+DOUBLE = {"atan2": "atan2", "cbrt": "cbrt"}  # of f64; of other dtypes they are decomposed
 ROUND = {"even": "round_nearest_even", "away": "round_nearest_afz"}
 
 
@@ -71,7 +72,7 @@ def _erf(step: Step) -> Tensor:
 
 
 ELEMENTWISE: dict[str, Lowering] = {
-    **{name: _same(operation) for name, operation in SAME.items()},
+    **{name: _same(operation) for name, operation in {**SAME, **DOUBLE}.items()},
     "erf": _erf,
     "round": _round,
     "clamp": _clamp,

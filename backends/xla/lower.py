@@ -36,9 +36,8 @@ def function_of(context: Context, graph: Graph) -> str:
         base = identifier(graph.name) or "graph"
         taken = set(context.functions.values()) | {"main"}
         name = next(n for n in (base, *(f"{base}_{i}" for i in range(1, 1 << 20))) if n not in taken)
-        text = write_function(context, graph, name)
-        context.functions[graph] = name
-        context.texts.append(text)
+        context.functions[graph] = name  # before its callees, which may be called alike
+        context.texts.append(write_function(context, graph, name))
     return context.functions[graph]
 
 

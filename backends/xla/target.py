@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...ir.target import ACTIVATIONS, Target
 from ...ir.types import DTYPES, bf16, f16
+from .elementwise import DOUBLE
 from .lower import LOWERINGS
 
 COMPUTE = ("f32", "bf16", "f16")
@@ -17,7 +18,7 @@ def target(compute: str = "f32", cache: str = "", quantised: bool = False) -> Ta
         name="xla",
         backend="xla",
         activations=ACTIVATIONS if quantised else {},
-        ops=frozenset(LOWERINGS),
+        ops=frozenset(LOWERINGS) - set(DOUBLE) | {f"{op} f64" for op in DOUBLE},
         fusions=frozenset({"concat_rows"}),
         cache=DTYPES[cache] if cache else default,
         compute=DTYPES[compute],

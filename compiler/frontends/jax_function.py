@@ -12,7 +12,7 @@ import ast
 import inspect
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from ..tracing import Input, trace, user_line
 Bounds = Mapping[str, tuple[int, int]]
 UNBOUNDED = (1, 1 << 16)  # of a dimension whose bounds are not given
 _NAMED = {**DTYPES, **{d.numpy: d for d in DTYPES.values() if d.numpy}, "bfloat16": DTYPES["bf16"]}
+_PARTS = {"complex64": DTYPES["f32"], "complex128": DTYPES["f64"]}  # complex numbers lie as pairs of these
 _SPEC = re.compile(r"\s*([A-Za-z]\w*)\s*\[(.*)\]\s*", re.DOTALL)
 
 
@@ -65,15 +66,16 @@ class Function:
         return None
 
     def facts(self) -> dict[str, Any]:
-        module, tree = self._traced
-        signature = described(module.entries["run"]) | tree
+        module, tree, of_pairs = self._traced
+        signature = described(module.entries["run"], (), *of_pairs) | tree
         return weight_facts(module.weights.values()) | {"signature": signature}
 
     @cached_property
-    def _traced(self) -> tuple[Module, dict[str, Any]]:
-        """The module, and how its flat inputs and outputs are arranged for callers."""
+    def _traced(self) -> tuple[Module, dict[str, Any], tuple[set[str], set[int]]]:
+        """The module, how its flat inputs and outputs are arranged for callers, and which of them are complex."""
         name = self.name
-        arguments, trees = self._arguments()
+        arguments, trees, pairs_in = self._arguments()
+        pairs_out: set[int] = set()
         weights, rebuild = _weight_leaves(self.weights)
         taken = {a.name for a in arguments}
         inputs = [*arguments, *(Input(_free(n, taken), "weight", t, as_is=True) for n, t, _ in weights)]
@@ -82,31 +84,36 @@ class Function:
         shape: list[Any] = []
 
         def flat(*values: Any) -> list[Any]:
-            given = iter(values[: len(arguments)])
+            given = iter(_whole(v) if a.name in pairs_in else v for a, v in zip(arguments, values))
             made = [_arranged(tree, given) for tree in trees.values()]
             lead = [rebuild(values[len(arguments) :])] if self.weights is not None else []
             result = self.fn(*lead, *made)
             shape.append(_shape_of(result))
-            return list(map(jnp.asarray, jax.tree.leaves(result)))
+            outputs = list(map(jnp.asarray, jax.tree.leaves(result)))
+            pairs_out.update(i for i, x in enumerate(outputs) if jnp.iscomplexobj(x))
+            return [jnp.stack([x.real, x.imag], -1) if i in pairs_out else x for i, x in enumerate(outputs)]
 
         try:
             graph, constants = trace(flat, inputs, name="run")
         except IRError as error:
             raise InfercError(f"{name}: {error}") from error
         except REFUSED as error:
-            raise InfercError(f"{name}: {_advice(error)}") from error
+            dims = {s.name for i in inputs for d in i.type.shape for s in symbols(d)}
+            raise InfercError(f"{name}: {_advice(error, dims)}") from error
         names = _output_names(shape[-1])
         graph = Graph("run", graph.inputs, graph.outputs, tuple(names))
         module = Module({"run": graph}, sources | constants)
-        return module, {"arguments": {k: _numbered(t, c) for c in [itertools.count()] for k, t in trees.items()},
-                        "result": _numbered(shape[-1], itertools.count())}  # fmt: skip
+        tree = {"arguments": {k: _numbered(t, c) for c in [itertools.count()] for k, t in trees.items()},
+                "result": _numbered(shape[-1], itertools.count())}  # fmt: skip
+        return module, tree, (pairs_in, pairs_out)
 
-    def _arguments(self) -> tuple[list[Input], dict[str, Any]]:
-        """The array arguments, flat and named, and the structure of each parameter's value."""
+    def _arguments(self) -> tuple[list[Input], dict[str, Any], set[str]]:
+        """The array arguments, flat and named, the structure of each parameter's value, and which are complex."""
         symbols_known: dict[str, Sym] = {n: Sym(n, *_checked_bounds(n, b)) for n, b in self.dynamic.items()}
         trees = {n: _shape_of(e) for n, e in zip(self._parameters(), self.examples)}
         leaves = [(name, leaf) for n, tree in trees.items() for name, leaf in _named_leaves(tree, n)]
-        spelled = [_spec(name, leaf, symbols_known) for name, leaf in leaves]
+        found = [_spec(name, leaf, symbols_known) for name, leaf in leaves]
+        spelled = [t for t, _ in found]
         used = {s.name for t in spelled for d in t.shape for s in symbols(d)}
         if unused := [n for n in self.dynamic if n not in used]:
             spelled = _leading_axis(unused, leaves, spelled, symbols_known)
@@ -116,7 +123,9 @@ class Function:
                 "one of the arguments such an axis"
             )
         taken: set[str] = set()
-        return [Input(_free(name, taken), "arg", t) for (name, _), t in zip(leaves, spelled)], trees
+        inputs = [Input(_free(name, taken), "arg", Type((*t.shape, 2), t.dtype) if of_pairs else t)
+                  for (name, _), t, (_, of_pairs) in zip(leaves, spelled, found)]  # fmt: skip
+        return inputs, trees, {i.name for i, (_, of_pairs) in zip(inputs, found) if of_pairs}
 
     def _parameters(self) -> list[str]:
         """A name for each example: that of the function's parameter where Python tells it."""
@@ -209,13 +218,14 @@ def _checked_bounds(name: str, given: Any) -> tuple[int, int]:
     return pair
 
 
-def _spec(name: str, leaf: Any, known: dict[str, Sym]) -> Type:
-    """The type that an example stands for. Names of dimensions that are new come into `known`."""
+def _spec(name: str, leaf: Any, known: dict[str, Sym]) -> tuple[Type, bool]:
+    """The type that an example stands for, and whether it is that of each part of complex numbers. Names of dimensions
+    that are new come into `known`."""
     if isinstance(leaf, str):
         found = _SPEC.fullmatch(leaf)
-        if found is None or found[1] not in _NAMED:
+        if found is None or found[1] not in {*_NAMED, *_PARTS}:
             raise InfercError(f"{name}: {leaf!r} is no example: write a dtype and a shape, as in \"float32[batch, 4]\"")
-        dtype, sizes = _NAMED[found[1]], [d for d in found[2].split(",") if d.strip()]
+        narrow, sizes = found[1], [d for d in found[2].split(",") if d.strip()]
     else:
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             leaf = _number(name, leaf)
@@ -223,19 +233,19 @@ def _spec(name: str, leaf: Any, known: dict[str, Sym]) -> Type:
             raise InfercError(f"{name}: a random key is given as its data: pass jax.random.key_data(key), and wrap it "
                               "in the function by jax.random.wrap_key_data")  # fmt: skip
         narrow = str(jax.dtypes.canonicalize_dtype(leaf.dtype))
-        if narrow not in _NAMED:
+        if narrow not in {*_NAMED, *_PARTS}:
             raise InfercError(f"{name}: arrays of {leaf.dtype} cannot be compiled: use floats, integers or bool")
-        dtype, sizes = _NAMED[narrow], list(map(str, leaf.shape))
+        sizes = list(map(str, leaf.shape))
     for word in {w for d in sizes for w in re.findall(r"[A-Za-z_]\w*", d)} - {"floordiv", "mod", "min", "max"}:
         known.setdefault(word, Sym(word, *UNBOUNDED))
     try:
-        return Type(tuple(parse_dim(d, known) for d in sizes), dtype)
+        return Type(tuple(parse_dim(d, known) for d in sizes), {**_NAMED, **_PARTS}[narrow]), narrow in _PARTS
     except ValueError as error:
         raise InfercError(f"{name}: {error}") from error
 
 
 def _number(name: str, leaf: Any) -> np.ndarray:
-    if isinstance(leaf, (bool, int, float)):
+    if isinstance(leaf, (bool, int, float, complex)):
         return np.asarray(jnp.asarray(leaf))
     raise InfercError(
         f"{name}: a {type(leaf).__name__} is no example of an array: give an array, a jax.ShapeDtypeStruct or text "
@@ -279,17 +289,20 @@ def _weight_leaves(tree: Any) -> tuple[list[tuple[str, Type, Any]], Callable[[Se
     the state of Flax's dropout.
     """
     paths, structure = jax.tree_util.tree_flatten_with_path(tree)
-    found, places = [], []
+    found, places, complex_places = [], [], set[int]()
     for i, (path, leaf) in enumerate(paths):
         if not isinstance(leaf, (np.ndarray, np.generic, jax.Array)) or is_key(leaf.dtype):
             continue
         name = jax.tree_util.keystr(path, simple=True, separator=".").replace("..", ".").strip(".") or "weights"
         array = np.asarray(leaf)
         narrow = str(jax.dtypes.canonicalize_dtype(array.dtype))
-        if narrow not in _NAMED:
+        if narrow not in {*_NAMED, *_PARTS}:
             raise InfercError(f"the weight {name} has the dtype {array.dtype}, which cannot be compiled")
-        dtype = _NAMED[narrow]
+        dtype = {**_NAMED, **_PARTS}[narrow]
         array = array.astype(narrow, copy=False)
+        if narrow in _PARTS:
+            array = np.stack([array.real, array.imag], -1)
+            complex_places.add(i)
         found.append((name, Type(array.shape, dtype), array.view(np.uint16) if dtype.name == "bf16" else array))
         places.append(i)
     leaves = [leaf for _, leaf in paths]
@@ -297,10 +310,15 @@ def _weight_leaves(tree: Any) -> tuple[list[tuple[str, Type, Any]], Callable[[Se
     def rebuild(values: Sequence[Any]) -> Any:
         full = list(leaves)
         for i, value in zip(places, values, strict=True):
-            full[i] = value
+            full[i] = _whole(value) if i in complex_places else value
         return jax.tree.unflatten(structure, full)
 
     return found, rebuild
+
+
+def _whole(pairs: Any) -> Any:
+    """Complex numbers of pairs in a last axis."""
+    return jax.lax.complex(pairs[..., 0], pairs[..., 1])
 
 
 # ---- structures -----------------------------------------------------------------------------------------------------
@@ -400,18 +418,20 @@ ADVICE: tuple[tuple[type[Exception], str], ...] = (
 _SYMBOLIC = jax.errors.InconclusiveDimensionOperation
 REFUSED: tuple[type[Exception], ...] = (
     *(kind for kind, _ in ADVICE), _SYMBOLIC, TypeError, ValueError, NotImplementedError, IndexError, AttributeError,
+    NameError,
 )  # fmt: skip
 
 
-def _advice(error: Exception) -> str:
-    """What is wrong, where in the user's source, and a way out."""
+def _advice(error: Exception, dims: Collection[str]) -> str:
+    """What is wrong, where in the user's source, and a way out; `dims` are the dimensions that are dynamic."""
     where = user_line(error.__traceback__)
     at = f" (at {where})" if where else ""
     for kind, advice in ADVICE:
         if isinstance(error, kind):
             return f"{advice}{at}"
     text = " ".join(str(error).split())
-    if isinstance(error, _SYMBOLIC) or "symbolic" in text:
+    named = "mod(" in text and any(re.search(rf"\b{re.escape(n)}\b", text) for n in dims)
+    if isinstance(error, _SYMBOLIC) or "symbolic" in text or "_DimExpr" in text or named:
         return f"a dimension that is dynamic must be fixed here{at}: {_short(text)}; give it a number in the example"
     return f"the function cannot be traced{at}: {_short(text)}"
 

@@ -1,4 +1,4 @@
-"""ATen operations on complex numbers inside of programs: two arrays of real numbers. No program takes or gives them."""
+"""ATen operations on complex numbers: two arrays of real ones. Programs take and give them as pairs in a last axis."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from ...ir.types import f32
 from .arrays import Array, concatenate, stack
 from .by_jax import computed
 from .torch_elementwise import ELEMENTWISE, axes_of, norm_of
@@ -144,8 +143,6 @@ def addmm(c: Call) -> Complex:
 
 
 def _along(c: Call, x: Complex, axis: int, inverse: bool) -> Complex:
-    if x.re.dtype != f32:
-        raise c.error("transforms are of 32 bits; convert the numbers to complex64 or float32")
     parts = (p.moveaxis(axis, -1) for p in (x.re, x.im))
     return Complex(*(p.moveaxis(-1, axis) for p in x.re.body.apply_all("fft", *parts, inverse=inverse)))
 
@@ -215,8 +212,9 @@ BY_PARTS = (
     "permute_copy unbind_copy resolve_conj resolve_neg as_strided as_strided_copy repeat_interleave.self_int".split()
 )
 FUNCTIONS: Mapping[str, tuple[Any, ...]] = {
-    **{name: (getattr(jnp, name), "self") for name in (
-        "exp exp2 expm1 log log1p log2 log10 sqrt sin cos tan sinh cosh tanh square reciprocal abs sign").split()},
+    **{name.replace("arc", "a"): (getattr(jnp, name), "self") for name in (
+        "arccos arcsin arctan arccosh arcsinh arctanh exp exp2 expm1 log log1p log2 log10 sqrt sin cos tan "
+        "sinh cosh tanh square reciprocal abs sign").split()},
     "sgn": (jnp.sign, "self"), "angle": (jnp.angle, "self"), "rsqrt": (lambda z: 1 / jnp.sqrt(z), "self"),
     "sigmoid": (lambda z: 1 / (1 + jnp.exp(-z)), "self"), "silu": (lambda z: z / (1 + jnp.exp(-z)), "self"),
     "mul": (jnp.multiply, "self", "other"), "div": (jnp.divide, "self", "other"),

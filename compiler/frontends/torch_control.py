@@ -32,6 +32,7 @@ def _closed(c: Call, module: torch.fx.GraphModule, name: str, own: Sequence[Type
 
     Its outputs are made the types of `results`, where these are given.
     """
+    c.importer.around.append(c.node)
     with c.body.scope():
         inputs = [make_input(f"arg{i}", "arg", t) for i, t in enumerate(own)]
         given = iter([*(Array(n[0], c.body) for n in inputs), *outer])
@@ -41,6 +42,7 @@ def _closed(c: Call, module: torch.fx.GraphModule, name: str, own: Sequence[Type
         outputs = [_array(c, v) for v in (made if isinstance(made, (tuple, list)) else [made])]
         if results is not None:
             outputs = [o.astype(t.dtype) for o, t in zip(outputs, results)] + outputs[len(results) :]
+        c.importer.around.pop()
         return c.body.close(name, inputs, outputs)
 
 

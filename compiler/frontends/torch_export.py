@@ -15,18 +15,21 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from ...errors import InfercError
-from ...ir.graph import Graph, IRError, Module, make_input
+from ...ir.graph import Graph, IRError, Module
 from ...ir.types import Dim, symbol, unsized
 from ..signature import described
 from ..source import Kind, weight_facts
 from .arrays import Array
 from .torch_complex import COMPLEX, PLAIN
 from .torch_control import HIGHER
-from .torch_import import LARGEST_DIM, Importer, Rule
+from .torch_import import LARGEST_DIM, Complex, Importer, Rule
 from .torch_linalg import LINALG
+from .torch_random import RANDOM
+from .torch_series import SERIES
 from .torch_special import SPECIAL
 
-TABLE: Mapping[str, Rule] = {**PLAIN, **SPECIAL, **LINALG}
+TABLE: Mapping[str, Rule] = {**PLAIN, **SPECIAL, **LINALG, **RANDOM, **SERIES}
+FIXED = object()  # stands for an input that is no tensor: the export has fixed its value
 # Kept whole where torch would decompose them: what the IR has an op for, or is said better than in core ATen.
 KEPT = (
     "linear.default", "layer_norm.default", "rms_norm.default", "scaled_dot_product_attention.default", "gelu.default",
@@ -37,7 +40,7 @@ KEPT = (
     "upsample_nearest3d.vec",
     "_upsample_bilinear2d_aa.vec", "_upsample_bicubic2d_aa.vec", "adaptive_avg_pool2d.default",
     "pixel_shuffle.default", "dropout.default", "glu.default", "repeat_interleave.self_int", "max_pool2d.default",
-    "elu.default", "leaky_relu.default", "unfold.default",
+    "elu.default", "take.default", "leaky_relu.default", "unfold.default",
 )  # fmt: skip
 
 
@@ -63,28 +66,27 @@ class Program:
 
     def build(self, context: int = 0, chunk: int = 0) -> Module:
         """Entry "run": the program's tensors by name -> its outputs. Raises InfercError for what is not supported."""
-        return self._imported
+        return self._imported[0]
 
     def tokenizer(self) -> None:
         return None
 
     def facts(self) -> dict[str, Any]:
-        module = self._imported
-        arranged = _arrangement(self.program, len(module.entries["run"].inputs_of("arg")))
-        return weight_facts(module.weights.values()) | {"signature": described(module.entries["run"]) | arranged}
+        module, signature = self._imported
+        return weight_facts(module.weights.values()) | {"signature": signature}
 
     @cached_property
-    def _imported(self) -> Module:
+    def _imported(self) -> tuple[Module, dict[str, Any]]:
+        """The module, and its signature."""
         where = str(self.path or self.name)
         try:
             program = self.program.run_decompositions(dict(decompositions()))
         except (RuntimeError, AssertionError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InfercError(f"{where}: torch cannot decompose the program ({first})") from error
-        known = self._symbols(program)
-        importer = Importer(where, TABLE, known, COMPLEX, HIGHER)
+        importer = Importer(where, TABLE, self._symbols(program), COMPLEX, HIGHER)
         values: dict[Any, Any] = {}
-        inputs = []
+        taken: list[Any] = []  # by the user's inputs: the place among the arguments, or FIXED
         specs = {s.arg.name: s for s in program.graph_signature.input_specs}
         for node in program.graph.nodes:
             if node.op != "placeholder":
@@ -93,40 +95,39 @@ class Program:
             example = node.meta["val"]
             if spec.kind == InputKind.TOKEN:
                 values[node] = None  # the order of checks, of which nothing is left
-            elif spec.kind == InputKind.USER_INPUT:
-                if not isinstance(example, torch.Tensor):
-                    values[node] = example  # a number that the export has fixed
-                    continue
-                made = make_input(node.name, "arg", importer.type(example, f"{where}: the input {node.name}"))
-                values[node] = Array(made[0], importer.body)
-                inputs.append(made)
-            else:
+            elif spec.kind != InputKind.USER_INPUT:
                 values[node] = importer.weight(spec.target or node.name, _stored(program, spec))
-        if missing := unsized([d for n in inputs for d in n.types[0].shape]):
+            elif isinstance(example, torch.Tensor):
+                taken.append(len(importer.arguments))
+                values[node] = importer.argument(node.name, example)
+            else:
+                taken.append(FIXED)
+                values[node] = example
+        if missing := unsized([d for n in importer.arguments for d in n.types[0].shape]):
             raise InfercError(f"{where}: no input has an axis that is {missing[0]} alone or a multiple of it; give one")
         try:
             results = importer.run(list(program.graph.nodes), values)
         except IRError as error:
             raise InfercError(f"{where}: {error}") from error
-        outputs = []
+        outputs: list[Array] = []
+        given: list[Any] = []  # by the user's results: the place among the outputs, or None
+        pairs = set()
         for spec, value in zip(program.graph_signature.output_specs, results):
+            if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
+                raise InfercError(f"{where}: {_changed(spec)}")
             if spec.kind == OutputKind.USER_OUTPUT:
-                if not isinstance(value, Array):
-                    raise InfercError(f"{where}: the output {spec.arg} is no tensor; return tensors only")
-                outputs.append(value)
-            elif spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
-                raise InfercError(
-                    f"{where}: the program changes {spec.target} as it runs; return the new value instead"
-                )
-        weights = tuple(importer.body.inputs.values())
-        graph = Graph("run", (*inputs, *weights), tuple(o.value for o in outputs),
-                      tuple(f"out{i}" for i in range(len(outputs))))  # fmt: skip
-        reached = set(Graph("run", (), graph.outputs).nodes())
-        kept = tuple(n for n in graph.inputs if n in reached or n in inputs)
-        graph = Graph("run", kept, graph.outputs, graph.output_names)
+                given.append(None if value is None else len(outputs))
+                outputs += [] if value is None else [importer.result(value)]
+                pairs |= {len(outputs) - 1} if isinstance(value, Complex) else set()
+        arguments, weights = tuple(importer.arguments), tuple(importer.body.inputs.values())
+        reached = set(Graph("run", (), tuple(o.value for o in outputs)).nodes())
+        kept = (*arguments, *(n for n in weights if n in reached))
+        graph = Graph("run", kept, tuple(o.value for o in outputs), tuple(f"out{i}" for i in range(len(outputs))))
         used = {n.attr("name") for n in kept}
         module = Module({"run": graph}, {k: w for k, w in importer.body.weights.items() if k in used})
-        return module
+        own = described(graph, (), importer.of_pairs, pairs)
+        seed = [n.attr("name") for n in arguments[sum(t is not FIXED for t in taken) :]]
+        return module, own | _arrangement(self.program, taken, given, seed)
 
     def _symbols(self, program: ExportedProgram) -> dict[str, Dim]:
         """torch's symbols of the inputs' sizes, with their bounds."""
@@ -166,18 +167,39 @@ def _stored(program: ExportedProgram, spec: Any) -> torch.Tensor:
     raise InfercError(f"the program has no tensor {spec.target}; export it again")
 
 
-def _arrangement(program: ExportedProgram, inputs: int) -> dict[str, Any]:
-    """How callers arrange inputs and outputs, as `runtime.function` reads it; flat where some inputs are no tensors."""
-    taken, given = program.call_spec.in_spec, program.call_spec.out_spec
-    if taken is None or given is None or taken.num_leaves != inputs:
-        return {}
-    arguments, named = pytree.tree_unflatten(range(inputs), taken)
-    signature = program.module_call_graph[0].signature
-    names = list(getattr(signature, "forward_arg_names", None) or ())
-    names += [f"arg{i}" for i in range(len(names), len(arguments))]
-    both = dict(zip(names, arguments)) | named
-    result = pytree.tree_unflatten(range(given.num_leaves), given)
-    return {"arguments": {name: _numbered(tree) for name, tree in both.items()}, "result": _numbered(result)}
+def _changed(spec: Any) -> str:
+    """What is wrong with a program that changes a tensor, and what to do."""
+    target = str(spec.target)
+    if spec.kind == OutputKind.USER_INPUT_MUTATION:
+        return f"the program changes its argument {target}; return the new value instead"
+    if target.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked"):
+        return f"batch norm in training mode changes {target}; call model.eval() before exporting"
+    return (f"the program changes the buffer {target}, and what is compiled keeps nothing between calls; take it as an "
+            "argument and return the new value")  # fmt: skip
+
+
+def _arrangement(program: ExportedProgram, taken: Sequence[Any], given: Sequence[Any],
+                 more: Sequence[str]) -> dict[str, Any]:  # fmt: skip
+    """How callers arrange inputs and outputs, as `runtime.function` reads it; `more` are arguments after the user's.
+
+    Arguments that the export has fixed are left out; where something inside of one is fixed, arguments are flat.
+    """
+    ins, outs = program.call_spec.in_spec, program.call_spec.out_spec
+    found: dict[str, Any] = {}
+    if ins is not None and ins.num_leaves == len(taken):
+        arguments, named = pytree.tree_unflatten(taken, ins)
+        signature = program.module_call_graph[0].signature
+        names = list(getattr(signature, "forward_arg_names", None) or ())
+        names += [f"arg{i}" for i in range(len(names), len(arguments))]
+        both = dict(zip(names, arguments)) | named
+        both = {k: v for k, v in both.items() if any(leaf is not FIXED for leaf in pytree.tree_leaves(v))}
+        if not any(leaf is FIXED for v in both.values() for leaf in pytree.tree_leaves(v)):
+            last = sum(t is not FIXED for t in taken)
+            found["arguments"] = {name: _numbered(tree) for name, tree in both.items()}
+            found["arguments"] |= {name: last + i for i, name in enumerate(more)}
+    if outs is not None and outs.num_leaves == len(given):
+        found["result"] = _numbered(pytree.tree_unflatten(given, outs))
+    return found
 
 
 def _numbered(tree: Any) -> Any:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
-from functools import reduce
-from math import prod
-from operator import add, mul, sub, truediv
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import sympy  # type: ignore[import-untyped]
 import torch
 from torch.fx import Node
 
 from ...errors import InfercError
-from ...ir.graph import IRError, Origin, Value, Weight
-from ...ir.types import DTYPES, Dim, DType, Type, array_dtype, bf16, dim_max, dim_min, f64, floordiv, mod
-from .arrays import Array, Body
-from .refused import torch_advice
+from ...ir.graph import IRError, Origin, Weight, make_input
+from ...ir.graph import Node as IRNode
+from ...ir.types import DTYPES, Dim, DType, Expr, Type, bf16, f64
+from .arrays import Array, Body, stack
+from .refused import TORCH, torch_advice
+from .torch_sizes import COMPUTE, OF_PYTHON, dim_of, number_of, size_in
 
 OF_TORCH: Mapping[torch.dtype, DType] = {
     torch.float32: DTYPES["f32"], torch.float16: DTYPES["f16"], torch.bfloat16: DTYPES["bf16"],
@@ -45,107 +44,6 @@ def array_of(tensor: torch.Tensor) -> np.ndarray:
     return plain.view(torch.uint16).numpy() if plain.dtype == torch.bfloat16 else plain.numpy()
 
 
-def dim_of(size: Any, known: Mapping[str, Dim]) -> Dim:
-    """A size, which may be an expression over torch's symbols. Raises IRError for an operation that sizes have not."""
-    if isinstance(size, (int, np.integer)):
-        return int(size)
-    return _expression(size.node.expr, known)
-
-
-def _expression(e: sympy.Expr, known: Mapping[str, Dim]) -> Dim:
-    if e.is_Integer:
-        return int(e)
-    if e.is_Symbol:
-        if str(e) not in known:
-            raise IRError(f"{e} is a number that depends on the data; compute with a tensor instead")
-        return known[str(e)]
-    name = type(e).__name__
-    if name in ROUNDED:
-        above, below = _fraction(e.args[0], known)
-        return floordiv(above, below) if name != "CeilToInt" else -floordiv(-above, below)
-    if e.is_Pow or name == "PowByNatural":
-        if e.args[1].is_Integer and int(e.args[1]) > 0:
-            return prod([_expression(e.args[0], known)] * int(e.args[1]))
-    elif name in OF_SIZES:
-        return OF_SIZES[name](*(_expression(a, known) for a in e.args))
-    raise IRError(f"the size {e} is none that can be computed; give the dimension a fixed size")
-
-
-ROUNDED = ("TruncToInt", "FloorToInt", "CeilToInt", "floor")  # sizes are never negative
-OF_SIZES: Mapping[str, Callable[..., Dim]] = {
-    "Add": lambda *args: reduce(add, args), "Mul": lambda *args: prod(args), "FloorDiv": floordiv,
-    "CleanDiv": floordiv, "Mod": mod, "PythonMod": mod, "ModularIndexing": lambda a, b, c: mod(floordiv(a, b), c),
-    "Max": lambda *args: reduce(dim_max, args), "Min": lambda *args: reduce(dim_min, args),
-}  # fmt: skip
-
-
-def _fraction(e: sympy.Expr, known: Mapping[str, Dim]) -> tuple[Dim, int]:
-    """A float that is a size times or plus numbers, as a fraction."""
-    name = type(e).__name__
-    if e.is_Float or e.is_Rational:
-        number = Fraction(float(e)).limit_denominator(1 << 12)
-        return number.numerator, number.denominator
-    if name == "ToFloat":
-        return _expression(e.args[0], known), 1
-    if name in ("Add", "Mul", "IntTrueDiv", "FloatTrueDiv"):
-        (a, b), *rest = (_fraction(x, known) for x in e.args)
-        for c, d in rest:
-            if name == "Add":
-                a, b = a * d + c * b, b * d
-            elif name == "Mul":
-                a, b = a * c, b * d
-            elif isinstance(c, int) and c > 0:
-                a, b = a * d, b * c
-            else:
-                raise IRError(f"the size {e} is none that can be computed; give the dimension a fixed size")
-        return a, b
-    return _expression(e, known), 1
-
-
-def number_of(e: sympy.Expr, known: Mapping[str, Dim], body: Body) -> Array:
-    """A float that is computed from sizes, as a scalar in f64, or a comparison of such. Raises IRError for a function
-    that is not known."""
-    if e.is_Float or e.is_Rational:
-        return body.constant(float(e), f64)
-    name = type(e).__name__
-    if name in OF_NUMBERS:
-        return reduce(OF_NUMBERS[name], (number_of(a, known, body) for a in e.args))
-    if name == "Not":
-        return ~number_of(e.args[0], known, body)
-    if name.startswith("OpaqueUnaryFn_") and (op := name.removeprefix("OpaqueUnaryFn_")) in UNARY:
-        return number_of(e.args[0], known, body).unary(op)
-    return body.dim(_expression(e.args[0] if name == "ToFloat" else e, known), f64)
-
-
-UNARY = ("sqrt", "exp", "log", "sin", "cos", "tanh")
-OF_NUMBERS: Mapping[str, Callable[[Array, Array], Array]] = {
-    "Add": add, "Mul": mul, "IntTrueDiv": truediv, "FloatTrueDiv": truediv,
-    "Pow": lambda a, b: a.body.apply("pow", a, b), "FloatPow": lambda a, b: a.body.apply("pow", a, b),
-    "Max": Array.maximum, "Min": Array.minimum, "And": Array.__and__, "Or": Array.__or__,
-    "Equality": lambda a, b: a.compare("eq", b), "Unequality": lambda a, b: a.compare("ne", b),
-    "LessThan": Array.__le__, "GreaterThan": Array.__ge__, "StrictLessThan": Array.__lt__,
-    "StrictGreaterThan": Array.__gt__,
-}  # fmt: skip
-
-
-def size_in(value: Value) -> Dim:
-    """The size that a scalar holds. Raises IRError for one that depends on data."""
-    node = value.node
-    if node.op.name == "constant" and value.dtype.is_integer:
-        return int(np.frombuffer(node.attr("value"), array_dtype(value.type))[0])
-    if node.op.name in ("reshape", "convert", "broadcast") and value.dtype.is_integer:
-        return size_in(node.inputs[0])
-    if node.op.name == "reduce" and node.attr("kind") == "sum" and node.inputs[0].node.op.name == "broadcast":
-        (ones,) = node.inputs
-        return prod(ones.shape[a] for a in node.attr("axes")) * size_in(ones.node.inputs[0])  # as `length` writes it
-    if node.op.name in OF_SCALARS:
-        return OF_SCALARS[node.op.name](*(size_in(v) for v in node.inputs))
-    raise IRError("a number that depends on the data decides how the program goes on; compute with a tensor instead")
-
-
-OF_SCALARS: Mapping[str, Callable[..., Dim]] = {"add": add, "sub": sub, "mul": mul, "min": dim_min, "max": dim_max}
-
-
 @dataclass(frozen=True)
 class Complex:
     """Real and imaginary parts of an array, of one type."""
@@ -160,6 +58,13 @@ class Complex:
     @property
     def rank(self) -> int:
         return self.re.rank
+
+
+def _late(call: Call) -> list[str]:
+    """The arguments that are arrays where ATen takes numbers."""
+    schema = call.node.target._schema.arguments if hasattr(call.node.target, "_schema") else ()  # type: ignore[union-attr]
+    found = {a.name: call.arguments[a.name] for a in schema if "Tensor" not in str(a.type)}
+    return [n for n, v in found.items() if any(isinstance(x, Array) for x in (v if isinstance(v, list) else [v]))]
 
 
 class Unsupported(InfercError):
@@ -235,12 +140,48 @@ class Importer:
     higher: Mapping[str, Rule] = field(default_factory=dict)  # operations that take graphs
     body: Body = field(default_factory=Body)
     stored: dict[Any, Array] = field(default_factory=dict)  # weights by the memory they lie in
+    arguments: list[IRNode] = field(default_factory=list)  # inputs of the program, so far
+    of_pairs: set[str] = field(default_factory=set)  # those of complex numbers
+    random: int = 0  # operations that draw random numbers, so far
+    around: list[Node] = field(default_factory=list)  # operations of control flow that hold the node at hand
+
+    @cached_property
+    def seed(self) -> Array:
+        """What random numbers are made of: an argument of programs that draw some."""
+        name = "random_seed" if any(n.attr("name") == "seed" for n in self.arguments) else "seed"
+        self.arguments.append(make_input(name, "arg", Type((), DTYPES["i64"])))
+        return Array(self.arguments[-1][0], self.body)
 
     def dim(self, size: Any) -> Dim:
         return dim_of(size, self.known)
 
     def type(self, tensor: torch.Tensor, where: str) -> Type:
         return Type(tuple(map(self.dim, tensor.shape)), dtype_of(tensor.dtype, where))
+
+    def argument(self, name: str, tensor: torch.Tensor) -> Array | Complex:
+        """An argument of the program; complex numbers come as pairs in a last axis."""
+        pairs = tensor.dtype in PARTS
+        where = f"{self.name}: the input {name}"
+        type = Type(tuple(map(self.dim, tensor.shape)), dtype_of(PARTS.get(tensor.dtype, tensor.dtype), where))
+        self.arguments.append(make_input(name, "arg", Type((*type.shape, 2), type.dtype) if pairs else type))
+        array = Array(self.arguments[-1][0], self.body)
+        if not pairs:
+            return array
+        self.of_pairs.add(name)
+        return Complex(array.at(-1, 0), array.at(-1, 1))
+
+    def result(self, value: Any) -> Array:
+        """A result of the program as an array: of complex numbers their pairs, of a number or a size a scalar."""
+        if isinstance(value, Complex):
+            return stack([value.re, value.im], -1)
+        if isinstance(value, (bool, int, float)):
+            return self.body.constant(value)
+        if isinstance(value, Expr):
+            return self.body.dim(value)
+        if not isinstance(value, Array):
+            kind = type(value).__name__
+            raise InfercError(f"{self.name}: a result is a {kind}, no tensor; return tensors and numbers")
+        return value
 
     def weight(self, name: str, tensor: torch.Tensor) -> Array | Complex:
         """A parameter, buffer or constant: tensors that share memory are one weight, small ones are constants. Each
@@ -262,8 +203,13 @@ class Importer:
     def located(self, node: Node) -> str:
         """The operation, and the user's line that made it."""
         trace = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if "File " in line]
-        last = f" ({trace[-1]})" if trace else ""
-        return f"{self.name}: {node.target}{last}"
+        own = [line for line in trace if "site-packages" not in line and 'File "<' not in line] or trace
+        if self.around and 'File "<' in "".join(own[-1:]):
+            return self.located(self.around[0]).replace(str(self.around[0].target), str(node.target), 1)
+        module = list((node.meta.get("nn_module_stack") or {"": ("",)}).values())[-1][0]
+        path = re.sub(r"^L\['self'\]\.?", "", str(module)).strip(".")
+        where = ", ".join([*own[-1:], *([f"module {path}"] if path else [])])
+        return f"{self.name}: {node.target}{f' ({where})' if where else ''}"
 
     def run(self, nodes: Sequence[Node], values: dict[Node, Any]) -> Any:
         """Imports nodes into `values`, which has the placeholders; what the output node gives."""
@@ -306,25 +252,61 @@ class Importer:
         call = Call(self, node, arguments)
         path = list((node.meta.get("nn_module_stack") or {"": (node.name,)}).values())[-1][0] or node.name
         self.body.origin = Origin(str(path).removeprefix("L['self'].").strip("."), frozenset([node.name]))
+        names = _late(call)
+        if names and (problem := self._depends(call)):
+            raise problem
         try:
             result = rule(call)
-        except IRError as error:
-            raise InfercError(f"{call.where}: {error}") from error
+        except (IRError, TypeError, ValueError, AttributeError) as error:
+            if problem := self._depends(call):
+                raise problem from error
+            if names:
+                raise call.error(f"{names[0]} must be a number that does not depend on the data; {COMPUTE}") from error
+            if isinstance(error, IRError):
+                raise call.error(str(error)) from error
+            raise
         return self._checked(call, result)
 
     def _number(self, node: Node, values: Mapping[Node, Any], made: Any) -> Dim | Array | None:
         """A number that torch computes from sizes: an integer, which may be an element of a tensor that was made of
-        sizes, as a size; others as a scalar. None where only assertions read it and it is not known."""
+        sizes, as a size; others, and those that depend on the data, such as most of `item()`, as a scalar. None where
+        only assertions read it and it is not known."""
+        operands = [self._argument(a, values) for a in node.args]
+        is_item = "_local_scalar_dense" in str(node.target)
         try:
             if not isinstance(made, (torch.SymInt, int)):
                 return number_of(made.node.expr, self.known, self.body)
-            if str(node.target) == "aten._local_scalar_dense.default" and str(made) not in self.known:
-                self.known[str(made)] = size_in(values[node.args[0]].value)  # type: ignore[index]
+            if is_item and str(made) not in self.known:
+                self.known[str(made)] = size_in(operands[0].value)
             return self.dim(made)
         except IRError as error:
+            if is_item:
+                return operands[0].reshape(())  # type: ignore[no-any-return]
+            name = str(getattr(node.target, "__name__", node.target)).removeprefix("sym_")
+            if name in OF_PYTHON and None not in operands and any(isinstance(a, Array) for a in operands):
+                return self._scalar(name, operands)
             if _only_asserted(node):
                 return None
             raise InfercError(f"{self.located(node)}: {error}") from error
+
+    def _scalar(self, name: str, operands: Sequence[Any]) -> Array:
+        """What Python computes with numbers, in i64 or f64."""
+        arrays = [a if isinstance(a, Array) else self.body.constant(a) if isinstance(a, (bool, int, float)) else
+                  self.body.dim(a) for a in operands]  # fmt: skip
+        wide = f64 if any(a.dtype.is_float for a in arrays) or name in ("truediv", "float") else DTYPES["i64"]
+        return OF_PYTHON[name](*(a if a.dtype == DTYPES["bool"] else a.astype(wide) for a in arrays))
+
+    def _depends(self, call: Call) -> InfercError | None:
+        """The error of results whose shapes depend on the data."""
+        try:
+            for result in call.results:
+                if isinstance(result, torch.Tensor):
+                    tuple(map(self.dim, result.shape))
+        except IRError:
+            name = call.node.target._schema.name.removeprefix("aten::") if hasattr(call.node.target, "_schema") else ""
+            advice = TORCH.get(name, "use torch.where or a mask, give it a fixed size, or do this to the results")
+            return call.error(f"the shape of its result depends on the data; {advice}")
+        return None
 
     def _checked(self, call: Call, result: Any) -> Any:
         """The results in the types that torch says. Raises IRError where shapes differ."""

@@ -214,7 +214,7 @@ def attention(c: Call) -> Array:
     """Scaled dot-product attention; a query that sees nothing gives zeros."""
     q, k, v, mask = c.query, c.key, c.value, c.get("attn_mask")
     if c.get("dropout_p", 0.0):
-        raise c.error("dropout in attention is random; call model.eval() before exporting")
+        raise c.error("dropout in attention is random; call model.eval() before exporting, or give dropout_p=0.0")
     scale = c.get("scale")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     causal, dtype = bool(c.get("is_causal", False)), q.dtype
@@ -406,13 +406,6 @@ def glu(c: Call) -> Array:
     return wide(c.self, lambda x: x.slice(axis, 0, half) * x.slice(axis, half).logistic())
 
 
-def dropout(c: Call) -> Array | tuple[Array, Array]:
-    if c.get("train", False) and c.get("p", 0):
-        raise c.error("dropout in training mode is random; call model.eval() before exporting")
-    x = c.arguments["input"]
-    return (x, c.body.full(x.shape, True, boolean)) if len(c.results) > 1 else x
-
-
 def prelu(c: Call) -> Array:
     x, w = c.self, c.weight
     if w.rank == 1 and x.rank > 1 and w.shape != (1,):
@@ -449,6 +442,6 @@ NN: Mapping[str, Rule] = {
     "upsample_bilinear2d": upsample("linear", 2), "upsample_trilinear3d": upsample("linear", 3),
     "upsample_bicubic2d": upsample("cubic", 2), "_upsample_bilinear2d_aa": upsample("linear", 2),
     "_upsample_bicubic2d_aa": upsample("cubic", 2), "grid_sampler_2d": grid_sampler, "grid_sampler_3d": grid_sampler,
-    "glu": glu, "dropout": dropout, "native_dropout": dropout, "prelu": prelu, "_prelu_kernel": prelu,
+    "glu": glu, "prelu": prelu, "_prelu_kernel": prelu,
     "_cdist_forward": cdist,
 }  # fmt: skip

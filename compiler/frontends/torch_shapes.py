@@ -75,6 +75,9 @@ def _place(c: Call, index: Dim, axis: int) -> Dim:
 
 
 def select(c: Call) -> Array:
+    if isinstance(c.index, Array):  # a number that depends on the data
+        place = c.index + c.body.dim(c.self.shape[c.dim], c.index.dtype) * (c.index < 0).astype(c.index.dtype)
+        return c.self.take(place, c.dim)
     return c.self.at(c.dim, _place(c, c.index, c.dim))
 
 

@@ -342,7 +342,8 @@ def _per_channel(c: Call, names: tuple[str, str]) -> Array:
 
 
 UNARY: Mapping[str, Any] = {
-    "lgamma": lax.lgamma, "digamma": lax.digamma, "erfinv": lax.erf_inv, "i0": special.i0, "special_i0e": special.i0e,
+    "lgamma": lax.lgamma, "digamma": lax.digamma, "erfinv": lax.erf_inv, "i0": special.i0,
+    "special_modified_bessel_i0": special.i0, "special_modified_bessel_i1": special.i1, "special_i0e": special.i0e,
     "special_i1": special.i1, "special_i1e": special.i1e, "special_ndtri": special.ndtri, "special_erfcx": erfcx,
 }  # fmt: skip
 BINARY: Mapping[str, Any] = {

@@ -23,7 +23,8 @@ def run(module: Module, target: Target) -> Module:
         return node.op.name == "input" and node.attr("role") == "weight" and node not in inside
 
     def wanted(node: Node) -> bool:
-        if target.ops and node.op.name not in target.ops:
+        name = node.op.name
+        if target.ops and not {name, f"{name} {node.types[0].dtype}"} & target.ops:
             return True
         return bool(target.weight_layout) and not all(is_packed(node.inputs[i]) for i in weight_operands(node))
 

@@ -11,7 +11,7 @@ import numpy as np
 from ...errors import InfercError
 from ...ir.graph import Module
 from ...ir.interpret import Observer, interpret
-from ...runtime.function import Function
+from ...runtime.function import Function, apart, together
 from ...runtime.session import physical_cores
 from .. import driver
 from ..source import Source
@@ -50,8 +50,9 @@ class Case:
         path = folder / "xla.inferc"
         driver.compile_source(self.source, path, XLA)
         with Function(path) as function:
-            made = function.run_flat(self.plain)
-        return [_bits(np.asarray(x)) if e["dtype"] == "bf16" else np.asarray(x)
+            given = [together(x) if e.get("complex") else x for e, x in zip(self.signature["inputs"], self.plain)]
+            made = [np.asarray(x) for x in function.run_flat(given)]
+        return [apart(x) if e.get("complex") else _bits(x) if e["dtype"] == "bf16" else x
                 for e, x in zip(self.signature["outputs"], made)]  # fmt: skip
 
     def difference(self, a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> compare.Difference:

@@ -1,6 +1,7 @@
 """Elementwise functions that are made of others: NumPy says what they mean, decompositions how backends compute them.
 
-A decomposition computes in f32, halves rounded once; it is within a few units in the last place of the reference.
+A decomposition computes in f32, halves rounded once; it is within a few units in the last place of the reference. In
+f64 there are fewer: backends have `atan2`, `cbrt` and `erfc` of f64 themselves.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..graph import IRError, Op, Value
-from ..types import Type, f32, i32
+from ..types import Type, f32, f64, i32, i64
 from .common import Types, expect, in_f32, kind_of, same
 from .decompose import add, constant, div, emit, mul, sub
 
@@ -30,7 +31,7 @@ def _infer(count: int) -> Callable[..., Types]:
 
 
 def _like(value: float, x: Value) -> Value:
-    return constant(value, x.shape)
+    return constant(value, x.shape, x.dtype)
 
 
 def _abs(x: Value) -> Value:
@@ -46,12 +47,12 @@ def _select(condition: Value, a: Value, b: Value) -> Value:
 
 
 def _bits(x: Value) -> Value:
-    return emit("bitcast", x, dtype=i32)
+    return emit("bitcast", x, dtype=i64 if x.dtype == f64 else i32)
 
 
 def _negative(x: Value) -> Value:
     """Whether the sign bit is set, of -0 too."""
-    return _less(_bits(x), constant(0, x.shape, i32))
+    return _less(_bits(x), _like(0, _bits(x)))
 
 
 def _with_sign(magnitude: Value, x: Value) -> Value:
@@ -72,6 +73,8 @@ def _polynomial(x: Value, *coefficients: float) -> Value:
 
 def exp2(x: Value) -> Value:
     """2^x = 2^n e^(f ln 2) with n the nearest whole number; the power in two factors, so that denormals come out."""
+    if x.dtype == f64:
+        return emit("exp", mul(x, _like(LN2, x)))
     bounded = emit("clamp", _like(-160, x), x, _like(160, x))
     n = emit("round", bounded, mode="even")
     fraction = emit("exp", mul(sub(bounded, n), _like(LN2, x)))
@@ -94,7 +97,7 @@ def sinh(x: Value) -> Value:
     small = mul(_like(0.5, x), add(e, div(e, add(e, _like(1, x)))))
     t = emit("exp", mul(size, _like(0.5, x)))
     large = mul(mul(_like(0.5, x), t), t)
-    return _with_sign(_select(_less(size, _like(8, x)), small, large), x)
+    return _with_sign(_select(_less(size, _like(20 if x.dtype == f64 else 8, x)), small, large), x)
 
 
 def cosh(x: Value) -> Value:
@@ -123,6 +126,8 @@ def _atan_of_ratio(y: Value, x: Value) -> Value:
 
 
 def atan(x: Value) -> Value:
+    if x.dtype == f64:
+        return emit("atan2", x, _like(1, x))
     size = _abs(x)
     bounded = emit("min", size, _like(1e30, x))
     result = _with_sign(_atan_of_ratio(bounded, _like(1, x)), x)
@@ -150,12 +155,14 @@ def atan2(y: Value, x: Value) -> Value:
 
 def asin(x: Value) -> Value:
     """atan2(x, sqrt(1 - x²)), with the root of (1 - x) (1 + x)."""
-    return atan2(x, emit("sqrt", mul(sub(_like(1, x), x), add(_like(1, x), x))))
+    root = emit("sqrt", mul(sub(_like(1, x), x), add(_like(1, x), x)))
+    return emit("atan2", x, root) if x.dtype == f64 else atan2(x, root)
 
 
 def acos(x: Value) -> Value:
     """2 atan2(sqrt(1 - x), sqrt(1 + x))."""
-    half = atan2(emit("sqrt", sub(_like(1, x), x)), emit("sqrt", add(_like(1, x), x)))
+    above, below = (emit("sqrt", v) for v in (sub(_like(1, x), x), add(_like(1, x), x)))
+    half = emit("atan2", above, below) if x.dtype == f64 else atan2(above, below)
     return mul(_like(2, x), half)
 
 
@@ -225,12 +232,14 @@ def erfc(x: Value) -> Value:
 
 
 def _in_f32(function: Callable[..., Value]) -> Callable[..., Values]:
-    """The decomposition on operands of any float up to 32 bits."""
+    """The decomposition on operands of any float, those below 32 bits in f32."""
 
     def decompose(*operands: Value) -> Values:
         dtype = operands[0].dtype
-        if dtype.name == "f64":
+        if dtype == f64 and function in (atan2, cbrt, erfc):
             raise IRError(f"{function.__name__} of f64 has no decomposition: convert it to f32")
+        if dtype == f64:
+            return (function(*operands),)
         wide = (v if dtype == f32 else emit("convert", v, dtype=f32) for v in operands)
         result = function(*wide)
         return (result if dtype == f32 else emit("convert", result, dtype=dtype),)
