@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,29 @@ def test_missing_compiler(inferc, model, home):
     assert "compiler" in error and "install" in error
     assert "CC" in inferc("compile", model, "-o", out, fails=True, CC="no-such-cc").stderr
     assert not list(home.glob("*never*"))
+
+
+ENDED = """
+import os, signal, sys
+from inferc.compiler import cli
+from inferc.runtime.artifact import ArtifactWriter
+
+def app():
+    with ArtifactWriter(sys.argv[1]) as writer:
+        writer.write("part", bytes(100))
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+
+cli.app = app
+cli.main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are ended otherwise there")
+def test_nothing_is_left_half_written_where_the_process_is_ended(home, tmp_path):
+    variables = os.environ | {"PYTHONPATH": str(ROOT / ".dev")}
+    ended = subprocess.run([sys.executable, "-c", ENDED, str(tmp_path / "m.inferc")], env=variables, timeout=60)
+    assert ended.returncode == 128 + signal.SIGTERM and not list(tmp_path.iterdir())
 
 
 def test_dump_folder_that_is_a_file(inferc, model, home):

@@ -90,6 +90,29 @@ def test_the_same_in_standard_operators(name: str) -> None:
     np.testing.assert_allclose(got, expected, 1e-4, 1e-5)
 
 
+@pytest.mark.parametrize("counted", [True, False])
+def test_embeddings(counted: bool) -> None:
+    """Rows of words, positions and segments; how many tokens each text has, and the sum before the norm."""
+    ids, kinds = RNG.integers(0, 9, (2, 5)).astype(np.int32), RNG.integers(0, 2, (2, 5)).astype(np.int32)
+    seen = (np.arange(5) < np.array([[5], [3]])).astype(np.int32)
+    tables = {n: RNG.standard_normal((rows, 16)).astype(np.float32) for n, rows in (("w", 9), ("p", 5), ("t", 2))}
+    norm = {"g": TENSORS["scale"], "h": TENSORS["bias"]}
+    made = ours(f"y, n, s = EmbedLayerNormalization(i, k, w, p, t, g, h{', m' if counted else ''})", epsilon=1e-5)
+    value, tensors = helper.make_tensor_value_info, {**tables, **norm, "k": kinds, "m": seen}
+    outputs = [value("y", TensorProto.FLOAT, None), value("n", TensorProto.INT32, None),
+               value("s", TensorProto.FLOAT, None)]  # fmt: skip
+    graph = helper.make_graph([made], "test", [value("i", TensorProto.INT32, [2, 5])], outputs,
+                              [numpy_helper.from_array(a, n) for n, a in tensors.items()])  # fmt: skip
+    source = onnx_model.Source(helper.make_model(graph, opset_imports=[helper.make_opsetid("com.microsoft", 1)]), None)
+    got = interpret(source.build(), {"i": ids}, entry="run")
+    total = tables["w"][ids] + tables["p"] + tables["t"][kinds]
+    centred = total - total.mean(-1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * norm["g"] + norm["h"]
+    np.testing.assert_allclose(got["y"], expected, 1e-4, 1e-5)
+    np.testing.assert_allclose(got["s"], total, 1e-6)
+    assert got["n"].tolist() == (seen.sum(1).tolist() if counted else [0, 0])
+
+
 @pytest.mark.parametrize("bits, zeros", [(4, False), (4, True), (8, True), (2, False)])
 def test_matrices_of_a_few_bits(bits: int, zeros: bool) -> None:
     """Blocks of 16 along K = 40, the last of them not full, an odd number of blocks."""
