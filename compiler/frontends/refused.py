@@ -21,7 +21,7 @@ _ONNX: Mapping[str, str] = {
 _TORCH: Mapping[str, str] = {
     DATA.format("use torch.where, or do this to the program's results"):
         "nonzero masked_select unique_consecutive unique_dim _unique _unique2 bincount _local_scalar_dense",
-    "the lengths depend on the data: give output_size": "repeat_interleave",
+    "give output_size": "repeat_interleave",
     "sparse tensors are not supported: use dense ones, to_dense()": "_to_sparse _to_sparse_csr _to_sparse_csc "
         "_sparse_mm sparse_sampled_addmm _sparse_mm_reduce_impl _sparse_sum _coalesce _indices _values",
     "it is for training: take the loss out of the program": "torch_nn::_linear_cross_entropy_batch_chunked "
