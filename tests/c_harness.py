@@ -45,8 +45,9 @@ FOREIGN = [name for name, target in TARGETS.items() if target.foreign]  # emulat
 LIKE_ANOTHER = ["avxvnni", "avx512vnni", "neon_i8mm", "wasm128relaxed"]
 every_target = _targets(slow=LIKE_ANOTHER)
 every_target_emulated_slowly = _targets(slow=[*FOREIGN, *LIKE_ANOTHER])
-every_product_target = _targets(slow=["avx512vnni", "wasm128relaxed"])  # avx512bf16 has the dots of the first
-every_host_target = _targets(slow=LIKE_ANOTHER, only=TARGETS.keys() - FOREIGN)
+# avx512bf16 has the dots of avx512vnni; the others differ from avx2, neon and wasm128 in one word.
+every_product_target = _targets(slow=["avx512vnni", "avxvnni", "neon_i8mm", "wasm128relaxed"])
+every_host_target = _targets(slow=[*LIKE_ANOTHER, "avx2"], only=TARGETS.keys() - FOREIGN)
 
 
 @cache

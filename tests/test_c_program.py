@@ -91,7 +91,7 @@ def test_a_function_has_the_interpreters_bits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HOST)
-@pytest.mark.parametrize("windows", [(0, 0), (40, 0, 40)])
+@pytest.mark.parametrize("windows", [pytest.param((0, 0), marks=pytest.mark.slow), (40, 0, 40)])
 def test_a_step_has_the_interpreters_bits_however_it_is_fed(name: str, windows: tuple[int, ...]) -> None:
     module, library = toy(name, windows=windows)
     ids = IDS[:300]

@@ -237,7 +237,8 @@ def mutate(data: bytes, edits: list[tuple[str, int, int]]) -> bytes:
     return bytes(out)
 
 
-@pytest.mark.parametrize("model", ["llama3", pytest.param("gemma3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["llama3", "gemma3"])
 def test_only_our_own_error_comes_out_of_mutated_files(model, tmp_path):
     path = tmp_path / "model.gguf"
     data = write_model(path, model, **SMALL).read_bytes()

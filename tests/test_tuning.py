@@ -47,10 +47,8 @@ def test_every_target_has_a_default() -> None:
     assert all(tuning.tuning_of(t.ir) == DEFAULTS[name] for name, t in c_target.TARGETS.items())
 
 
-@pytest.mark.parametrize("types", [
-    pytest.param(MIXED, marks=pytest.mark.slow, id="mixed"), pytest.param("bf16", marks=pytest.mark.slow, id="bf16"),
-    pytest.param("q4_k", id="q4_k"),
-    pytest.param("f32", marks=pytest.mark.slow, id="f32")])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("types", [pytest.param(MIXED, id="mixed"), "bf16", "q4_k", "f32"])
 def test_no_size_changes_a_bit(types: Any, tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf", "llama3", types, tokenizer="bpe", metadata={"context_length": 128})
     compile_model(str(path), tmp_path / "default.inferc", target="avx2,generic")
