@@ -84,7 +84,8 @@ def exported(code: bytes, inputs: Sequence[TensorType], outputs: Sequence[Tensor
 
 # What XLA is told besides, by platform. On CPUs a library for reductions would keep weights from being unpacked where
 # they are read. On TPUs a cache would be held in fast memory while a row is written and then copied back, all of it;
-# and weights would be brought there in four pieces each, every one with two tables of 16 KiB among the temporaries.
+# and weights would be brought there in four pieces each, every one with two tables of 16 KiB among the temporaries, and
+# more of them ahead than is of use.
 OPTIONS: Mapping[str, Mapping[str, str]] = {
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": ""},
     "tpu": {"xla_msa_max_outstanding_evictions": "0", "xla_tpu_sliced_prefetch_max_slices": "1",
