@@ -55,7 +55,7 @@ class Matrices:
 MATRICES = {
     "f32": Matrices("", ENGINES, 1e-4),
     "bf16": Matrices("bf16", ("inferc", "torch", "torch.compile"), 0.1),  # onnxruntime has no bf16 on CPUs
-    "int8": Matrices("q8_0", ("inferc", "onnxruntime"), 0.1),  # torch 2.13 has no dynamic quantisation of its own
+    "int8": Matrices("q8_0", ("inferc", "onnxruntime"), 0.1),  # torch quantises its Linear modules alone
 }
 PEAK, PEAK_SECONDS = "fp32_fma", 0.1
 SLEEP = 0.5  # seconds after which the threads of the engine before have stopped spinning

@@ -26,7 +26,7 @@ def find(platforms: Sequence[str], wanted: str | None, path: object) -> tuple[st
         raise InfercError(f"{path} is for {', '.join(platforms)}, not {wanted}: compile it with --platforms {wanted}")
     default = jax.default_backend()
     if default == "gpu":
-        default = next(p for p in GPUS if _devices(p))
+        default = next((p for p in GPUS if _devices(p)), default)
     candidates = [wanted] if wanted else [default, *(p for p in platforms if p != default)]
     for platform in candidates:
         if platform in platforms and (found := _devices(platform)):
