@@ -193,23 +193,20 @@ def plan(source: Source, options: Options) -> Plan:
         def built(source: Source, dump: Path | None = None) -> Module:
             return run_passes(source.build(context, chunk), passes_for, dump)
 
+        def shared(devices: int) -> Module:
+            assert isinstance(source, LanguageSource)  # backends share steps of language models alone
+            return built(share(source, devices))
+
         module = built(source, options.dump_ir)
         columns = source.kind == "language" and not options.embeddings  # of logits: they count the tokens
         vocabulary = 0 if columns else source.facts().get("vocab_size", 0)
         lowered = backend.lower(module, name=source.name, prefix=options.prefix, context=context, chunk=chunk,
-                                vocabulary=vocabulary, share=lambda n: built(_share(source, n)))  # fmt: skip
+                                vocabulary=vocabulary, share=shared)  # fmt: skip
     except IRError as error:
         raise InfercError(f"{source.path or source.name}: cannot be compiled for {options.target}: {error}") from error
     except OSError as error:
         raise InfercError(f"cannot write the graph to {options.dump_ir}: {error.strerror}") from error
     return Plan(source, options, module, lowered, context, chunk)
-
-
-def _share(source: Source, devices: int) -> Source:
-    """What each of several devices has of a model that they share. Raises InfercError for what cannot be shared."""
-    if not isinstance(source, LanguageSource):
-        raise InfercError(f"{source.path or source.name} is a function, which devices do not share: leave --mesh out")
-    return share(source, devices)
 
 
 def _function_quant(source: Source, options: Options) -> str:

@@ -142,10 +142,6 @@ RANDOM_PRIMITIVES: dict[str, Lowering] = {
 }
 
 
-def _with_last(name: str, value: Any) -> Any:
-    return lambda params, aval, data: {**params, name: (*params[name], value)}
-
-
 def _gathered(params: Params, aval: Any, data: Any) -> dict[str, Any]:
     numbers = params["dimension_numbers"]
     grown = numbers.__class__(**{**numbers._asdict(), "offset_dims": (*numbers.offset_dims, data.ndim - 1)})
